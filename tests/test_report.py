@@ -1,0 +1,212 @@
+"The report: escaped, complete, equal to its results files, refusing stale ones."
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from jinja2 import UndefinedError
+from PIL import Image
+
+import docvlm.core as core
+from docvlm import readme, report, steps
+from docvlm.tables import percent, points
+
+REPO = Path(__file__).parents[1]
+HOSTILE = ["<script>alert('x')</script>", "</td></table><img src=x onerror=alert(1)>", "**bold** [link](javascript:alert(1)) | cell",
+           "{{ 7*7 }} {% include '/etc/passwd' %}", "W" * 3000, "\u202eright to left\u202c \u0634\u0643\u0631\u0627", "`code` $x^2$ @hu2022lora",
+           "::: {.div}\n# heading\n:::", "\\input{x} #import \"x\"", "", "\ud800 \x00 \x1b[31m", "a\n\n| b | c |\n|---|---|"]
+
+
+def cell(base, gain, width=.04):
+    "A comparison whose interval is `width` to either side of the gain."
+    around = lambda value: {"value": value, "ci95": [value - width, value + width]}
+    return {"metric": "anls", "questions": 412, "images": 64, "baseline": around(base), "delta": around(gain) | {"p_value": .0005},
+            "ours": around(base + gain) | {"per_seed": {"42": base + gain - .01, "43": base + gain + .01}}}
+
+
+def synthetic_results(images, texts=("42.10",)):
+    "Results of every step, with the texts where models and documents speak."
+    text = lambda number: texts[number % len(texts)]
+    kinds = ["misread characters", "wrong field", "wrong row or column", "arithmetic", "not on the page", "truncated"]
+    share = lambda value: {"share": value, "ci95": [value - .02, value + .02], "count": round(900 * value)}
+    split = lambda pages: {"pages": pages, "questions": 6 * pages, "unseen_page_share": .4,
+                           "by_benchmark": {b: {"pages": pages // 3, "questions": 2 * pages} for b in ("docvqa", "chartqa", "infovqa")}}
+    seeds = {str(s): {"loss": [{"step": n, "loss": 2.5 / (1 + n / 20) + .02 * ((n * s) % 7), "learning_rate": 1e-3} for n in range(1, 160)],
+                      "questions_per_s": 31.2, "train_s": 301.5, "peak_memory_bytes": 2**31, "adapter_digest": "0f" * 8,
+                      "adapter": f"data/runs/nano/adapters/lora-r16-seed{s}"} for s in (42, 43)}
+    rank = lambda r, gain: {"lora_rank": r, "lora_alpha": 2 * r, "trainable_parameters": 36864 * r, "trainable_percent": .47 * r, "seed": 42,
+                            "train_s": 300 + r, **{b: {"value": .4 + gain + d, "ci95": [.37 + gain + d, .43 + gain + d]}
+                                                   for b, d in (("docvqa", .1), ("chartqa", 0), ("infovqa", -.05))}}
+    row = lambda precision, batch: {"device": "cpu", "precision": precision, "batch_size": batch, "image_tokens": 180,
+                                    "ttft_ms": {"p50": 35. * batch, "p95": 41. * batch}, "peak_memory_bytes": 9e8, "kind": "measured",
+                                    "latency_ms": {"p50": 80 * batch**.7, "p95": 99 * batch**.7}, "images_per_s": batch**.3 * 12,
+                                    "cost_per_1000_images_usd": .0023, "price_source": "prices.csv"}
+    return {
+        "data": {"splits": {"train": split(500), "test": split(290)}, "skipped": [],
+                 "leakage": {"exact": 0, "near": 1, "question": 0, "question_elsewhere": 17},
+                 "sources": [{"name": text(0), "revision": "seed 7", "licence": "Apache-2.0", "samples": 4740, "type": text(1)}]},
+        "training": {"model": {"base": "data/nano", "lora_rank": 16, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj"],
+                               "trainable_parameters": 589824, "total_parameters": 7523456, "trainable_percent": 7.84,
+                               "vision_trainable_parameters": 0},
+                     "setup": {"epochs": 3, "learning_rate": 2e-3, "schedule": "cosine", "padding_share": .08}, "seeds": seeds},
+        "evaluation": {"protocol": "docvlm", "systems": ["base", "lora-r16-seed42", "lora-r16-seed43"],
+                       "benchmarks": {"docvqa": cell(.31, .22), "chartqa": cell(.25, .011) | {"metric": "relaxed_accuracy"}, "infovqa": cell(.28, .13)},
+                       "by_document_type": {name: cell(.3, gain) for name, gain in (
+                           ("forms", .25), ("tables", .19), ("invoices", .28), ("letters", .08), ("bar", .03), ("pie", -.02),
+                           ("human", .5), ("infographics", .13))},
+                       "by_template": {g: {"docvqa": cell(.3, .2), "chartqa": cell(.2, .01)} for g in ("seen", "unseen")},
+                       "chartqa_strict": cell(.22, .01) | {"metric": "relaxed_accuracy"},
+                       "reliability": {k: [{"confidence": n / 10 + .05, "score": (n / 10 + .05)**p, "questions": 20 + 10 * n}
+                                           for n in range(10)] for k, p in (("base", 2), ("ours", 1.3))},
+                       "by_answer_length": [{"characters": c, "questions": 100, "baseline": b, "ours": b + .2}
+                                            for c, b in (("1-4", .5), ("5-8", .4), ("9-16", .3), ("17+", .1))],
+                       "by_text_height": [{"text_height_px": h, "questions": 90, "baseline": h / 60, "ours": h / 40} for h in range(10, 22)],
+                       "comparison": [{"model": m, "size": "7.5M", "benchmark": b, "value": v, "kind": "measured", "source": "this study"}
+                                      for m, v in (("nano base", .3), ("nano, fine-tuned", .5)) for b in ("docvqa", "chartqa", "infovqa")],
+                       "throughput": {"base": {"questions_per_s": 21.}, "lora-r16-seed42": {"questions_per_s": 19.5}}},
+        "ablation": {"rows": [rank(16, 0), rank(32, .02), rank(64, .025)]},
+        "failures": {"types": [{"name": k, "before": share(.25 - n * .04), "after": share(.1 - n * .01), "examples": []}
+                               for n, k in enumerate(kinds)], "correct": {"before": .3, "after": .55}, "what_helps": [text(2)],
+                     "gallery": [{"question_id": f"q{n}", "doc_id": "d", "benchmark": "docvqa", "doc_type": ("forms", "bar")[n % 2],
+                                  "question": text(n), "target": text(n + 1), "base": text(n + 2), "ours": text(n + 3),
+                                  "error_before": kinds[n % 3], "error_after": ("correct", kinds[n % 4])[n % 2], "evidence": None,
+                                  "image": images[n % len(images)]} for n in range(12)]},
+        "latency": {"rows": [row(p, b) for p in ("fp32", "bf16") for b in (1, 4, 16)], "notes": [text(3)]}}
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    "A repository of its own: this one's paper and tables, and notebooks that say nothing."
+    repo = tmp_path / "repo"
+    shutil.copytree(REPO / "paper", repo / "paper")
+    (repo / "nbs").mkdir()
+    (repo / "data/runs/nano/adapters/lora-r16-seed42").mkdir(parents=True)
+    (repo / "settings.ini").write_text("lib_name = docvlm\n")
+    for name in ("published_scores.csv", "prices.csv"): shutil.copy(REPO / "data" / name, repo / "data")
+    for notebook, _ in steps.STEPS.values():
+        (repo / f"nbs/{notebook}.ipynb").write_text(json.dumps({"cells": []}))
+    shutil.copy(REPO / "nbs/index.ipynb", repo / "nbs")
+    Image.new("RGB", (120, 170), "white").save(repo / "page.png")
+    monkeypatch.chdir(repo)
+    monkeypatch.setattr(steps, "environment", lambda: {"python": "3.11", "cpu": "a CPU", "gpu": None, "torch": "2.14.1"})
+    core.root.cache_clear()
+    yield core.open_study("nano")
+    core.root.cache_clear()
+
+
+def fill(study, **options):
+    "Run every step on synthetic results; the results."
+    results = json.loads(json.dumps(synthetic_results(["page.png"], **options), ensure_ascii=False).encode("utf-8", "replace"))
+    for step in (s for s in steps.STEPS if s != "report"): study.step(step).run(lambda: results[step])
+    return results
+
+
+def html_of(study):
+    values = report.report_values(study)
+    template = (core.root() / "paper/template.md.j2").read_text()
+    return report.to_html(report.render(template, html=True, **values), "Test")
+
+
+class Reader(HTMLParser):
+    "Collects what a browser would act on, and the first table."
+    def __init__(self):
+        super().__init__()
+        self.tags, self.sources, self.alts, self.table, self.cell, self.scripts = [], [], [], [], None, 0
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append(tag)
+        assert not [name for name in attrs if name.startswith("on")], attrs
+        self.sources += [attrs[name] for name in ("src", "srcset", "data") if attrs.get(name)]
+        self.sources += [attrs["href"]] if tag == "link" else []
+        if tag == "a": assert re.match(r"https?://|#", attrs["href"]), attrs
+        if tag == "img": self.alts.append(attrs.get("alt"))
+        if self.tags.count("table") == 1:
+            if tag == "tr": self.table.append([])
+            if tag in ("td", "th"): self.cell = ""
+
+    def handle_data(self, data):
+        if self.cell is not None: self.cell += data
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th") and self.cell is not None:
+            self.table[-1].append(self.cell.strip())
+            self.cell = None
+
+
+def test_html_equals_results(study):
+    results = fill(study)
+    reader = Reader()
+    reader.feed(html_of(study))
+    head, *rows = reader.table
+    assert head == ["benchmark", "metric", "questions", "base", "fine-tuned", "difference", "95 % interval", "p"]
+    for row, benchmark in zip(rows, ("docvqa", "chartqa", "infovqa"), strict=True):
+        want = results["evaluation"]["benchmarks"][benchmark]
+        low, high = want["delta"]["ci95"]
+        assert row[2:] == ["412", percent(want["baseline"]["value"]), percent(want["ours"]["value"]), points(want["delta"]["value"]),
+                           f"{points(low)} to {points(high)}", "< 0.001"]
+    assert all(source.startswith("data:") for source in reader.sources) and all(reader.alts)
+    assert reader.tags.count("script") == 1
+
+
+def test_hostile_strings_are_shown_not_obeyed(study):
+    fill(study)
+    plain = Reader()
+    plain.feed(html_of(study))
+    for step in (s for s in steps.STEPS if s != "report"): study.step(step).path.unlink()
+    fill(study, texts=HOSTILE)
+    hostile, page = Reader(), html_of(study)
+    hostile.feed(page)
+    for tag in ("script", "img", "table", "h1", "h2", "h3", "iframe", "a", "code"):
+        assert hostile.tags.count(tag) == plain.tags.count(tag), tag
+    assert "&lt;script&gt;alert(" in page and "{{ 7*7 }}" in page and "(3,000 characters)" in page
+    assert "\u202e" not in page and "\x1b" not in page
+
+
+def test_missing_field_is_an_error(study):
+    results = synthetic_results(["page.png"])
+    del results["failures"]["what_helps"]
+    for step in (s for s in steps.STEPS if s != "report"): study.step(step).run(lambda: results[step])
+    with pytest.raises(UndefinedError, match="what_helps"): html_of(study)
+
+
+def test_refuses_missing_and_stale_results(study):
+    with pytest.raises(core.StudyError, match="nano/data: no result yet; run `docvlm-study"): report.build_report(study)
+    fill(study)
+    path = study.step("latency").path
+    core.write_json(path, core.read_json(path) | {"key": "0" * 16})
+    with pytest.raises(core.StudyError, match="nano/latency: inputs, code or parameters have changed"): report.build_report(study)
+
+
+def test_builds_html_and_pdf_and_readme(study):
+    fill(study, texts=("42.10", *HOSTILE[:5]))
+    result = report.build_report(study)
+    html, pdf = (core.root() / path for path in result["artefacts"][:2])
+    assert html.stat().st_size > 50_000 and pdf.read_bytes().startswith(b"%PDF")
+    first = html.read_bytes(), pdf.read_bytes()
+    assert report.build_report(study) == result and first == (html.read_bytes(), pdf.read_bytes())
+    assert "Fine-tuning raises 2 of 3 benchmarks: DocVQA +22.0 points" in result["answers"][0]
+    assert "most of all invoices +28.0 points" in result["answers"][1]
+
+    text = readme.write_readme(study).read_text()
+    assert "| DocVQA | ANLS | 412 | 31\\.0 | 53\\.0 |" in text and readme.readme_drift(study) is None
+    (core.root() / "README.md").write_text(text.replace("53\\.0", "63\\.0"))
+    assert "63" in readme.readme_drift(study)
+    card = readme.write_model_card(study, 42).read_text()
+    meta = json.loads(card.split("---\n")[1])
+    assert meta["model-index"][0]["results"][0]["metrics"][0]["value"] == cell(.31, .22)["ours"]["per_seed"]["42"]
+
+
+def test_report_does_not_import_torch():
+    code = "import sys, docvlm.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_readme_shows_the_published_results():
+    study = core.open_study("nano")
+    if not (study.results_dir / "evaluation.json").exists(): pytest.skip("nothing published yet: run `make study`")
+    assert readme.readme_drift(study) is None
