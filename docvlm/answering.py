@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .core import Study
 from .folder import open_page
 from .model import autocast, encode_pages, load_base, load_processor
-from .packing import Template, chat_template, page_positions
+from .packing import Template, attention_mask, chat_template, page_positions
 from .training import PageFeatures, adapter_folder, pages_of
 
 # %% ../nbs/04b_answering.ipynb #cell-004
@@ -28,8 +28,6 @@ def _pad(sequences, value, left=False):
     fill = lambda s, v: [v]*(longest - len(s))*left + list(s) + [v]*(longest - len(s))*(not left)
     return (torch.tensor([fill(s, value) for s in sequences]),
             torch.tensor([fill([1]*len(s), 0) for s in sequences], dtype=torch.bool))
-
-def _additive(allowed): return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, torch.finfo(torch.float32).min)
 
 def read_pages(
     model,  # a Qwen2-VL model, with or without LoRA
@@ -46,7 +44,7 @@ def read_pages(
     allowed = (causal & valid[:, None, :]) | torch.eye(ids.shape[1], dtype=torch.bool)
     device, cache = model.device, DynamicCache(config=model.config.get_text_config())
     vision = BaseModelOutputWithPooling(pooler_output=tuple(f.float().to(device) for f in features))
-    model(input_ids=ids.to(device), position_ids=positions.to(device), attention_mask=_additive(allowed[:, None].to(device)),
+    model(input_ids=ids.to(device), position_ids=positions.to(device), attention_mask=attention_mask(model, allowed[:, None].to(device)),
           mm_encoder_outputs={"image": vision}, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return cache, valid.to(device), torch.tensor([int(w.max()) + 1 for w in where], device=device)
 
@@ -71,7 +69,7 @@ def answer(
     seen, active = torch.cat([seen, valid], 1), torch.arange(len(questions), device=device)
     answers, probabilities = [[] for _ in questions], [[] for _ in questions]
     for _ in range(max_new_tokens):
-        logits = model(input_ids=ids, position_ids=position.expand(3, -1, -1), attention_mask=_additive(allowed[:, None]),
+        logits = model(input_ids=ids, position_ids=position.expand(3, -1, -1), attention_mask=attention_mask(model, allowed[:, None]),
                        past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
         probability, token = logits.softmax(-1).max(-1)
         for row, t, p in zip(active.tolist(), token.tolist(), probability.tolist()):

@@ -91,7 +91,7 @@ def draw_ablation(ablation: dict):
 # %% ../nbs/09b_figures.ipynb #cell-013
 def draw_failures(failures: dict):
     "Shares of error kinds before and after fine-tuning."
-    types = sorted(failures["types"], key=lambda t: -t["before"]["share"])
+    types = sorted((t for t in failures["types"] if t["before"]["count"] or t["after"]["count"]), key=lambda t: -t["before"]["share"])
     figure, axis = plt.subplots(figsize=(5.5, .36*len(types) + 1))
     for offset, part, color, label in ((-.2, "before", BASE, "base"), (.2, "after", OURS, "fine-tuned")):
         values, errors = _errors([{part: {"value": t[part]["share"], "ci95": t[part]["ci95"]}} for t in types], part)
@@ -172,16 +172,17 @@ def draw_quality_cost(evaluation: dict):
 def draw_all(
     study: Study,  # decides the folder
     results: dict,  # by step
-) -> dict:  # name: {"path" (SVG, relative to the repository), "alt"}; without those that nothing was measured for
+) -> dict:  # name: {"path" (SVG, relative to the repository), "alt"}, or None where nothing was measured
     "Draw and save every figure of the report."
     use_style()
-    evaluation, found = results["evaluation"], {}
+    evaluation = results["evaluation"]
     wanted = {"headline": (draw_headline, evaluation, "benchmarks"), "gains": (draw_gains, evaluation, "by_document_type"),
               "loss": (draw_loss, results["training"], "seeds"), "ablation": (draw_ablation, results["ablation"], "rows"),
               "failure_shares": (draw_failures, results["failures"], "types"),
               "reliability": (draw_reliability, evaluation, "reliability"),
               "difficulty": (draw_difficulty, evaluation, "by_answer_length"),
               "latency": (draw_latency, results["latency"], "rows"), "quality_cost": (draw_quality_cost, evaluation, "throughput")}
+    found = dict.fromkeys(wanted)
     for name, (draw, result, field) in wanted.items():
         if not result.get(field): continue
         figure, alt = draw(result)

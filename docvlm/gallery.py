@@ -28,9 +28,8 @@ def changes(
     after: pd.Series,  # the same questions
 ) -> pd.Series:  # "right", "fixed", "wrong" or "broken"
     "What fine-tuning did to each answer."
-    right = pd.MultiIndex.from_arrays([before == "correct", after == "correct"])
     names = {(True, True): "right", (False, True): "fixed", (False, False): "wrong", (True, False): "broken"}
-    return pd.Series([names[pair] for pair in right], index=before.index)
+    return pd.Series([names[pair] for pair in zip(before == "correct", after == "correct")], before.index)
 
 def choose(
     before: pd.DataFrame,  # predictions of the base with their `type`
@@ -116,10 +115,12 @@ def gallery_html(
     gallery: list[dict],  # of `make_gallery`
 ) -> str:
     "All entries as HTML that stands alone."
-    card = '<div style="width:300px"><img style="max-width:100%" alt="{alt}" src="data:image/png;base64,{data}">{lines}</div>'
-    cards = [card.format(alt=escape(f"page of {entry['doc_type']}"), lines="".join(
-                             f"<br><b>{escape(name)}</b> {escape(text)}" for name, text in captions(entry)),
-                         data=base64.b64encode((root()/entry["image"]).read_bytes()).decode()) for entry in gallery]
+    card = ('<div style="width:300px"><img style="max-width:100%" alt="{alt}" src="data:image/png;base64,{data}">'
+            '{lines}</div>')
+    def line(name, text): return f"<br><b>{escape(name)}</b> {escape(text)}"
+    cards = [card.format(alt=escape(f"page of {entry['doc_type']}"),
+                         data=base64.b64encode((root()/entry["image"]).read_bytes()).decode(),
+                         lines="".join(line(*caption) for caption in captions(entry))) for entry in gallery]
     return f'<div style="display:flex;flex-wrap:wrap;gap:20px;align-items:end">{"".join(cards)}</div>'
 
 def draw_gallery(

@@ -19,8 +19,9 @@ from .tables import METRICS, benchmark_name, headline, present
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 
 def plain(text: str) -> str:
-    "Report Markdown as GitHub shows it: no fenced blocks, the caption below the table."
-    return re.sub(r"(?m)^: (.+)$", r"*\1*", re.sub(r"(?m)^:::.*\n", "", text)).strip()
+    "A table of the report as GitHub shows it: no fenced blocks, the caption below, our own words without escapes."
+    text = re.sub(r"(?m)^: (.+)$", r"*\1*", re.sub(r"(?m)^:::.*\n", "", text)).strip()
+    return re.sub(r"\\([^|\w\s])", r"\1", text)
 
 def results_block(
     study: Study,

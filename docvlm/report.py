@@ -71,7 +71,7 @@ def answer_failures(failures: dict) -> str:
             for kind in kinds[:2]]
     cut = max(kinds, key=lambda kind: kind["before"]["share"] - kind["after"]["share"])
     fall = cut["before"]["share"] - cut["after"]["share"]
-    text = (f"{percent(right['after'])} % of the answers are right after fine-tuning, {percent(right['before'])} % before; "
+    text = (f"{percent(right['after'])} % of the answers are fully right after fine-tuning, {percent(right['before'])} % before; "
             f"what remains is above all {_listed(told)}")
     return text + (f"; fine-tuning removes most of all {cut['name']} ({points(-fall)} points)." if fall > 0 else ".")
 
@@ -192,6 +192,5 @@ def build_report(study: Study) -> dict:
     title = f"docvlm: what LoRA changes in answers on documents ({study.name}, {values['last']})"
     html.write_text(to_html(render(template, html=True, **values), title), encoding="utf-8")
     to_pdf(render(template, html=False, **values), title, pdf)
-    drawn = [figure["path"] for figure in values["figures"].values()]
-    return {"answers": values["answers"], "figures": sorted(values["figures"]),
-            "artefacts": [str(path.relative_to(root())) for path in (html, pdf)] + drawn}
+    drawn = [figure["path"] for figure in values["figures"].values() if figure]
+    return {"answers": values["answers"], "artefacts": [path.relative_to(root()).as_posix() for path in (html, pdf)] + drawn}

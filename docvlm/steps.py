@@ -43,8 +43,12 @@ def _bare(source):
 
 def _imported(source):
     "Names of the docvlm modules that Python source imports."
-    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and n.module]
-    return {n.module.removeprefix("docvlm.") for n in nodes if n.level == 1 or n.module.startswith("docvlm.")}
+    nodes, names = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom)], set()
+    for node in nodes:
+        package = node.module in (None, "docvlm") and (node.level == 1 or node.module == "docvlm")
+        if package: names |= {alias.name for alias in node.names}
+        elif node.level == 1 or node.module.startswith("docvlm."): names.add(node.module.removeprefix("docvlm."))
+    return names
 
 def import_closure(
     source: str,  # Python source
@@ -73,7 +77,7 @@ def code_digests(
     return {"notebook_sha256": digest_of(_bare(code)), "library_sha256": digest_of(library)}
 
 # %% ../nbs/00a_steps.ipynb #cell-008
-_provenance = ("step", "preset", "study", "params", "inputs", "code", "env", "started", "wall_s", "key")
+_provenance = ("step", "preset", "study", "params", "inputs", "code", "env", "started", "wall_s", "key", "content")
 
 def content_digest(
     result: dict,  # of a step
@@ -115,6 +119,7 @@ class Step:
         try: key = self.key()
         except StudyError as error: return str(error)
         if result.get("key") != key: return "inputs, code or parameters have changed"
+        if result.get("content") != content_digest(result): return "the result file has been changed since it was written"
         missing = [a for a in result.get("artefacts", []) if not (root()/a).exists()]
         return f"{missing[0]} is missing" if missing else "fresh"
 
@@ -139,7 +144,8 @@ def run(self: Step,
     record = {"step": self.name, "preset": self.study.preset.name, "study": self.study.name,
               "params": asdict(self.study.preset), "inputs": inputs, "key": key,
               "code": git_state() | code_digests(self.notebook), "env": environment(),
-              "started": started.isoformat(timespec="seconds"), "wall_s": time.perf_counter() - clock}
+              "started": started.isoformat(timespec="seconds"), "wall_s": time.perf_counter() - clock,
+              "content": content_digest(json.loads(json.dumps(result)))}
     write_json(self.path, record | result)
     return read_json(self.path)
 

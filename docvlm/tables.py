@@ -192,11 +192,11 @@ def ablation(result: dict) -> Markup:
 
 # %% ../nbs/09a_tables.ipynb #cell-021
 def failure_types(failures: dict) -> Markup:
-    "Shares of all test questions by kind of error, before and after."
+    "Shares of all test questions by kind of error, before and after, of the kinds that occur."
     show = lambda part: f"{percent(part['share'])} ({interval(part['ci95'])})"
     rows = [{"error": t["name"], "base, %": show(t["before"]), "fine-tuned, %": show(t["after"]),
              "questions, base": amount(t["before"]["count"]), "questions, fine-tuned": amount(t["after"]["count"])}
-            for t in sorted(failures["types"], key=lambda t: -t["after"]["share"])]
+            for t in sorted(failures["types"], key=lambda t: -t["after"]["share"]) if t["before"]["count"] or t["after"]["count"]]
     return table(rows, "Kinds of error as shares of the test questions, with 95 % intervals")
 
 def latency(result: dict) -> Markup:

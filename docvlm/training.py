@@ -24,7 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .core import Study, StudyError, digest_of, open_study, read_json, root, set_seed, write_json
 from .data import load_splits
 from .model import add_lora, autocast, encode_pages, has_bf16, load_base, load_processor
-from .packing import PackedPage, chat_template, collate_rows, pack_page
+from .packing import PackedPage, attention_mask, chat_template, collate_rows, pack_page
 
 # %% ../nbs/04_training.ipynb #cell-004
 class PageFeatures:
@@ -151,8 +151,7 @@ def answer_loss(
     answer_tokens: int | None = None,  # to divide by; None: those of the batch
 ) -> torch.Tensor:  # scalar
     "Cross-entropy of the answer tokens, given page features and questions."
-    labels, allowed = batch["labels"], batch["attention_mask"]
-    mask = torch.zeros(allowed.shape, device=labels.device).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    labels, mask = batch["labels"], attention_mask(model, batch["attention_mask"])
     vision = BaseModelOutputWithPooling(pooler_output=tuple(f.float() for f in batch["features"]))
     logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=mask, use_cache=False,
                    mm_encoder_outputs={"image": vision}, logits_to_keep=labels != -100).logits

@@ -1,0 +1,118 @@
+"The smoke study from end to end through papermill: runs, is up to date, notices changes, refuses what it should."
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from filelock import FileLock
+
+from docvlm import steps
+from docvlm.core import StudyError, open_study, read_json, write_json
+from docvlm.metrics import score
+from docvlm.steps import STEPS, run_study
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def study():
+    opened = open_study("smoke")
+    for folder in (opened.results_dir, opened.run_dir, opened.figures_dir): shutil.rmtree(folder, ignore_errors=True)
+    done = subprocess.run([BIN/"docvlm-study", "--preset", "smoke"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return opened
+
+
+def test_every_step_has_a_result_with_its_origin(study):
+    for name in STEPS:
+        result = study.result(name)
+        assert result["preset"] == "smoke" and result["key"] and result["wall_s"] > 0
+        assert set(result["code"]) == {"git_sha", "dirty", "notebook_sha256", "library_sha256"}
+        assert {"python", "torch", "transformers", "peft", "cpu", "gpu"} <= set(result["env"])
+        assert str(ROOT) not in json.dumps(result), f"{name} holds a machine path"
+
+
+def test_results_hold_what_the_contract_names(study):
+    evaluation = study.result("evaluation")
+    assert set(evaluation["benchmarks"]) == {"docvqa", "chartqa", "infovqa"}
+    for cell in evaluation["benchmarks"].values():
+        low, high = cell["delta"]["ci95"]
+        assert low <= cell["delta"]["value"] <= high and 0 <= cell["delta"]["p_value"] <= 1
+        assert abs(cell["ours"]["value"] - cell["baseline"]["value"] - cell["delta"]["value"]) < 1e-9
+        assert set(cell["ours"]["per_seed"]) == {str(s) for s in study.preset.seeds}
+    training = study.result("training")
+    assert training["model"]["vision_trainable_parameters"] == 0 and 0 < training["model"]["trainable_percent"] < 100
+    assert [row["lora_rank"] for row in study.result("ablation")["rows"]] == list(study.preset.ablation_ranks)
+    assert all(row["latency_ms"]["p50"] >= row["ttft_ms"]["p50"]*0.5 > 0 for row in study.result("latency")["rows"])
+    data = study.result("data")
+    assert set(data["leakage"]) >= {"exact", "near", "question"} and data["splits"]["test"]["questions"] > 0
+    for share in ("before", "after"):
+        total = sum(t[share]["share"] for t in study.result("failures")["types"])
+        assert total == pytest.approx(1) or total == pytest.approx(1 - study.result("failures")["correct"][share])
+
+
+def test_published_scores_can_be_recomputed_from_the_predictions(study):
+    frame = pq.read_table(study.run_dir/"predictions"/"base.parquet").to_pandas()
+    assert frame.question_id.is_unique
+    again = [score(*row) for row in zip(frame.benchmark, frame.prediction, frame.answers)]
+    assert again == frame.score.tolist()
+    for name, cell in study.result("evaluation")["benchmarks"].items():
+        assert frame.score[frame.benchmark == name].mean() == pytest.approx(cell["baseline"]["value"])
+
+
+def test_report_is_there(study):
+    page = (study.paper_dir/"paper.html").read_text(encoding="utf-8")
+    assert "<script src" not in page and "http-equiv=\"refresh\"" not in page and len(page) > 10_000
+    assert (study.paper_dir/"paper.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_second_run_does_nothing_and_a_hand_edit_is_noticed(study):
+    assert run_study(study) == []
+    path = study.results_dir/"data.json"
+    kept = read_json(path)
+    try:
+        write_json(path, kept | {"splits": {}})
+        with pytest.raises(StudyError, match="changed"): study.result("training")
+    finally: write_json(path, kept)
+    assert study.step("training").state() == "fresh"
+    predictions = study.run_dir/"predictions"/"base.parquet"
+    predictions.rename(moved := predictions.with_suffix(".moved"))
+    assert "base.parquet is missing" in study.step("evaluation").state()
+    moved.rename(predictions)
+
+
+def test_two_studies_do_not_share_a_folder(study):
+    with FileLock(study.run_dir/".lock"):
+        with pytest.raises(StudyError, match="Another run"): run_study(study)
+
+
+def test_a_failing_cell_is_named_and_earlier_results_stay(study, monkeypatch, tmp_path):
+    import nbformat
+    broken = nbformat.read(ROOT/"nbs"/"08_latency.ipynb", 4)
+    broken.cells = [c for c in broken.cells if "parameters" in c.metadata.get("tags", [])] + [nbformat.v4.new_code_cell("1/0")]
+    nbformat.write(broken, name := ROOT/"nbs"/"_broken.ipynb")
+    try:
+        monkeypatch.setitem(steps.STEPS, "broken", ("_broken", ()))
+        with pytest.raises(StudyError, match=r"_broken.ipynb failed in cell \d+: ZeroDivisionError") as failure: run_study(study, "broken")
+        assert "run the same command to go on" in str(failure.value)
+    finally: name.unlink()
+    assert study.step("latency").state() == "fresh"
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--preset", "2b"], "choose one of: smoke, nano"),
+    (["--preset", "smoke", "--documents", "no/such/folder"], "metadata.jsonl"),
+    (["--preset", "smoke", "--only", "everything"], "choose one of: data, training")])
+def test_mistakes_get_one_clear_line(arguments, message):
+    done = subprocess.run([BIN/"docvlm-study", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_ask_answers_with_base_and_adapter(study):
+    page = next((study.cache_dir/"data").glob("*/pages/*.png"))
+    done = subprocess.run([BIN/"docvlm-ask", page, "What is the total?", "--preset", "smoke"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "base:" in done.stdout and "LoRA:" in done.stdout, done.stderr

@@ -1,0 +1,70 @@
+"Sharing a page among its questions, caching it and stopping half-way change the cost, not the result."
+from dataclasses import replace
+
+import pytest
+import torch
+
+from docvlm.core import open_study
+from docvlm.data import load_splits
+from docvlm.model import add_lora, load_base, load_processor
+from docvlm.packing import collate_rows
+from docvlm.pretraining import LEVELS, Recipe, pretrain
+from docvlm.training import TrainingBatches, answer_loss, cache_features, pack_rows
+
+
+@pytest.fixture(scope="module")
+def parts():
+    study = open_study("smoke")
+    processor, base = load_processor(study.preset), load_base(study.preset, "fp32")
+    rows = load_splits(study)["train"]
+    return study, processor, base, rows, cache_features(study, base, processor, rows)
+
+
+def losses_and_gradients(parts, pages, tokens_per_row):
+    study, processor, base, _, features = parts
+    model = add_lora(load_base(study.preset, "fp32"), study.preset, 8, 1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name: torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(len(name)))
+    batch = collate_rows(pages, tokens_per_row, processor.tokenizer.pad_token_id)
+    batch["features"] = [features.get(page.page_key)[0] for page in batch.pop("pages")]
+    loss = answer_loss(model, batch)
+    loss.backward()
+    return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("tokens_per_row", [1, 700, 4000])
+def test_packed_rows_give_the_loss_and_gradients_of_single_questions(parts, tokens_per_row):
+    study, processor, _, rows, features = parts
+    rows = rows.select(range(24))
+    packed = pack_rows(study, processor, rows, features)
+    single = [page for i in range(len(rows)) for page in pack_rows(study, processor, rows.select([i]), features)]
+    loss, gradients = losses_and_gradients(parts, packed, tokens_per_row)
+    loss_single, gradients_single = losses_and_gradients(parts, single, 1)
+    assert abs(loss/loss_single - 1) < 1e-5
+    for name, gradient in gradients.items():
+        assert (gradient - gradients_single[name]).norm() <= 1e-4*gradients_single[name].norm(), name
+
+
+def test_a_page_with_many_questions_is_continued(parts):
+    study, processor, _, rows, features = parts
+    many = rows.select([0]*60)
+    packed = pack_rows(replace(study, preset=replace(study.preset, tokens_per_row=400)), processor, many, features)
+    assert len(packed) > 1 and sum(int(page.question.max()) for page in packed) == 60
+
+
+def test_batches_cover_every_question_each_epoch(parts):
+    study, processor, _, rows, features = parts
+    packed = pack_rows(study, processor, rows, features)
+    batches = TrainingBatches(packed, features, replace(study.preset, epochs=2, tokens_per_batch=900), 3, 0)
+    seen = sorted(i for batch in batches.batches for i in batch)
+    assert seen == sorted([*range(len(packed))]*2)
+
+
+def test_pretraining_resumes_to_the_same_bits(tmp_path):
+    recipe = Recipe(tower_steps=2, language_steps=4, cooldown_steps=2, steps_per_round=2, patches_per_batch=128, tokens_per_batch=300,
+                    rounds_per_level=(1,)*7)
+    whole, log = pretrain(recipe, tmp_path/"whole")
+    for _ in range(3): stopped, _ = pretrain(recipe, tmp_path/"stopped", rounds=1)
+    assert [row["level"] for row in log] == ["tower", LEVELS[0].name, LEVELS[1].name]
+    for (name, a), b in zip(whole.named_parameters(), stopped.parameters()): assert torch.equal(a, b), name
+    with pytest.raises(ValueError, match="learning_rate"): pretrain(replace(recipe, learning_rate=1.0), tmp_path/"whole")
