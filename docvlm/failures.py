@@ -44,11 +44,12 @@ def add_types(
     known: Knowledge,  # about its pages
     max_new_tokens: dict[str, int],  # by benchmark: an answer that long was cut off
 ) -> pd.DataFrame:  # with the columns `kind` and `type`
-    "Classify every answer. Where the kind of question is unknown, a benchmark label such as `non-span` stands in."
+    "Classify every answer; where the kind of question is unknown, a label such as `non-span` stands in."
     label = lambda labels: next((text.lower() for text in labels if text.lower() in COMPUTED), "")
     kinds = [known.kinds.get(question) or label(labels)
              for question, labels in zip(frame.question_id, frame.doc_types)]
-    cut = [tokens >= max_new_tokens[benchmark] for tokens, benchmark in zip(frame.answer_tokens, frame.benchmark)]
+    cut = [tokens >= max_new_tokens[benchmark]
+           for tokens, benchmark in zip(frame.answer_tokens, frame.benchmark)]
     facts = [known.pages.get(doc, UNKNOWN) for doc in frame.doc_id]
     cases = zip(frame.prediction, frame.answers, frame.score, frame.benchmark, facts, kinds, cut)
     return frame.assign(kind=kinds, type=[classify(*case) for case in cases])
@@ -107,7 +108,8 @@ def draw_transitions(
 # %% ../nbs/07_failure_analysis.ipynb #cell-015
 def _percent(value): return f"{100*value:.1f}"
 def _told(cell):
-    return f"{_percent(cell['value'])} %" + (f" ({' to '.join(map(_percent, cell['ci95']))})" if cell["ci95"] else "")
+    ends = f" ({' to '.join(map(_percent, cell['ci95']))})" if cell["ci95"] else ""
+    return f"{_percent(cell['value'])} %{ends}"
 
 def what_helps(
     types: list[dict],  # of `failure_shares`
@@ -117,16 +119,17 @@ def what_helps(
     "A sentence for each measure."
     first, second = sorted(types, key=lambda row: -row["after"]["lost"])[:2]
     total = sum(row["after"]["lost"] for row in types)
-    told = [f"Of the {_percent(total)} points missing to full marks, {_percent(first['after']['lost'])} are lost to "
-            f"{first['name']} and {_percent(second['after']['lost'])} to {second['name']}: no remedy for one type can "
-            "gain more than that."]
-    told += [f"Answering only the most confident {100*part['coverage']:.0f} % of questions gives a mean score of "
-             f"{_told(part)}, against {_told(silence[-1])} on all." for part in silence[:-1]]
+    told = [f"Of the {_percent(total)} points missing to full marks, {_percent(first['after']['lost'])} are lost "
+            f"to {first['name']} and {_percent(second['after']['lost'])} to {second['name']}: no remedy for one "
+            "type can gain more than that."]
+    told += [f"Answering only the most confident {100*part['coverage']:.0f} % of questions gives a mean score "
+             f"of {_told(part)}, against {_told(silence[-1])} on all." for part in silence[:-1]]
     return told + (_seed_sentences(signals) if signals else [])
 
 def _seed_sentences(signals):
     voted, agreement, delta = signals["vote"], signals["agreement"], signals["vote"]["delta"]
-    told = f"The vote of the seeds scores {_told(voted)}, a single seed {_percent(voted['single'])} % on average"
+    single = _percent(voted["single"])
+    told = f"The vote of the seeds scores {_told(voted)}, a single seed {single} % on average"
     if delta:
         low, high = delta["ci95"]
         verdict = "a gain" if low > 0 else "a loss" if high < 0 else "no clear difference"
@@ -147,8 +150,9 @@ def _by_benchmark(base, ours):
     "Shares of all types within each benchmark."
     def share(frames, benchmark, name):
         return float(np.mean([(frame.type[frame.benchmark == benchmark] == name).mean() for frame in frames]))
-    return {benchmark: [{"name": name, "before": share([base], benchmark, name), "after": share(ours, benchmark, name)}
-                        for name in TYPES] for benchmark in sorted(set(base.benchmark))}
+    return {benchmark: [{"name": name, "before": share([base], benchmark, name),
+                         "after": share(ours, benchmark, name)} for name in TYPES]
+            for benchmark in sorted(set(base.benchmark))}
 
 def failure_report(
     base: pd.DataFrame,  # classified predictions of the base
@@ -173,4 +177,5 @@ def analyse_failures(
     pages = load_splits(study)["test"].select_columns(["doc_id", "image"])
     gallery = make_gallery(base, ours[0], pages, known.evidence, study.figures_dir/"gallery")
     return failure_report(base, ours, study.preset.resamples) | {
-        "pages_known": bool(known.pages), "gallery": gallery, "artefacts": [entry["image"] for entry in gallery]}
+        "pages_known": bool(known.pages), "gallery": gallery,
+        "artefacts": [entry["image"] for entry in gallery]}

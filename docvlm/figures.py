@@ -70,7 +70,7 @@ def draw_loss(training: dict):
         axis.plot(log.step, smooth, color=color, linewidth=1.5, label=f"seed {seed}")
         ends.append(f"seed {seed} from {log.loss.iloc[0]:.2f} to {log.loss.iloc[-1]:.2f}")
     axis.set(xlabel="optimizer step", ylabel="loss, nats per answer token", ylim=(0, None))
-    axis.legend()
+    axis.legend(loc="upper right")
     return figure, "; ".join(ends)
 
 def draw_ablation(ablation: dict):
@@ -100,7 +100,7 @@ def draw_failures(failures: dict):
     axis.set(xlabel="share of test questions, percent", yticks=range(len(types)), yticklabels=[t["name"] for t in types])
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
-    axis.legend()
+    axis.legend(loc="lower right")
     return figure, "; ".join(f"{t['name']} {percent(t['before']['share'])} before, {percent(t['after']['share'])} after" for t in types)
 
 def draw_reliability(evaluation: dict):

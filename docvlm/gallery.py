@@ -115,10 +115,10 @@ def gallery_html(
     gallery: list[dict],  # of `make_gallery`
 ) -> str:
     "All entries as HTML that stands alone."
-    card = ('<div style="width:300px"><img style="max-width:100%" alt="{alt}" src="data:image/png;base64,{data}">'
-            '{lines}</div>')
+    card = ('<div style="width:300px"><img style="max-width:100%" alt="{alt}" '
+            'src="data:image/png;base64,{data}">{lines}</div>')
     def line(name, text): return f"<br><b>{escape(name)}</b> {escape(text)}"
-    cards = [card.format(alt=escape(f"page of {entry['doc_type']}"),
+    cards = [card.format(alt=escape(f"page of {shown(entry['doc_type'])}"),
                          data=base64.b64encode((root()/entry["image"]).read_bytes()).decode(),
                          lines="".join(line(*caption) for caption in captions(entry))) for entry in gallery]
     return f'<div style="display:flex;flex-wrap:wrap;gap:20px;align-items:end">{"".join(cards)}</div>'

@@ -4,6 +4,7 @@
 __all__ = ['CPU_PRICE', 'time_answers', 'quantiles', 'measure_precision', 'cost_per_1000_images', 'measure_latency']
 
 # %% ../nbs/08_latency.ipynb #cell-002
+import importlib
 import multiprocessing
 import resource
 import time
@@ -102,10 +103,11 @@ def measure_latency(
     precisions: tuple[str, ...] = ("fp32", "bf16", "int8", "nf4"),
 ) -> dict:
     "Every precision that runs on this machine; the latency result of the contract."
+    measure = importlib.import_module("docvlm.latency").measure_precision  # the library's: a new process cannot see a notebook's cells
     rows, notes = [], []
     for precision in tqdm(precisions, desc="latency", unit="precision"):
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            try: rows += pool.submit(measure_precision, study, precision).result()
+            try: rows += pool.submit(measure, study, precision).result()
             except StudyError: raise
             except (RuntimeError, ValueError, ImportError, NotImplementedError, AttributeError, BrokenProcessPool) as error:
                 notes.append(f"{precision} does not run here: {type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}")

@@ -36,7 +36,8 @@ def risk_coverage(
         scores = frame.score.to_numpy()[np.argsort(-frame.confidence.to_numpy(), kind="stable")]
         running = scores.cumsum()/np.arange(1, len(scores) + 1)
         curves.append([running[max(1, round(coverage*len(scores))) - 1] for coverage in COVERAGES])
-    return [{"coverage": coverage, "score": float(score)} for coverage, score in zip(COVERAGES, np.mean(curves, 0))]
+    return [{"coverage": coverage, "score": float(score)}
+            for coverage, score in zip(COVERAGES, np.mean(curves, 0))]
 
 def abstain(
     frames: list[pd.DataFrame],  # one adapter a seed

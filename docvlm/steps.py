@@ -21,14 +21,15 @@ from fastcore.basics import patch
 from .core import Study, StudyError, digest_of, open_study, read_json, root, write_json
 
 # %% ../nbs/00a_steps.ipynb #cell-004
-STEPS = {  # step: (notebook, steps whose results it reads)
-    "data": ("02_data", ()),
-    "training": ("04_training", ("data",)),
-    "evaluation": ("05_evaluation", ("data", "training")),
-    "ablation": ("06_ablation", ("data", "training", "evaluation")),
-    "failures": ("07_failure_analysis", ("data", "evaluation")),
-    "latency": ("08_latency", ("data", "training")),
-    "report": ("09_report", ("data", "training", "evaluation", "ablation", "failures", "latency")),
+STEPS = {  # step: (notebook, steps whose results it reads, other files it reads)
+    "data": ("02_data", (), ("data/sources.csv",)),
+    "training": ("04_training", ("data",), ()),
+    "evaluation": ("05_evaluation", ("data", "training"), ("data/published_scores.csv",)),
+    "ablation": ("06_ablation", ("data", "training", "evaluation"), ()),
+    "failures": ("07_failure_analysis", ("data", "evaluation"), ()),
+    "latency": ("08_latency", ("data", "training"), ("data/prices.csv",)),
+    "report": ("09_report", ("data", "training", "evaluation", "ablation", "failures", "latency"),
+               ("data/*.csv", "nbs/index.ipynb", "paper/*.j2", "paper/*.css", "paper/*.bib", "paper/*.typ", "paper/head.html", "paper/gallery.html")),
 }
 
 def _bare(source):
@@ -103,7 +104,7 @@ class Step:
         preset, found = self.study.preset, {}
         base = root()/preset.base
         found["base"] = digest_of(base) if base.is_dir() else digest_of(preset.base, preset.revision)
-        found["tables"] = digest_of(*sorted((root()/"data").glob("*.csv")))
+        if files := [file for pattern in STEPS[self.name][2] for file in sorted(root().glob(pattern))]: found["files"] = digest_of(*files)
         if self.study.documents: found["documents"] = digest_of((root()/self.study.documents).resolve())
         for step in STEPS[self.name][1]: found[step] = content_digest(self.study.result(step))
         return found
@@ -153,7 +154,7 @@ def run(self: Step,
 def git_state() -> dict:
     "Commit and whether sources differ from it."
     git = lambda *args: subprocess.run(("git", *args), cwd=root(), capture_output=True, text=True).stdout.strip()
-    sources = ("nbs", "docvlm", "data/nano", "data/*.csv", "settings.ini", "paper/template*", "paper/*.bib")
+    sources = ("nbs", "docvlm", "data/nano", "data/*.csv", "settings.ini", "paper/*.j2", "paper/*.css", "paper/*.bib", "paper/*.typ")
     return {"git_sha": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", *sources))}
 
 @lru_cache

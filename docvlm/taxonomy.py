@@ -74,7 +74,7 @@ class Case:
     def targets(self): return [target for target in map(plain, self.answers) if target]
     @cached_property
     def similarity(self):
-        return max((Levenshtein.normalized_similarity(self.text, target) for target in self.targets), default=0.0)
+        return max((Levenshtein.normalized_similarity(self.text, goal) for goal in self.targets), default=0.0)
 
     @cached_property
     def stray(self) -> str | None:
@@ -90,8 +90,8 @@ def is_correct(case: Case) -> bool: return case.score >= FULL_SCORE[BENCHMARK_ME
 def is_empty(case: Case) -> bool: return not case.prediction.strip()
 
 # %% ../nbs/07a_taxonomy.ipynb #cell-013
-_AMOUNT = re.compile(r"""(?:[a-z]{3}\ |[$€£¥]\ ?)?  ([+-]?)  (?:[$€£¥]\ ?)?  # currency, sign, currency
-                         ([0-9][0-9.,]{0,20}|\.[0-9]{1,20})  (\ ?%|\ ?[$€£¥]|\ [a-z]+)?  # digits, unit""", re.X)
+_UNIT = r"\ ?(?:[$€£¥%]|usd|eur|gbp|percent|per\ cent)?\ ?"
+_AMOUNT = re.compile(rf"{_UNIT} ([+-]?) {_UNIT} ([0-9][0-9.,]{{0,20}}|\.[0-9]{{1,20}}) ({_UNIT})", re.X)
 _DAY = re.compile(r"(?=[a-z0-9 ,./-]{6,30}$)(?:[^0-9]*[0-9]){3}.*")
 _DEFAULTS = datetime(2001, 2, 3), datetime(2004, 5, 6)  # fill in what a date leaves open
 
@@ -104,7 +104,7 @@ def numbers(
     for locale in ("en_US", "de_DE") if match else ():
         try: number = float(parse_decimal(match[2], locale, strict=True))*(-1 if match[1] == "-" else 1)
         except NumberFormatError: continue
-        found |= {number, round(number/100, 12)} if "%" in (match[3] or "") else {number}
+        found |= {number, round(number/100, 12)} if re.search("%|cent", match[3]) else {number}
     return frozenset(found)
 
 @lru_cache(maxsize=1 << 16)
@@ -143,8 +143,8 @@ def is_arithmetic(case: Case) -> bool:
 def _within(part, whole): return f" {part} " in f" {whole} "
 
 def is_truncated(case: Case) -> bool:
-    part = lambda target: case.text != target and (target.startswith(case.text) and 2*len(case.text) >= len(target)
-                                                   or _within(case.text, target))
+    beginning = lambda target: target.startswith(case.text) and 2*len(case.text) >= len(target)
+    part = lambda target: case.text != target and (beginning(target) or _within(case.text, target))
     return case.cut or bool(case.text) and any(map(part, case.targets))
 
 def has_extra_words(case: Case) -> bool:

@@ -96,7 +96,7 @@ def test_a_failing_cell_is_named_and_earlier_results_stay(study, monkeypatch, tm
     broken.cells = [c for c in broken.cells if "parameters" in c.metadata.get("tags", [])] + [nbformat.v4.new_code_cell("1/0")]
     nbformat.write(broken, name := ROOT/"nbs"/"_broken.ipynb")
     try:
-        monkeypatch.setitem(steps.STEPS, "broken", ("_broken", ()))
+        monkeypatch.setitem(steps.STEPS, "broken", ("_broken", (), ()))
         with pytest.raises(StudyError, match=r"_broken.ipynb failed in cell \d+: ZeroDivisionError") as failure: run_study(study, "broken")
         assert "run the same command to go on" in str(failure.value)
     finally: name.unlink()
