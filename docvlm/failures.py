@@ -39,6 +39,7 @@ def read_knowledge(
     return Knowledge(facts, dict(zip(questions.question_id, questions.kind)),
                      dict(zip(questions.question_id, map(json.loads, questions.evidence_json))))
 
+# %% ../nbs/07_failure_analysis.ipynb #cell-005
 def add_types(
     frame: pd.DataFrame,  # predictions of one system
     known: Knowledge,  # about its pages
@@ -54,7 +55,7 @@ def add_types(
     cases = zip(frame.prediction, frame.answers, frame.score, frame.benchmark, facts, kinds, cut)
     return frame.assign(kind=kinds, type=[classify(*case) for case in cases])
 
-# %% ../nbs/07_failure_analysis.ipynb #cell-008
+# %% ../nbs/07_failure_analysis.ipynb #cell-009
 def _part(frames, name, resamples):
     "One type in one system's answers."
     hits = np.stack([(frame.type == name).to_numpy() for frame in frames])
@@ -64,6 +65,7 @@ def _part(frames, name, resamples):
     return {"share": found["value"], "ci95": found["ci95"], "count": float(hits.sum(1).mean()),
             "lost": float((lost*hits).mean()), "confidence": float(confidence.mean()) if hits.any() else None}
 
+# %% ../nbs/07_failure_analysis.ipynb #cell-010
 def failure_shares(
     base: pd.DataFrame,  # classified predictions of the base
     ours: list[pd.DataFrame],  # classified predictions of one adapter a seed, the same questions
@@ -78,7 +80,7 @@ def failure_shares(
                      "before": _part([base], name, resamples), "after": after, "examples": examples})
     return rows
 
-# %% ../nbs/07_failure_analysis.ipynb #cell-012
+# %% ../nbs/07_failure_analysis.ipynb #cell-014
 def transitions(
     base: pd.DataFrame,  # as in `failure_shares`
     ours: list[pd.DataFrame],
@@ -92,6 +94,7 @@ def transitions(
     return {"pairs": [{"before": before, "after": after, "questions": float(count)}
                       for (before, after), count in counts.items()], **shares}
 
+# %% ../nbs/07_failure_analysis.ipynb #cell-015
 def draw_transitions(
     pairs: list[dict],  # of `transitions`
 ):
@@ -105,12 +108,13 @@ def draw_transitions(
     axis.set(xlabel="after fine-tuning (questions, mean over seeds)", ylabel="before")
     return figure
 
-# %% ../nbs/07_failure_analysis.ipynb #cell-015
+# %% ../nbs/07_failure_analysis.ipynb #cell-018
 def _percent(value): return f"{100*value:.1f}"
 def _told(cell):
     ends = f" ({' to '.join(map(_percent, cell['ci95']))})" if cell["ci95"] else ""
     return f"{_percent(cell['value'])} %{ends}"
 
+# %% ../nbs/07_failure_analysis.ipynb #cell-019
 def what_helps(
     types: list[dict],  # of `failure_shares`
     silence: list[dict],  # of `abstain`
@@ -138,7 +142,7 @@ def _seed_sentences(signals):
     return [told + ".", f"All seeds agree on {_percent(agreement['share'])} % of questions; the mean score is "
             f"{' and '.join(parts)}."]
 
-# %% ../nbs/07_failure_analysis.ipynb #cell-021
+# %% ../nbs/07_failure_analysis.ipynb #cell-025
 def read_predictions(
     study: Study,  # that has been evaluated
 ) -> list[pd.DataFrame]:  # the base, then one adapter a seed, the same questions in the same order
@@ -146,6 +150,7 @@ def read_predictions(
     systems = study.result("evaluation")["systems"]
     return [pd.read_parquet(study.run_dir/"predictions"/f"{system}.parquet") for system in systems]
 
+# %% ../nbs/07_failure_analysis.ipynb #cell-026
 def _by_benchmark(base, ours):
     "Shares of all types within each benchmark."
     def share(frames, benchmark, name):
@@ -154,6 +159,7 @@ def _by_benchmark(base, ours):
                          "after": share(ours, benchmark, name)} for name in TYPES]
             for benchmark in sorted(set(base.benchmark))}
 
+# %% ../nbs/07_failure_analysis.ipynb #cell-027
 def failure_report(
     base: pd.DataFrame,  # classified predictions of the base
     ours: list[pd.DataFrame],  # classified predictions of one adapter a seed
@@ -168,6 +174,7 @@ def failure_report(
             "risk_coverage": {"base": risk_coverage([base]), "ours": risk_coverage(ours)},
             "silence": silence, "seed_signals": signals, "what_helps": what_helps(types, silence, signals)}
 
+# %% ../nbs/07_failure_analysis.ipynb #cell-028
 def analyse_failures(
     study: Study,  # that has been evaluated
 ) -> dict:

@@ -31,6 +31,7 @@ def changes(
     names = {(True, True): "right", (False, True): "fixed", (False, False): "wrong", (True, False): "broken"}
     return pd.Series([names[pair] for pair in zip(before == "correct", after == "correct")], before.index)
 
+# %% ../nbs/07b_gallery.ipynb #cell-005
 def choose(
     before: pd.DataFrame,  # predictions of the base with their `type`
     after: pd.DataFrame,  # predictions of one adapter with their `type`, the same questions
@@ -50,7 +51,7 @@ def choose(
         groups[name].remove(best)
         used.update((rows[best][:2], rows[best][2], rows[best][3]))
 
-# %% ../nbs/07b_gallery.ipynb #cell-007
+# %% ../nbs/07b_gallery.ipynb #cell-008
 LONGEST_SIDE = 640  # pixels
 OUTLINE = "#D55E00"
 
@@ -71,7 +72,7 @@ def save_page(
     page.save(path, optimize=True)
     return path
 
-# %% ../nbs/07b_gallery.ipynb #cell-010
+# %% ../nbs/07b_gallery.ipynb #cell-011
 def make_gallery(
     before: pd.DataFrame,  # predictions of the base with their `type`
     after: pd.DataFrame,  # predictions of one adapter with their `type`, the same questions
@@ -95,7 +96,7 @@ def make_gallery(
                         "image": path.relative_to(root()).as_posix(), "evidence": box})
     return entries
 
-# %% ../nbs/07b_gallery.ipynb #cell-012
+# %% ../nbs/07b_gallery.ipynb #cell-013
 def shown(
     text: str,  # from a page or a model
     width: int = 60,  # characters
@@ -104,6 +105,7 @@ def shown(
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return (line if len(line) <= width else line[:width - 1] + "…") or "(empty)"
 
+# %% ../nbs/07b_gallery.ipynb #cell-014
 def captions(entry: dict) -> list[tuple[str, str]]:
     "Labelled lines under a picture."
     mark = lambda error: "right" if error == "correct" else error
@@ -123,6 +125,7 @@ def gallery_html(
                          lines="".join(line(*caption) for caption in captions(entry))) for entry in gallery]
     return f'<div style="display:flex;flex-wrap:wrap;gap:20px;align-items:end">{"".join(cards)}</div>'
 
+# %% ../nbs/07b_gallery.ipynb #cell-015
 def draw_gallery(
     gallery: list[dict],  # of `make_gallery`
     columns: int = 4,

@@ -225,7 +225,7 @@ def pretrain(
     processor, path = build_processor(), Path(folder)/"checkpoint.safetensors"
     model = build_model(processor, recipe.seed)
     model.speller = Speller(192, 256)
-    optimizers, progress = build_optimizers(model, recipe), {"recipe": asdict(recipe), "step": 0, "level": 0, "rounds_here": 0, "log": []}
+    optimizers, progress = build_optimizers(model, recipe), {"recipe": _plain(recipe), "step": 0, "level": 0, "rounds_here": 0, "log": []}
     if path.exists(): progress = load_state(path, model, optimizers)
     _check_recipe(progress, recipe, path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -246,12 +246,15 @@ def pretrain(
 
 def _check_recipe(progress, recipe, path):
     "A stage's length may change while the stage is still ahead of its end (or cooldown), nothing else."
-    changed = {k for k, v in json.loads(json.dumps(asdict(recipe))).items() if progress["recipe"][k] != v}
+    given = _plain(recipe)
+    changed = {name for name, value in given.items() if progress["recipe"][name] != value}
     ends = {"tower_steps": min(progress["recipe"]["tower_steps"], recipe.tower_steps),
             "language_steps": recipe.tower_steps + recipe.language_steps - recipe.cooldown_steps}
     if any(progress["step"] > ends.get(name, -1) for name in changed):
         raise ValueError(f"{path} was made with other {', '.join(sorted(changed))}; move it away or use another folder")
-    progress["recipe"] = asdict(recipe)
+    progress["recipe"] = given
+
+def _plain(recipe): return json.loads(json.dumps(asdict(recipe)))  # as a checkpoint holds it: lists for tuples
 
 def _promote(progress, recipe, figures):
     progress["rounds_here"] += 1

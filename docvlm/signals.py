@@ -39,6 +39,7 @@ def risk_coverage(
     return [{"coverage": coverage, "score": float(score)}
             for coverage, score in zip(COVERAGES, np.mean(curves, 0))]
 
+# %% ../nbs/07c_signals.ipynb #cell-008
 def abstain(
     frames: list[pd.DataFrame],  # one adapter a seed
     coverage: float,  # share of questions that get an answer
@@ -48,6 +49,7 @@ def abstain(
     kept = pd.concat([frame.nlargest(max(1, round(coverage*len(frame))), "confidence") for frame in frames])
     return {"coverage": coverage} | mean_ci(kept.score.to_numpy(), kept.doc_id, resamples)
 
+# %% ../nbs/07c_signals.ipynb #cell-009
 def draw_risk_coverage(
     curves: dict[str, list[dict]],  # of `risk_coverage`, by "base" and "ours"
 ):
@@ -61,7 +63,7 @@ def draw_risk_coverage(
     axis.legend()
     return figure
 
-# %% ../nbs/07c_signals.ipynb #cell-010
+# %% ../nbs/07c_signals.ipynb #cell-012
 def vote(
     answers: list[str],  # one a seed
     confidences: list[float],  # of the answers
@@ -72,6 +74,7 @@ def vote(
     best = max(groups.values(), key=lambda group: (len(group), sum(confidences[i] for i in group)))
     return max(best, key=lambda i: confidences[i])
 
+# %% ../nbs/07c_signals.ipynb #cell-013
 def seed_signals(
     frames: list[pd.DataFrame],  # predictions of one adapter a seed
     resamples: int,

@@ -32,6 +32,7 @@ def plain(
     "Text without case, layout and punctuation at its ends."
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(" .,;:")
 
+# %% ../nbs/07a_taxonomy.ipynb #cell-005
 @dataclass(frozen=True, eq=False)
 class PageFacts:
     "What is known about a page."
@@ -53,7 +54,7 @@ class PageFacts:
         return [(row, column) for row, cells in enumerate(self.table) for column, cell in enumerate(cells)
                 if plain(cell) in texts]
 
-# %% ../nbs/07a_taxonomy.ipynb #cell-007
+# %% ../nbs/07a_taxonomy.ipynb #cell-008
 FULL_SCORE = {"anls": 1.0, "relaxed_accuracy": 1.0}  # from here on an answer is correct
 NEAR_TARGET, NEAR_OTHER = 0.5, 0.8  # Levenshtein similarity
 
@@ -85,11 +86,11 @@ class Case:
                                   score_cutoff=NEAR_OTHER)
         return best[0] if best and best[1] > self.similarity else None
 
-# %% ../nbs/07a_taxonomy.ipynb #cell-010
+# %% ../nbs/07a_taxonomy.ipynb #cell-011
 def is_correct(case: Case) -> bool: return case.score >= FULL_SCORE[BENCHMARK_METRICS[case.benchmark]]
 def is_empty(case: Case) -> bool: return not case.prediction.strip()
 
-# %% ../nbs/07a_taxonomy.ipynb #cell-013
+# %% ../nbs/07a_taxonomy.ipynb #cell-014
 _UNIT = r"\ ?(?:[$€£¥%]|usd|eur|gbp|percent|per\ cent)?\ ?"
 _AMOUNT = re.compile(rf"{_UNIT} ([+-]?) {_UNIT} ([0-9][0-9.,]{{0,20}}|\.[0-9]{{1,20}}) ({_UNIT})", re.X)
 _DAY = re.compile(r"(?=[a-z0-9 ,./-]{6,30}$)(?:[^0-9]*[0-9]){3}.*")
@@ -107,6 +108,7 @@ def numbers(
         found |= {number, round(number/100, 12)} if re.search("%|cent", match[3]) else {number}
     return frozenset(found)
 
+# %% ../nbs/07a_taxonomy.ipynb #cell-015
 @lru_cache(maxsize=1 << 16)
 def days(
     text: str,  # plain
@@ -119,7 +121,7 @@ def days(
         if len(read) == 1: found |= read  # day, month and year were all given
     return frozenset(found)
 
-# %% ../nbs/07a_taxonomy.ipynb #cell-015
+# %% ../nbs/07a_taxonomy.ipynb #cell-017
 @lru_cache(maxsize=1 << 16)
 def _bare(text): return re.sub(r"\s|(?<![0-9])[^\w\s]|[^\w\s](?![0-9])", "", text)
 
@@ -139,7 +141,7 @@ def is_arithmetic(case: Case) -> bool:
     "A number, but the wrong one, where a number had to be worked out."
     return case.kind in COMPUTED and bool(numbers(case.text))
 
-# %% ../nbs/07a_taxonomy.ipynb #cell-018
+# %% ../nbs/07a_taxonomy.ipynb #cell-020
 def _within(part, whole): return f" {part} " in f" {whole} "
 
 def is_truncated(case: Case) -> bool:
@@ -150,7 +152,7 @@ def is_truncated(case: Case) -> bool:
 def has_extra_words(case: Case) -> bool:
     return any(case.text != target and _within(target, case.text) for target in case.targets)
 
-# %% ../nbs/07a_taxonomy.ipynb #cell-021
+# %% ../nbs/07a_taxonomy.ipynb #cell-023
 def _moves(case):
     "For each pair of target cell and answered cell: (same row, same column)."
     if case.stray is None: return set()
@@ -164,7 +166,7 @@ def is_wrong_field(case: Case) -> bool: return case.stray is not None
 def is_misread(case: Case) -> bool: return case.similarity >= NEAR_TARGET
 def is_not_on_page(case: Case) -> bool: return bool(case.page.phrases)
 
-# %% ../nbs/07a_taxonomy.ipynb #cell-024
+# %% ../nbs/07a_taxonomy.ipynb #cell-026
 RULES = {"correct": is_correct, "empty": is_empty, "format": is_format, "wrong yes/no": is_wrong_verdict,
          "arithmetic": is_arithmetic, "truncated": is_truncated, "extra words": has_extra_words,
          "wrong row": is_wrong_row, "wrong column": is_wrong_column,
@@ -173,6 +175,7 @@ RULES = {"correct": is_correct, "empty": is_empty, "format": is_format, "wrong y
 TYPES = tuple(RULES)  # in order of precedence
 UNKNOWN = PageFacts()
 
+# %% ../nbs/07a_taxonomy.ipynb #cell-027
 def classify(
     prediction: str,  # the model's answer
     answers: Sequence[str],  # accepted answers, the first as printed
