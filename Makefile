@@ -25,7 +25,7 @@ study: install
 
 test: export HF_HUB_OFFLINE = 1
 test: install
-	$(BIN)/nbdev_test --n_workers 2 --do_print
+	$(BIN)/nbdev_test --n_workers 1 --do_print
 	$(BIN)/python -m pytest tests -q -m "not slow"
 
 lab: install

@@ -88,7 +88,7 @@ def study(tmp_path, monkeypatch):
     (repo / "data/runs/nano/adapters/lora-r16-seed42").mkdir(parents=True)
     (repo / "settings.ini").write_text("lib_name = docvlm\n")
     for name in ("published_scores.csv", "prices.csv"): shutil.copy(REPO / "data" / name, repo / "data")
-    for notebook, _ in steps.STEPS.values():
+    for notebook, *_ in steps.STEPS.values():
         (repo / f"nbs/{notebook}.ipynb").write_text(json.dumps({"cells": []}))
     shutil.copy(REPO / "nbs/index.ipynb", repo / "nbs")
     Image.new("RGB", (120, 170), "white").save(repo / "page.png")
