@@ -5,7 +5,6 @@ __all__ = ['study', 'train', 'evaluate', 'ask']
 
 # %% ../nbs/11_cli.ipynb #cell-002
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -27,6 +26,11 @@ def _plainly(function, *args, **kwargs):
         raise SystemExit(130) from None
 
 # %% ../nbs/11_cli.ipynb #cell-005
+def _opened(preset, documents):
+    "The study; documents are named from where the command was typed."
+    return open_study(preset, documents and str(Path(documents).resolve()))
+
+# %% ../nbs/11_cli.ipynb #cell-006
 @call_parse
 def study(
     preset: str = "nano",  # smoke, nano, qwen2-vl-2b or qwen2-vl-7b
@@ -35,9 +39,9 @@ def study(
 ):
     "Run the study: every notebook that is not up to date, in order."
     from docvlm.steps import run_study
-    _plainly(lambda: run_study(open_study(preset, documents and str(Path(documents).resolve())), only))
+    _plainly(lambda: run_study(_opened(preset, documents), only))
 
-# %% ../nbs/11_cli.ipynb #cell-006
+# %% ../nbs/11_cli.ipynb #cell-007
 @call_parse
 def train(
     preset: str = "nano",  # smoke, nano, qwen2-vl-2b or qwen2-vl-7b
@@ -50,13 +54,13 @@ def train(
     def run():
         from docvlm.data import prepare_data
         from docvlm.training import train_adapter
-        opened = open_study(preset, documents and str(Path(documents).resolve()))
+        opened = _opened(preset, documents)
         opened.step("data").run(lambda: prepare_data(opened))
         record = train_adapter(opened, lora_rank or opened.preset.lora_rank, seed, report_to)
         print(json.dumps({k: v for k, v in record.items() if k != "loss"}, indent=1))
     _plainly(run)
 
-# %% ../nbs/11_cli.ipynb #cell-007
+# %% ../nbs/11_cli.ipynb #cell-008
 @call_parse
 def evaluate(
     preset: str = "nano",  # smoke, nano, qwen2-vl-2b or qwen2-vl-7b
@@ -67,7 +71,7 @@ def evaluate(
     def run():
         from docvlm.evaluation import compare_groups, predict_systems
         from docvlm.training import adapter_folder
-        opened = open_study(preset, documents and str(Path(documents).resolve()))
+        opened = _opened(preset, documents)
         seed = opened.preset.seeds[0]
         folder = Path(adapter) if adapter else adapter_folder(opened, opened.preset.lora_rank, seed)
         if not (folder/"adapter_model.safetensors").exists(): raise FileNotFoundError(f"No adapter in {folder}; run docvlm-train first or name another folder")
@@ -76,7 +80,7 @@ def evaluate(
         print(json.dumps(cells, indent=1))
     _plainly(run)
 
-# %% ../nbs/11_cli.ipynb #cell-008
+# %% ../nbs/11_cli.ipynb #cell-009
 @call_parse
 def ask(
     image: str,  # a page: any image file
@@ -87,7 +91,7 @@ def ask(
     "Ask about a page; answers of the base and, if one is trained, of the adapter."
     def run():
         from docvlm.answering import ask_page
-        opened = open_study(preset, documents and str(Path(documents).resolve()))
+        opened = _opened(preset, documents)
         for row in ask_page(opened, Path(image), questions):
             print(f"{row['question']}\n  {row['system']:>5}: {row['answer']}   (confidence {row['confidence']:.2f})")
     _plainly(run)

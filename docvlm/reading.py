@@ -16,7 +16,7 @@ from .model import autocast, encode_pages
 from .nano import build_processor, patchify
 from .packing import chat_template
 from .practice import practice_line, practice_page, scan
-from .pretraining import LEVELS, Recipe, practice_losses
+from .pretraining import LEVELS, Recipe, practice_losses, stack_scans
 from .rendering import SEEN_FONTS, UNSEEN_FONTS
 from .steps import environment, git_state
 
@@ -31,8 +31,7 @@ def character_accuracy(
     "Share of the characters that the tower's patch states spell right."
     rng = np.random.default_rng([seed, size_px])
     scans = [scan(practice_page(224, 224, rng, families, (size_px, size_px + 1)), rng) for _ in range(pages)]
-    batch = {"pixels": torch.from_numpy(np.stack([p for p, _ in scans])), "grid": (1, 16, 16),
-             "targets": torch.from_numpy(np.stack([t for _, t in scans])).long()}
+    batch = stack_scans(scans) | {"grid": (1, 16, 16)}
     with torch.no_grad(): return practice_losses(model, model.speller, batch)[1]["characters"]
 
 def answer_similarity(
