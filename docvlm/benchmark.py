@@ -20,13 +20,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from .core import Study, get_preset, open_study
-from .savings import modelled_rows
+from .cost import median_s
 from .data import load_splits
 from .equivalence import check_equivalence
 from .model import add_lora, autocast, has_bf16, load_base, load_processor
 from .rates import (BATCH_SIZE, ScratchStudy, answer_fast, answer_plain, changed, fill_cache, some_pages, train_fast,
                           train_plain, with_lengths)
 from .recipes import load_plain
+from .savings import modelled_rows
 from .training import TrainingBatches, answer_loss, cache_features, pack_rows, pages_of
 
 # %% ../nbs/08a_benchmark.ipynb #e29c3409
@@ -120,13 +121,7 @@ def matmul_rate(
 ) -> float:  # operations a second, median
     "Multiply square matrices."
     a, b = (torch.randn(size, size).to(device, dtype) for _ in range(2))
-    seconds = []
-    for _ in range(rounds + 2):
-        started = time.perf_counter()
-        a @ b
-        if device == "cuda": torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return 2*size**3/float(np.median(seconds[2:]))
+    return 2*size**3/median_s(lambda: a @ b, device, rounds, warmup=2)
 
 def count_epoch(
     study: Study,  # base, settings

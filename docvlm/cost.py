@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['FUSED_ATTENTION', 'base_config', 'meta_base', 'fused_attention', 'Ledger', 'StepCost', 'training_cost', 'page_cost',
-           'Machine', 'measure_machine']
+           'Machine', 'median_s', 'measure_machine']
 
 # %% ../nbs/03a_cost.ipynb #92abf513
 import time
@@ -143,15 +143,20 @@ class Machine:
         flops, moved = np.array(cost.kernels, float).T
         return float(np.maximum(flops/self.flops_per_s, moved/self.bytes_per_s).sum() + self.kernel_s*len(flops))
 
-def _median_s(run, device, repeats=15):
-    "Median duration of a call; the first calls warm up."
+def median_s(
+    run,  # called without arguments
+    device: str,  # "cpu" or "cuda": whose work to wait for
+    rounds: int = 12,  # calls that count
+    warmup: int = 3,  # calls before them
+) -> float:  # seconds
+    "Median duration of a call."
     durations = []
-    for _ in range(repeats):
+    for _ in range(warmup + rounds):
         started = time.perf_counter()
         run()
         if device == "cuda": torch.cuda.synchronize()
         durations.append(time.perf_counter() - started)
-    return float(np.median(durations[3:]))
+    return float(np.median(durations[warmup:]))
 
 def measure_machine(
     preset: Preset,  # whose matrices are multiplied
@@ -164,8 +169,8 @@ def measure_machine(
     states, weight = draw(tokens, text.hidden_size), draw(text.intermediate_size, text.hidden_size)
     wide, other = draw(tokens, text.intermediate_size), draw(tokens, text.intermediate_size)
     with torch.no_grad(), autocast(device):
-        linear_s = _median_s(lambda: torch.nn.functional.linear(states, weight), device)
-        product_s = _median_s(lambda: wide*other, device)
-        kernel_s = _median_s(lambda: [wide[0, :1].add(1) for _ in range(1000)], device)/1000
+        linear_s = median_s(lambda: torch.nn.functional.linear(states, weight), device)
+        product_s = median_s(lambda: wide*other, device)
+        kernel_s = median_s(lambda: [wide[0, :1].add(1) for _ in range(1000)], device)/1000
     name = torch.cuda.get_device_name() if device == "cuda" else environment()["cpu"]
     return Machine(name, 2*states.numel()*len(weight)/linear_s, 3*wide.nbytes/product_s, 0.0 if device == "cuda" else kernel_s)

@@ -5,6 +5,8 @@ __all__ = ['PAGE_ATTENTION', 'page_attention', 'encode_pages', 'has_bf16', 'auto
            'parameter_table', 'load_adapter', 'qwen2_vl_2b_config', 'meta_qwen2_vl_2b']
 
 # %% ../nbs/03_model.ipynb #cell-002
+import time
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +24,7 @@ def page_attention(module, query, key, value, attention_mask, scaling, dropout=0
     q, k, v = (x.unflatten(2, (pages, -1))[0].transpose(0, 1) for x in (query, key, value))
     if q.device.type == "cpu":
         weights = torch.softmax(q @ k.transpose(2, 3) * scaling, -1, dtype=torch.float32).to(v.dtype)
+        if hasattr(module, "watch"): module.watch.append(weights)  # for the losses of the nano base's training
         out = weights @ v
     else: out = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling)
     return out.transpose(1, 2).flatten(0, 1)[None], None
@@ -48,11 +51,20 @@ def encode_pages(
     return features
 
 # %% ../nbs/03_model.ipynb #cell-007
+@lru_cache(maxsize=None)
 def has_bf16(device: str  # "cpu" or "cuda"
     ) -> bool:
-    "Whether the device multiplies matrices faster in bf16 than in fp32: a GPU's tensor cores, a CPU's AMX tiles."
+    "Whether the device multiplies matrices faster in bf16 than in fp32; a CPU is tried, because its flags do not tell."
     if device == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.backends.mkldnn.is_available() and torch.cpu._is_amx_tile_supported()
+    if not torch.backends.mkldnn.is_available(): return False
+    matrix = torch.ones(1024, 1024)
+    return _product_s(matrix.bfloat16()) < _product_s(matrix)
+
+def _product_s(matrix, rounds=8):
+    "Best time of a matrix product in seconds."
+    times = [time.perf_counter()]
+    for _ in range(rounds): matrix @ matrix; times.append(time.perf_counter())
+    return min(after - before for before, after in zip(times, times[1:]))
 
 def autocast(device: str,  # "cpu" or "cuda"
              precision: str = "bf16",  # "fp32" computes in fp32

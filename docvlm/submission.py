@@ -6,7 +6,6 @@ __all__ = ['rrc_submission', 'write_submission']
 # %% ../nbs/05e_submission.ipynb #997033e1
 from pathlib import Path
 
-
 from .answering import answer_rows
 from .core import Study, root, write_json
 from .hub import load_hub
@@ -36,7 +35,7 @@ def write_submission(
     if benchmark not in hidden:
         raise ValueError(f"{benchmark!r} has no hidden test set; choose one of: {', '.join(hidden)}")
     rows, processor, model = load_hub(hidden[benchmark])[0], load_processor(study.preset), load_base(study.preset)
-    if adapter: model = load_adapter(model, Path(adapter))
+    if adapter: model = load_adapter(model, adapter)
     features = cache_features(study, model, processor, rows)
     answers = answer_rows(study, model, processor, rows, features, description=f"{benchmark} test")
     path = study.run_dir/"submissions"/f"{benchmark}-{adapter.name if adapter else 'base'}.json"
