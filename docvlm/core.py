@@ -51,6 +51,7 @@ class Preset:
     lora_dropout: float = 0.0
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     ablation_ranks: tuple[int, ...] = (16, 32, 64)
+    ablation_precisions: tuple[str, ...] = ("int8", "nf4")  # of the base under an adapter of `lora_rank`
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0

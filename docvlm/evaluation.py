@@ -52,17 +52,19 @@ def predict_systems(
     study: Study,  # what to answer
     adapters: dict[str, Path],  # folder by system name
     split: str = "test",  # of the study's data
+    precision: str = "bf16",  # of the base; at another than this the names end in "@" and it
 ) -> tuple[dict[str, pd.DataFrame], dict[str, dict]]:  # predictions and throughput by system
     "Predictions of the base and of each adapter, one base in memory."
     rows, processor, loaded = load_splits(study)[split], load_processor(study.preset), []
     def system(folder):
-        if not loaded: loaded.append(load_base(study.preset))
+        if not loaded: loaded.append(load_base(study.preset, precision))
         if folder is None: return loaded[0]
         if hasattr(loaded[0], "unload"): loaded[0] = loaded[0].unload()
         loaded[0] = load_adapter(loaded[0], folder)
         return loaded[0]
-    key = lambda folder: digest_of(study.step("evaluation").key(), folder and folder/"adapter_model.safetensors")
-    done = {name: predict(study, name, rows, processor, lambda: system(folder), key(folder))
+    key = lambda folder: digest_of(study.step("evaluation").key(), folder and folder/"adapter_model.safetensors", precision)
+    mark = "" if precision == "bf16" else f"@{precision}"
+    done = {name + mark: predict(study, name + mark, rows, processor, lambda: system(folder), key(folder))
             for name, folder in ({"base": None} | adapters).items()}
     return {name: frame for name, (frame, _) in done.items()}, {name: speed for name, (_, speed) in done.items()}
 

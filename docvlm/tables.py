@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['NOT_MEASURED', 'BENCHMARKS', 'METRICS', 'markdown', 'said', 'percent', 'points', 'interval', 'p_value', 'amount',
            'mib', 'table', 'benchmark_name', 'metric_name', 'present', 'cell_row', 'headline', 'main_results',
-           'by_group', 'by_template', 'measured_systems', 'published_systems', 'other_systems', 'data_tables',
-           'ablation', 'failure_types', 'latency', 'prices', 'plan_tables']
+           'by_group', 'by_template', 'measured_systems', 'published_systems', 'against_published', 'other_systems',
+           'data_tables', 'ablation', 'quantized', 'failure_types', 'latency', 'prices', 'plan_tables']
 
 # %% ../nbs/09a_tables.ipynb #cell-002
 import re
@@ -165,6 +165,14 @@ def published_systems() -> Markup:
     return _by_system(rows, ["model", "size", "protocol", "source", "date"], lambda value: f"{value:.1f}",
                       "Published by others, on the benchmarks' own pages; not measured here")
 
+def against_published(evaluation: dict) -> Markup:
+    "The base's scores beside those published for it on the same split; a larger difference is flagged."
+    return table([{"benchmark": f"{benchmark_name(row['benchmark'])} ({row['split']})", "measured": percent(row["value"]),
+                   "published": percent(row["published"]), "difference": points(row["difference_points"]/100),
+                   "protocol": row["protocol"], "theirs": row["published_protocol"], "source": row["source"],
+                   "note": row["flag"] or "agrees"} for row in evaluation["against_published"]],
+                 "The zero-shot base and its published scores on the same split")
+
 def _by_system(rows, keys, show, caption):
     if rows.empty: return table([], caption)
     found = [{**dict(zip(keys[:2], key)), **{benchmark_name(b): show(dict(zip(part.benchmark, part.value)).get(b))
@@ -205,8 +213,17 @@ def ablation(result: dict) -> Markup:
     scored = present({b for row in result["rows"] for b in BENCHMARKS if row.get(b)})
     return table([{"rank": row["lora_rank"], "alpha": row["lora_alpha"], "trainable parameters": amount(row["trainable_parameters"]),
                    "share, %": amount(row["trainable_percent"], 2), "seed": row["seed"], "training, s": amount(row["train_s"]),
-                   **{benchmark_name(b): f"{percent(row[b]['value'])} ({interval(row[b]['ci95'])})" for b in scored}}
-                  for row in result["rows"]], "LoRA rank: scores with 95 % intervals")
+                   **_scores(row, scored)} for row in result["rows"]], "LoRA rank: scores with 95 % intervals")
+
+def _scores(row, scored): return {benchmark_name(b): f"{percent(row[b]['value'])} ({interval(row[b]['ci95'])})" for b in scored}
+
+def quantized(result: dict) -> Markup:
+    "Adapters trained on a quantized base, on that base and on the 16-bit one, below the one that never saw any."
+    own = [row | {"evaluated_on": row["precision"]} for row in result["rows"] if row["lora_rank"] == result["quantized"][0]["lora_rank"]]
+    rows = own + result["quantized"]
+    scored = present({b for row in rows for b in BENCHMARKS if row.get(b)})
+    return table([{"base in training": row["precision"], "base in use": row["evaluated_on"], "training, s": amount(row["train_s"]),
+                   **_scores(row, scored)} for row in rows], "Adapters and quantized bases: scores with 95 % intervals")
 
 # %% ../nbs/09a_tables.ipynb #cell-021
 def failure_types(failures: dict) -> Markup:

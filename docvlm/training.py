@@ -237,9 +237,10 @@ def adapter_folder(
     study: Study,  # decides the place
     lora_rank: int,  # of the adapter
     seed: int,  # of the run
+    precision: str = "bf16",  # of the base under it, see `load_base`
 ) -> Path:
     "Where a trained adapter lies."
-    return study.run_dir/"adapters"/f"lora-r{lora_rank}-seed{seed}"
+    return study.run_dir/"adapters"/(f"lora-r{lora_rank}-seed{seed}" + ("" if precision == "bf16" else f"-{precision}"))
 
 def _finished(folder, key):
     record = folder/"record.json"
@@ -250,13 +251,14 @@ def train_adapter(
     lora_rank: int,  # of the adapter
     seed: int,  # of initial weights and batch order
     report_to: str = "none",  # "wandb", "tensorboard", "trackio", as in TrainingArguments
+    precision: str = "bf16",  # of the base under it, see `load_base`: "nf4" is QLoRA
 ) -> dict:  # loss curve, times, sizes; also in the adapter's record.json
     "Fine-tune one adapter, or read it back if it is there; a killed run continues from its last checkpoint."
-    key, folder = digest_of(study.step("training").key(), lora_rank, seed), adapter_folder(study, lora_rank, seed)
+    key, folder = digest_of(study.step("training").key(), lora_rank, seed, precision), adapter_folder(study, lora_rank, seed, precision)
     if record := _finished(folder, key): return record
     work = folder.with_name(f"{folder.name}.{key}")  # another key is another run: its checkpoints do not mix
     set_seed(seed)
-    processor, base = load_processor(study.preset), load_base(study.preset)
+    processor, base = load_processor(study.preset), load_base(study.preset, precision)
     rows = load_splits(study)["train"]
     features = cache_features(study, base, processor, rows)
     packed = pack_rows(study, processor, rows, features)
@@ -264,13 +266,13 @@ def train_adapter(
     model = add_lora(base, study.preset, lora_rank, seed)
     model.config.use_cache = False
     trainer = AnswerTrainer(model, _arguments(study, seed, work, len(batches), report_to), train_dataset=batches,
-                            data_collator=lambda items: items[0], callbacks=[LiveCurve(f"rank {lora_rank}, seed {seed}")])
+                            data_collator=lambda items: items[0], callbacks=[LiveCurve(folder.name)])
     for checkpoint in work.glob("checkpoint-*"):  # its state is written last: without it, the save was cut off
         if not (checkpoint/"trainer_state.json").exists(): shutil.rmtree(checkpoint)
     trainer.answer_logits = study.preset.answer_logits
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")))
-    record = _record(trainer, batches, study, lora_rank, seed, len(rows), time.perf_counter() - started) | {"key": key}
+    record = _record(trainer, batches, study, lora_rank, seed, len(rows), time.perf_counter() - started) | {"key": key, "precision": precision}
     model.save_pretrained(work/"adapter")
     return _publish(work, folder, record)
 

@@ -41,7 +41,7 @@ def synthetic_results(images, texts=("42.10",)):
                       "questions_per_s": 31.2, "train_s": 301.5, "peak_memory_bytes": 2**31, "adapter_digest": "0f" * 8,
                       "adapter": f"data/runs/nano/adapters/lora-r16-seed{s}"} for s in (42, 43)}
     rank = lambda r, gain: {"lora_rank": r, "lora_alpha": 2 * r, "trainable_parameters": 36864 * r, "trainable_percent": .47 * r, "seed": 42,
-                            "train_s": 300 + r, **{b: {"value": .4 + gain + d, "ci95": [.37 + gain + d, .43 + gain + d]}
+                            "precision": "bf16", "train_s": 300 + r, **{b: {"value": .4 + gain + d, "ci95": [.37 + gain + d, .43 + gain + d]}
                                                    for b, d in (("docvqa", .1), ("chartqa", 0), ("infovqa", -.05))}}
     row = lambda precision, batch: {"device": "cpu", "precision": precision, "batch_size": batch, "image_tokens": 180,
                                     "ttft_ms": {"p50": 35. * batch, "p95": 41. * batch}, "peak_memory_bytes": 9e8, "kind": "measured",
@@ -70,7 +70,8 @@ def synthetic_results(images, texts=("42.10",)):
                        "comparison": [{"model": m, "size": "7.5M", "benchmark": b, "value": v, "kind": "measured", "source": "this study"}
                                       for m, v in (("nano base", .3), ("nano, fine-tuned", .5)) for b in ("docvqa", "chartqa", "infovqa")],
                        "throughput": {"base": {"questions_per_s": 21.}, "lora-r16-seed42": {"questions_per_s": 19.5}}},
-        "ablation": {"rows": [rank(16, 0), rank(32, .02), rank(64, .025)]},
+        "ablation": {"rows": [rank(16, 0), rank(32, .02), rank(64, .025)],
+                     "quantized": [rank(16, -.01) | {"precision": "nf4", "evaluated_on": on} for on in ("nf4", "bf16")]},
         "failures": {"types": [{"name": k, "before": share(.25 - n * .04), "after": share(.1 - n * .01), "examples": []}
                                for n, k in enumerate(kinds)], "correct": {"before": .3, "after": .55}, "what_helps": [text(2)],
                      "gallery": [{"question_id": f"q{n}", "doc_id": "d", "benchmark": "docvqa", "doc_type": ("forms", "bar")[n % 2],
