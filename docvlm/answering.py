@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .core import Study
 from .model import autocast
 from .packing import Template, attention_mask, chat_template, page_positions
-from .training import PageFeatures, asked_pages
+from .features import PageFeatures, asked_pages
 
 # %% ../nbs/04b_answering.ipynb #cell-004
 def _pad(sequences, value, left=False):

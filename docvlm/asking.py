@@ -20,7 +20,7 @@ from .answering import answer, read_pages
 from .core import Study, StudyError
 from .data import load_splits
 from .folder import open_page
-from .model import load_adapter, autocast, encode_pages, load_base, load_processor
+from .model import autocast, encode_pages, load_adapter, load_base, load_processor, prepare_images
 from .packing import chat_template
 from .sources import TYPE_GROUPS
 from .training import adapter_folder
@@ -50,10 +50,9 @@ def ask(self: Asker,
     "Answers of every system to every question."
     started, tokenizer, preset, found = time.perf_counter(), self.processor.tokenizer, self.study.preset, []
     asked = [tokenizer.encode(q + preset.prompt_suffix[benchmark], add_special_tokens=False) for q in questions]
-    inputs = self.processor.image_processor(images=[page], return_tensors="pt")
-    grids, merge_size = [tuple(grid) for grid in inputs["image_grid_thw"].tolist()], self.processor.image_processor.merge_size
+    (pixels, grids), merge_size = prepare_images(self.processor, [page]), self.processor.image_processor.merge_size
     with torch.no_grad(), autocast(self.model.device.type):
-        vision = [f.to(torch.bfloat16) for f in encode_pages(self.model, [inputs["pixel_values"]], grids)]
+        vision = [f.to(torch.bfloat16) for f in encode_pages(self.model, pixels, grids)]
         seen_s = time.perf_counter() - started
         for system in self.systems:
             started = time.perf_counter()

@@ -28,7 +28,8 @@ from .rates import (BATCH_SIZE, ScratchStudy, answer_fast, answer_plain, changed
                           train_plain, with_lengths)
 from .recipes import load_plain
 from .savings import modelled_rows
-from .training import TrainingBatches, answer_loss, cache_features, pack_rows, pages_of
+from .features import cache_features, pages_of
+from .training import TrainingBatches, answer_loss, pack_rows
 
 # %% ../nbs/08a_benchmark.ipynb #e29c3409
 def spread(

@@ -80,14 +80,17 @@ def train(
     seed: int = 42,  # of initial adapter weights and batch order
     report_to: str = "none",  # wandb, tensorboard or trackio
 ):
-    "Fine-tune one adapter (continues where it was stopped) and print where it lies."
+    "Fine-tune one adapter (continues where it was stopped) and print where it lies; runs under `accelerate launch` too."
     def run():
         from docvlm.data import prepare_data
+        from docvlm.model import team
         from docvlm.training import train_adapter
         opened = _affordable(_opened(preset, documents))
-        opened.step("data").run(lambda: prepare_data(opened))
+        workers = team()
+        if workers.is_main_process: opened.step("data").run(lambda: prepare_data(opened))
+        workers.wait_for_everyone()
         record = train_adapter(opened, lora_rank or opened.preset.lora_rank, seed, report_to)
-        print(json.dumps({k: v for k, v in record.items() if k != "loss"}, indent=1))
+        if workers.is_main_process: print(json.dumps({k: v for k, v in record.items() if k != "loss"}, indent=1))
     _plainly(run)
 
 # %% ../nbs/11_cli.ipynb #cell-008
@@ -98,9 +101,10 @@ def evaluate(
     adapter: str = "",  # an adapter folder; "" for the study's first seed; with --submit, "base" for none
     submit: str = "",  # docvqa or infovqa: answer the hidden test questions instead, into a file for rrc.cvc.uab.es
 ):
-    "Answer the study's test questions with the base and one adapter, and print the scores."
+    "Answer the study's test questions with the base and one adapter, and print the scores; runs under `accelerate launch` too."
     def run():
         from docvlm.evaluation import compare_groups, predict_systems
+        from docvlm.model import team
         from docvlm.training import adapter_folder
         opened = _opened(preset, documents)
         seed = opened.preset.seeds[0]
@@ -113,7 +117,7 @@ def evaluate(
             return print(write_submission(opened, submit, None if bare else folder))
         frames, _ = predict_systems(opened, {folder.name: folder})
         cells = compare_groups(frames["base"], [frames[folder.name]], [seed], opened.preset.resamples, frames["base"].benchmark)
-        print(json.dumps(cells, indent=1))
+        if team().is_main_process: print(json.dumps(cells, indent=1))
     _plainly(run)
 
 # %% ../nbs/11_cli.ipynb #cell-009

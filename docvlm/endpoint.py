@@ -23,7 +23,7 @@ from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
 from .core import Preset, Study, StudyError, digest_of, root
-from .training import pages_of
+from .features import pages_of
 
 # %% ../nbs/05f_endpoint.ipynb #a3a270c2
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from .answering import answer_rows
 from .core import Study, StudyError
 from .model import add_lora, encode_pages, load_base, load_processor
 from .recipes import generate_answers, load_plain, question_batch
-from .training import TrainingBatches, answer_loss, cache_features, pack_rows, pages_of
+from .features import cache_features, pages_of
+from .training import TrainingBatches, answer_loss, pack_rows
 
 # %% ../nbs/08d_equivalence.ipynb #24021684
 class ExactFeatures(dict):

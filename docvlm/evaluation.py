@@ -7,20 +7,24 @@ __all__ = ['predict', 'predict_systems', 'compare', 'compare_groups', 'reliabili
 # %% ../nbs/05_evaluation.ipynb #cell-002
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from accelerate.utils import gather_object
 
 from .answering import answer_rows
-from .core import Study, digest_of, replacing, root
+from .core import Study, base_digest, digest_of, replacing, root
 from .data import load_splits, page_table, question_table
 from .metrics import BENCHMARK_METRICS, clustered_mean_ci, paired_delta, relaxed_accuracy_strict, score
-from .model import load_adapter, load_base, load_processor
+from .model import load_adapter, load_base, load_processor, team
 from .sources import document_types, read_sources
-from .training import adapter_folder, cache_features
+from .steps import code_digests, content_digest
+from .features import cache_features
+from .training import adapter_folder
 
 # %% ../nbs/05_evaluation.ipynb #cell-004
 def predict(
@@ -37,15 +41,19 @@ def predict(
         table = pq.read_table(path)
         about = json.loads(table.schema.metadata[b"docvlm"])
         if about["key"] == key: return table.to_pandas(), about["throughput"]
-    model = load()
+    model, workers = load(), team()
     features, started = cache_features(study, model, processor, rows), time.perf_counter()
     frame = rows.remove_columns("image").to_pandas()[["question_id", "doc_id", "benchmark", "doc_types", "source", "question", "answers"]]
-    frame = pd.concat([frame, answer_rows(study, model, processor, rows, features, description=system)], axis=1)
+    mine = np.flatnonzero(pd.factorize(frame.doc_id)[0] % workers.num_processes == workers.process_index)  # whole pages
+    answered = answer_rows(study, model, processor, rows if workers.num_processes == 1 else rows.select(mine), features, description=system)
+    frame = frame.join(pd.concat(gather_object([answered.set_index(mine)])))
     throughput = {"questions_per_s": len(rows)/(time.perf_counter() - started)}
     frame["score"] = [score(*row) for row in zip(frame.benchmark, frame.prediction, frame.answers)]
     table = pa.Table.from_pandas(frame, preserve_index=False)
     table = table.replace_schema_metadata(table.schema.metadata | {b"docvlm": json.dumps({"key": key, "throughput": throughput}).encode()})
-    with replacing(path) as partial: pq.write_table(table, partial)
+    if workers.is_main_process:
+        with replacing(path) as partial: pq.write_table(table, partial)
+    workers.wait_for_everyone()
     return pq.read_table(path).to_pandas(), throughput
 
 def predict_systems(
@@ -62,7 +70,8 @@ def predict_systems(
         if hasattr(loaded[0], "unload"): loaded[0] = loaded[0].unload()
         loaded[0] = load_adapter(loaded[0], folder)
         return loaded[0]
-    key = lambda folder: digest_of(study.step("evaluation").key(), folder and folder/"adapter_model.safetensors", precision)
+    decided = asdict(study.preset), base_digest(study.preset), content_digest(study.result("data")), code_digests("05_evaluation"), precision
+    key = lambda folder: digest_of(*decided, folder and folder/"adapter_model.safetensors")
     mark = "" if precision == "bf16" else f"@{precision}"
     done = {name + mark: predict(study, name + mark, rows, processor, lambda: system(folder), key(folder))
             for name, folder in ({"base": None} | adapters).items()}

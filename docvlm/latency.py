@@ -19,9 +19,9 @@ from tqdm.auto import tqdm
 from .answering import answer, read_pages
 from .core import Study, StudyError, root
 from .data import load_splits
-from .model import autocast, encode_pages, load_base, load_processor
+from .model import autocast, encode_pages, load_base, load_processor, prepare_images
 from .packing import chat_template
-from .training import pages_of
+from .features import pages_of
 
 # %% ../nbs/08_latency.ipynb #cell-004
 def time_answers(
@@ -34,11 +34,9 @@ def time_answers(
 ) -> float:  # seconds
     "Answer one question about each page, as one batch, from pixels to token ids."
     template, started = chat_template(processor), time.perf_counter()
-    inputs = processor.image_processor(images=images, return_tensors="pt")
-    grids = [tuple(grid) for grid in inputs["image_grid_thw"].tolist()]
-    pixels = [p.to(model.dtype) for p in inputs["pixel_values"].split([t*h*w for t, h, w in grids])]
+    pixels, grids = prepare_images(processor, images)
     with torch.no_grad(), autocast(model.device.type, precision):
-        features = encode_pages(model, pixels, grids)
+        features = encode_pages(model, [patches.to(model.dtype) for patches in pixels], grids)
         pages = read_pages(model, template, features, grids, processor.image_processor.merge_size)
         answer(model, template, pages, questions, list(range(len(images))), max_new_tokens)
     if torch.cuda.is_available(): torch.cuda.synchronize()

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .core import Study
 from .ocr import (AROUND, BESIDE, CUTS_AROUND, Line, crossing, nearest, page_lines, side, split_labels, squeeze,
                         without_title)
-from .training import pages_of
+from .features import pages_of
 
 # %% ../nbs/05d_lookup.ipynb #f3b72900
 _STOP = set("""

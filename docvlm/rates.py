@@ -18,7 +18,8 @@ from .answering import answer_rows
 from .core import Study
 from .model import has_bf16
 from .recipes import generate_answers, question_batch
-from .training import AnswerTrainer, TrainingBatches, asked_pages, cache_features, pack_rows, pages_of
+from .features import asked_pages, cache_features, pages_of
+from .training import AnswerTrainer, TrainingBatches, pack_rows
 
 # %% ../nbs/08e_rates.ipynb #d497532f
 BATCH_SIZE = 8  # questions at a time in the recipes, as many as their tutorials take on a small machine

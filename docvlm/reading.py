@@ -18,10 +18,11 @@ from .metrics import anls
 from .model import autocast, encode_pages
 from .nano import build_processor, patchify
 from .packing import chat_template
-from .pretraining import LEVELS, Recipe, practice_losses, stack_scans
+from .objectives import practice_losses
+from .pretraining import LEVELS, Recipe, stack_scans
 from .rendering import SEEN_FONTS, UNSEEN_FONTS
-from .scanning import scan
-from .sketches import practice_line, practice_page, write_bars, write_fields, write_grid
+from .scanning import practice_line, practice_page, scan
+from .sketches import write_bars, write_fields, write_grid
 from .steps import environment, git_state
 
 # %% ../nbs/10_nano_base.ipynb #cell-004

@@ -11,7 +11,7 @@ from .core import Study, root, write_json
 from .hub import load_hub
 from .model import load_adapter, load_base, load_processor
 from .sources import read_sources
-from .training import cache_features
+from .features import cache_features
 
 # %% ../nbs/05e_submission.ipynb #75664e0d
 def rrc_submission(

@@ -15,7 +15,8 @@ from docvlm.core import StudyError, open_study
 from docvlm.data import load_splits
 from docvlm.model import load_base, load_processor
 from docvlm.rates import ScratchStudy, changed
-from docvlm.training import PageFeatures, TrainingBatches, answer_loss, cache_features, pack_rows, pages_of
+from docvlm.features import PageFeatures, cache_features, pages_of
+from docvlm.training import TrainingBatches, answer_loss, pack_rows
 
 FEATURE = torch.randn(64, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
 

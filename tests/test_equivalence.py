@@ -15,7 +15,8 @@ from docvlm.equivalence import exact_features
 from docvlm.model import PAGE_ATTENTION, add_lora, load_base, load_processor
 from docvlm.packing import collate_rows
 from docvlm.recipes import generate_answers, load_plain, question_batch
-from docvlm.training import FreshFeatures, PageFeatures, answer_loss, cache_features, pack_rows, pages_of
+from docvlm.features import FreshFeatures, PageFeatures, cache_features, pages_of
+from docvlm.training import answer_loss, pack_rows
 
 FAST = {"vision_config": PAGE_ATTENTION, "text_config": "eager"}
 

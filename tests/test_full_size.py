@@ -26,7 +26,8 @@ from docvlm.evaluation import evaluate_study
 from docvlm.model import load_base, load_processor, qwen2_vl_2b_config
 from docvlm.packing import chat_template
 from docvlm.plan import PREFIX_TOKENS
-from docvlm.training import PageFeatures, adapter_folder, pages_of, train_adapter, train_study
+from docvlm.features import PageFeatures, pages_of
+from docvlm.training import adapter_folder, train_adapter, train_study
 
 pytestmark = pytest.mark.slow
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",

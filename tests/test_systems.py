@@ -171,7 +171,7 @@ def transformers_server(tmp_path_factory):
 def test_transformers_serve_answers_as_the_study_does(transformers_server, study, rows):
     from docvlm.answering import answer_rows
     from docvlm.model import load_base, load_processor
-    from docvlm.training import cache_features
+    from docvlm.features import cache_features
     own, few = open_study("smoke"), rows.select(range(4))
     model, processor = load_base(own.preset, "fp32"), load_processor(own.preset)
     ours = answer_rows(own, model, processor, few, cache_features(own, model, processor, few), precision="fp32")

@@ -9,7 +9,8 @@ from docvlm.data import load_splits
 from docvlm.model import add_lora, load_base, load_processor
 from docvlm.packing import collate_rows
 from docvlm.pretraining import LEVELS, Recipe, Stage, pretrain
-from docvlm.training import TrainingBatches, answer_loss, cache_features, pack_rows
+from docvlm.features import cache_features
+from docvlm.training import TrainingBatches, answer_loss, pack_rows
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,55 @@
+"Two processes (gloo, as `accelerate launch` or `torchrun` starts them) train and answer as one does."
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+
+from docvlm.core import open_study
+from docvlm.trust import copy_sources, study_command
+
+BIN = Path(sys.executable).parent
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+
+
+def run(folder, processes, command):
+    "A docvlm command in a copy of the repository, under so many processes; what it printed."
+    whole = study_command(open_study("smoke"), folder)
+    whole["env"] |= {"OMP_NUM_THREADS": "1"}
+    whole["args"] = [*LAUNCH, str(processes), BIN/f"docvlm-{command}", "--preset", "smoke"]
+    done = subprocess.run(**whole, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    found = {processes: copy_sources(tmp_path_factory.mktemp(f"with-{processes}")) for processes in (1, 2)}
+    for processes, folder in found.items(): run(folder, processes, "train")
+    return found
+
+
+def record(folder): return json.loads((folder/"data/runs/smoke/adapters/lora-r16-seed42/record.json").read_text())
+def weights(folder): return load_file(folder/"data/runs/smoke/adapters/lora-r16-seed42/adapter_model.safetensors")
+
+
+def test_two_processes_take_the_steps_of_one(folders):
+    one, two = record(folders[1]), record(folders[2])
+    assert (one["processes"], two["processes"]) == (1, 2) and one["steps"] == two["steps"]
+    for a, b in zip(one["loss"], two["loss"], strict=True): assert abs(a["loss"] - b["loss"]) < 2e-3*a["loss"], (a, b)
+    ours, theirs = weights(folders[1]), weights(folders[2])
+    assert ours.keys() == theirs.keys()
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 5e-3  # Adam's first steps are as long as the learning rate
+
+
+def test_two_processes_give_the_answers_of_one(folders):
+    answered, said, frames = folders[1]/"data/runs/smoke/predictions", [], []
+    for processes in (1, 2):
+        for file in answered.glob("*.parquet"): file.unlink()
+        said.append(json.loads(run(folders[1], processes, "evaluate")))
+        frames.append(pd.concat(pd.read_parquet(answered/f"{name}.parquet") for name in ("base", "lora-r16-seed42")))
+    assert said[0] == said[1] and len(frames[0])
+    pd.testing.assert_frame_equal(frames[0], frames[1], atol=0.02)  # other batches, other rounding of confidences under bf16
