@@ -5,6 +5,7 @@ __all__ = ['PAGE_ATTENTION', 'page_attention', 'prepare_images', 'encode_pages',
            'load_base', 'add_lora', 'parameter_table', 'load_adapter', 'qwen2_vl_2b_config', 'meta_qwen2_vl_2b']
 
 # %% ../nbs/03_model.ipynb #cell-002
+import logging
 import time
 from functools import lru_cache
 from pathlib import Path
@@ -84,6 +85,7 @@ def autocast(device: str,  # "cpu" or "cuda"
 
 def _quantization(precision):
     from transformers import BitsAndBytesConfig
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # int8 repeats at every product that it casts bf16
     keep = ["model.visual", "lm_head"]  # anchored names: "visual" alone would skip nothing
     if precision == "int8": return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=keep)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,

@@ -266,8 +266,8 @@ def _check_recipe(progress, recipe, path):
     given, before = _plain(recipe), progress["recipe"]
     changed = [name for name, value in given.items() if name != "stages" and before[name] != value]
     past = [Recipe(**before | {"stages": [Stage(**stage) for stage in before["stages"]]}), recipe]
-    same = len({tuple(r.rate(step) if r.at(step) else None for step in range(progress["step"])) for r in past}) == 1
-    if changed or not same:
+    rates = [[r.rate(step) if r.at(step) else np.nan for step in range(progress["step"])] for r in past]
+    if changed or not np.allclose(*rates, rtol=0, atol=1e-5, equal_nan=True):
         raise ValueError(f"{path} was made with other {', '.join(changed or ['stages'])}; move it away or use another folder")
     progress["recipe"] = given
 
