@@ -59,7 +59,8 @@ class Recipe:
     stages: tuple[Stage, ...] = (Stage("tower", 1100), Stage("ladder", 1600, 0, (8, 2, 2, 2, 3, 5, 5), 1.0, 400),
                                  Stage("return", 400, 4, (), 0.6), Stage("pages", 750, 4, (4, 8, 10), 0.6, 750, 0.375, 0.3),
                                  Stage("look-up", 1500, 4, (11, 6, 6), 0.6, 1500, 0.070588, 0.2, 0.5),
-                                 Stage("links", 3600, 4, (5, 5, 10), 0.6, 2200, 0.03, 0.15, 0.5, 0.25))
+                                 Stage("links", 2250, 4, (5, 5, 10), 0.6, 850, 0.379773, 0.15, 0.5, 0.25),
+                                 Stage("anneal", 900, 7, (), 0.38, 900, 0.02, 0.15, 0.5, 0.25))
     steps_per_round: int = 50  # between checkpoints
     patches_per_batch: int = 6144
     tokens_per_batch: int = 4500

@@ -4,12 +4,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from docvlm.core import open_study
+from docvlm.core import get_preset, open_study, read_json, root
 from docvlm.data import load_splits
-from docvlm.model import add_lora, load_base, load_processor
-from docvlm.packing import collate_rows
-from docvlm.pretraining import LEVELS, Recipe, Stage, pretrain
 from docvlm.features import cache_features
+from docvlm.model import add_lora, load_base, load_processor
+from docvlm.nano import build_model, build_processor
+from docvlm.packing import collate_rows
+from docvlm.objectives import Speller
+from docvlm.pretraining import LEVELS, Recipe, Stage, load_shipped, pretrain
 from docvlm.training import TrainingBatches, answer_loss, pack_rows
 
 
@@ -72,3 +74,16 @@ def test_pretraining_resumes_to_the_same_bits(tmp_path):
     with pytest.raises(ValueError, match="stages"): pretrain(replace(recipe, stages=(Stage("tower", 2, peak=0.5), stages[1])), tmp_path/"whole")
     _, log = pretrain(replace(recipe, stages=(*stages, Stage("pages", 2, 4))), tmp_path/"whole")
     assert log[-1]["level"] == LEVELS[4].name and len(log) == 4
+
+
+def test_the_shipped_base_can_be_trained_on():
+    record = read_json(root()/"data/results/nano/pretraining.json")
+    model, recipe = build_model(build_processor(), 1), Recipe(patches_per_batch=256)
+    model.speller = Speller(192, 256)
+    before = model.speller.from_patch.weight.clone()
+    progress = load_shipped(model, recipe, record, steps=2)
+    assert progress["step"] == record["log"][-1]["step"] and progress["recipe"] == record["recipe"]
+    shipped = load_base(get_preset("nano"), "fp32", "cpu").state_dict()
+    for name, weight in model.state_dict().items():
+        if "speller" not in name: assert torch.equal(weight, shipped[name]), name
+    assert not torch.equal(before, model.speller.from_patch.weight) and all(p.requires_grad for p in model.parameters())
