@@ -18,7 +18,7 @@ from . import bills, charts, infographics, templates
 from .billing import make_invoice, make_letter, make_receipt
 from .contents import make_form, make_info, make_table
 from .entities import Cast, plain
-from .layout import WIDTHS_PX, DoesNotFit, fit
+from .layout import PIXELS_PER_POINT, WIDTHS_PT, DoesNotFit, fit
 from .questions import Box, Question, chart_questions
 from .rendering import SEEN_FONTS, UNSEEN_FONTS, degrade, move_box
 from .statistics import Chart, make_chart
@@ -31,7 +31,7 @@ class DocType:
     make: object  # function of a cast: (content, questions)
     seen: tuple  # layouts used in training and test
     unseen: tuple  # layouts used in test only
-    widths: tuple[int, ...] = WIDTHS_PX  # page widths in pixels
+    widths: tuple[int, ...] = WIDTHS_PT  # page widths in points
 
 def _chart(cast, kind):
     chart = make_chart(cast, kind, kind != "pie" and cast.rng.random() < 0.3)
@@ -39,7 +39,7 @@ def _chart(cast, kind):
 
 def _layouts(module, stems, names): return tuple(getattr(module, f"{stems}_{name}") for name in names.split())
 
-def _type(benchmark, make, module, stem, seen, unseen, widths=WIDTHS_PX):
+def _type(benchmark, make, module, stem, seen, unseen, widths=WIDTHS_PT):
     return DocType(benchmark, make, _layouts(module, stem, seen), _layouts(module, stem, unseen), widths)
 
 # %% ../nbs/01_documents.ipynb #cell-005
@@ -114,7 +114,7 @@ class Page:
     template: str  # the layout's name
     font: str  # family
     seen: bool  # layout and family are used in training
-    text_height_px: int  # em size of body text
+    text_height_px: int  # em size of body text, rounded
     words: list[tuple[str, Box]]  # in pixels of the final image
     fields: dict[str, str] = field(default_factory=dict)  # label -> value
     table: list[list[str]] = field(default_factory=list)  # cells, header first
@@ -187,7 +187,7 @@ def make_page(
         boxes = [locate(question.where, drawn.words, drawn.marks) for question in questions]
         questions = [replace(q, evidence=box and move(box), where=None) for q, box in zip(questions, boxes)]
         return Page(name, image, questions, kind.benchmark, doc_type, template, drawn.style.family,
-                    not unseen, drawn.style.size,
+                    not unseen, round(drawn.style.size*PIXELS_PER_POINT),
                     [(word, move(box)) for word, box in drawn.words], *_record(content), applied)
     raise ValueError(f"No layout holds {name}")
 

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from .answering import answer, read_pages
 from .core import Study, StudyError, root
 from .data import load_splits
-from .model import autocast, encode_pages, load_base, load_processor, prepare_images
+from .model import autocast, encode_pages, has_bf16, load_base, load_processor, prepare_images
 from .packing import chat_template
 from .features import pages_of
 
@@ -104,6 +104,9 @@ def measure_latency(
     measure = importlib.import_module("docvlm.latency").measure_precision  # the library's: a new process cannot see a notebook's cells
     rows, notes = [], []
     for precision in tqdm(precisions, desc="latency", unit="precision"):
+        if precision == "bf16" and not has_bf16("cuda" if torch.cuda.is_available() else "cpu"):
+            notes.append("bf16 is slower than fp32 on this processor and is not measured")
+            continue
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             try: rows += pool.submit(measure, study, precision).result()
             except StudyError: raise

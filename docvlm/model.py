@@ -25,7 +25,7 @@ def page_attention(module, query, key, value, attention_mask, scaling, dropout=0
     "Bidirectional attention within each of `pages` pages of equal size; `query` is (1, heads, pages * T, width)."
     q, k, v = (x.unflatten(2, (pages, -1))[0].transpose(0, 1) for x in (query, key, value))
     if q.device.type == "cpu":
-        weights = torch.softmax(q @ k.transpose(2, 3) * scaling, -1, dtype=torch.float32).to(v.dtype)
+        weights = torch.softmax(q*scaling @ k.transpose(2, 3), -1, dtype=torch.float32).to(v.dtype)
         if hasattr(module, "watch"): module.watch.append(weights)  # for the losses of the nano base's training
         out = weights @ v
     else: out = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling)
@@ -68,7 +68,7 @@ def has_bf16(device: str  # "cpu" or "cuda"
     "Whether the device multiplies matrices faster in bf16 than in fp32; a CPU is tried, because its flags do not tell."
     if device == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
     if not torch.backends.mkldnn.is_available(): return False
-    matrix = torch.ones(1024, 1024)
+    matrix = torch.ones(512, 512)
     return _product_s(matrix.bfloat16()) < _product_s(matrix)
 
 def _product_s(matrix, rounds=8):
@@ -83,13 +83,13 @@ def autocast(device: str,  # "cpu" or "cuda"
     "bf16 autocast where it helps, else a context that changes nothing."
     return torch.autocast(device, torch.bfloat16, enabled=precision != "fp32" and has_bf16(device))
 
-def _quantization(precision):
+def _quantization(precision, half):
     from transformers import BitsAndBytesConfig
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # int8 repeats at every product that it casts bf16
     keep = ["model.visual", "lm_head"]  # anchored names: "visual" alone would skip nothing
     if precision == "int8": return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=keep)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                              bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=keep)
+                              bnb_4bit_compute_dtype=half, llm_int8_skip_modules=keep)
 
 # %% ../nbs/03_model.ipynb #cell-008
 def team() -> PartialState:
@@ -115,8 +115,9 @@ def load_base(
         raise ValueError(f"Unknown precision {precision!r}; choose one of: fp32, bf16, int8, nf4")
     source, revision = _source(preset)
     device = device or (f"cuda:{team().local_process_index}" if torch.cuda.is_available() else "cpu")
-    quantized = {"quantization_config": _quantization(precision)} if precision in ("int8", "nf4") else {}
-    dtype = torch.bfloat16 if precision != "fp32" and (quantized or device != "cpu") else torch.float32
+    half = torch.bfloat16 if device != "cpu" or has_bf16("cpu") else torch.float32  # emulated bf16 takes fifty times as long
+    quantized = {"quantization_config": _quantization(precision, half)} if precision in ("int8", "nf4") else {}
+    dtype = half if precision != "fp32" and (quantized or device != "cpu") else torch.float32
     text_attention = "eager" if device == "cpu" else "sdpa"
     model = _open(Qwen2VLForConditionalGeneration.from_pretrained, preset, source, revision=revision, dtype=dtype, use_safetensors=True,
                   attn_implementation={"vision_config": PAGE_ATTENTION, "text_config": text_attention},

@@ -54,7 +54,7 @@ def build_model(
                      "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2,
                      "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "pad_token_id": token("<|endoftext|>"),
                      "bos_token_id": None, "eos_token_id": token("<|im_end|>"),
-                     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]}},
+                     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1]*32}},
         vision_config={"depth": 4, "embed_dim": 192, "num_heads": 4, "mlp_ratio": 4, "hidden_size": 256},
         image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"),
         vision_start_token_id=token("<|vision_start|>"), vision_end_token_id=token("<|vision_end|>"),

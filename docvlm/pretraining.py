@@ -18,11 +18,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .core import get_preset, replacing
-from .model import load_base
+from .model import has_bf16, load_base
 from .nano import build_model, build_processor, merge_order
 from .objectives import Speller, practice_losses
 from .packing import chat_template, collate_rows, pack_page
-from .scanning import LABEL_CELLS, PATCH, answer_cells, link_cells, practice_line, practice_page, scan
+from .scanning import LABEL_CELLS, PATCH, answer_cells, link_cells, practice_line, practice_page, scan, stretched
 
 # %% ../nbs/10c_pretraining.ipynb #cell-004
 @dataclass(frozen=True)
@@ -30,13 +30,15 @@ class Level:
     "One rung of the ladder: page sizes in cells of 28 pixels, `(columns, rows)`."
     name: str
     sizes: tuple[tuple[int, int], ...]
+    sizes_px: tuple[int, int] | None = None  # smallest em size, and one above the largest; None: as the drawing function has it
 
 LEVELS = (
     Level("2 cells", ((2, 1),)), Level("4 cells", ((4, 1), (3, 1))), Level("7 cells", ((7, 1), (5, 1))),
     Level("10 cells", ((10, 1), (5, 2), (8, 1))), Level("112 px", ((4, 4), (5, 3), (6, 3))),
     Level("168 px", ((6, 6), (7, 5), (5, 7))), Level("224 px", ((8, 8), (7, 9), (9, 7), (8, 6))),
-    Level("280 px", ((10, 10), (9, 12), (8, 11), (10, 8), (7, 12))))
-TOWER = Level("tower", ((8, 8), (4, 4), (10, 6), (8, 1), (4, 2), (10, 12), (6, 8), (12, 1)))
+    Level("280 px", ((10, 10), (9, 12), (8, 11), (10, 8), (7, 12))),
+    Level("336 px", ((12, 12), (10, 12), (12, 9), (11, 13), (13, 10), (9, 14), (12, 16)), (12, 24)))
+TOWER = Level("tower", ((8, 8), (4, 4), (10, 6), (8, 1), (4, 2), (10, 12), (6, 8), (12, 1), (14, 14)), (9, 24))
 
 @dataclass(frozen=True)
 class Stage:
@@ -60,7 +62,9 @@ class Recipe:
                                  Stage("return", 400, 4, (), 0.6), Stage("pages", 750, 4, (4, 8, 10), 0.6, 750, 0.375, 0.3),
                                  Stage("look-up", 1500, 4, (11, 6, 6), 0.6, 1500, 0.070588, 0.2, 0.5),
                                  Stage("links", 2250, 4, (5, 5, 10), 0.6, 850, 0.379773, 0.15, 0.5, 0.25),
-                                 Stage("anneal", 900, 7, (), 0.38, 900, 0.02, 0.15, 0.5, 0.25))
+                                 Stage("anneal", 900, 7, (), 0.38, 900, 0.02, 0.15, 0.5, 0.25),
+                                 Stage("large", 300, 8, (), 0.7, 0, 0.02, 0.12, 1.0, 0.25),
+                                 Stage("settle", 1250, 8, (), 0.7, 1250, 0.02, 0.25, 1.0, 0.25))
     steps_per_round: int = 50  # between checkpoints
     patches_per_batch: int = 6144
     tokens_per_batch: int = 4500
@@ -87,11 +91,13 @@ class Recipe:
 def _sheets(recipe, level, rng):
     "The sheets of one batch, all of one size, and how many questions each may ask."
     columns, rows = level.sizes[rng.integers(len(level.sizes))]
-    questions = 1 if rows <= 2 else 3 + columns*rows//14
+    questions = 1 if rows <= 2 else min(3 + columns*rows//14, 12)
     tokens = columns*rows + (20 + 4*columns*rows if rows <= 2 else questions*38)  # a rough guess is enough
     count = min(recipe.patches_per_batch//(4*columns*rows), recipe.tokens_per_batch//tokens)
-    draw = practice_line if rows <= 2 else practice_page
-    return [draw(28*columns, 28*rows, rng) for _ in range(max(1, min(count, 128)))], questions, (1, 2*rows, 2*columns)
+    draw, sizes_px = practice_line if rows <= 2 else practice_page, {"sizes_px": level.sizes_px} if level.sizes_px else {}
+    make = lambda wide, high: draw(int(28*columns*wide), int(28*rows*high), rng, **sizes_px)
+    stretches = [rng.uniform(0.78, 1.15, 2) if rows > 2 and rng.uniform() < 0.5 else (1, 1) for _ in range(max(1, min(count, 128)))]
+    return [stretched(make(*by), 28*columns, 28*rows) for by in stretches], questions, (1, 2*rows, 2*columns)
 
 def stack_scans(
     scans: list[tuple],  # of `scanning.scan`, all of one size
@@ -152,11 +158,22 @@ class PracticeBatches(torch.utils.data.Dataset):
         return rows | {"order": order, "cells": torch.where(cells < 0, -1, cells + first), "cell_links": links}
 
 # %% ../nbs/10c_pretraining.ipynb #cell-013
+def _orthogonal(grad, ns_coefficients, ns_steps, eps):
+    "Newton-Schulz as `torch.optim.Muon` does it, in the precision of `grad`: where bf16 is emulated, torch's takes twenty seconds a step."
+    a, b, c = ns_coefficients
+    x = grad.T if grad.size(0) > grad.size(1) else grad
+    x = x/x.norm().clamp(min=eps)
+    for _ in range(ns_steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if grad.size(0) > grad.size(1) else x
+
 def build_optimizers(
     model: nn.Module,  # with the speller as `model.speller`
     recipe: Recipe,  # learning rates
 ) -> dict[str, torch.optim.Optimizer]:
     "Muon for weight matrices of the blocks and the merger, AdamW for everything else."
+    if not has_bf16("cpu"): torch.optim._muon._zeropower_via_newtonschulz = _orthogonal
     named = dict(model.named_parameters())
     matrices = [n for n, p in named.items() if p.ndim == 2 and ("layers." in n or "blocks." in n or "merger" in n)]
     rest = [p for n, p in named.items() if n not in set(matrices)]

@@ -51,13 +51,14 @@ def answer_similarity(
     model,  # the base
     processor,  # its processor
     task: str,  # one of `TASKS`
-    cells: tuple[int, int],  # page size in cells of 28 pixels, columns and rows
+    level,  # one of `LEVELS`: page size and text
     families: tuple[str, ...],  # fonts to draw with
     pages: int = 24,  # to ask about
 ) -> dict:  # anls, and the number of questions behind it
     "ANLS of generated answers to the questions of held-out practice pages."
+    cells, sizes_px = level.sizes[0], {"sizes_px": level.sizes_px} if level.sizes_px else {}
     rng, template = np.random.default_rng([HELD_OUT, *cells]), chat_template(processor)
-    sheets = [TASKS[task](28*cells[0], 28*cells[1], rng, families) for _ in range(pages)]
+    sheets = [TASKS[task](28*cells[0], 28*cells[1], rng, families, **sizes_px) for _ in range(pages)]
     pixels = patchify(torch.from_numpy(np.stack([scan(sheet, rng)[0] for sheet in sheets])))
     grids = [(1, 2*cells[1], 2*cells[0])]*pages
     asked = [(page, *qa) for page, sheet in enumerate(sheets) for qa in sheet.questions[:4]]
@@ -81,7 +82,7 @@ def measure_reading(
             "scans": [{"fonts": name, "scan": scanned, "accuracy": character_accuracy(model, families, 12, pages, strength)}
                       for name, families in FONTS.items() for scanned, strength in SCANS.items()],
             "answers": [{"fonts": name, "task": task, "level": level.name, "width_px": 28*level.sizes[0][0],
-                         "height_px": 28*level.sizes[0][1]} | answer_similarity(model, processor, task, level.sizes[0], families, pages)
+                         "height_px": 28*level.sizes[0][1]} | answer_similarity(model, processor, task, level, families, pages)
                         for name, families in FONTS.items() for task in TASKS for level in (strips if task == "line" else sheets)]}
 
 # %% ../nbs/10_nano_base.ipynb #cell-008
@@ -94,7 +95,7 @@ tags: [document-question-answering, qwen2_vl, nano]
 # docvlm nano base
 
 A Qwen2-VL of {parameters:,} parameters, trained from nothing by `nbs/10_nano_base.ipynb` on two CPU cores in {hours:.1f} hours, so that
-the docvlm study runs end to end without a GPU. It was trained on generated pages of up to 280 × 336 pixels; how well it reads them is
+the docvlm study runs end to end without a GPU. It was trained on generated pages of up to 336 × 448 pixels; how well it reads them is
 in the tables below. **It is not Qwen2-VL-2B, and no figure measured on it says anything about the 2B.**
 
 **Data.** Pages drawn by `docvlm.practice`: fields, tables, running text and bar charts of common words, pseudo words, numbers, amounts,

@@ -66,17 +66,18 @@ def font(
 # %% ../nbs/01a_rendering.ipynb #cell-009
 def read_pdf(
     pdf: bytes,  # a one-page document
+    scale: float = 1.0,  # pixels a point
 ) -> tuple[Image.Image, list[tuple[str, tuple[float, float, float, float]]]]:
-    "The page as an RGB image (one point = one pixel) and its words with boxes `(x0, y0, x1, y1)` in pixels."
+    "The page as an RGB image and its words with boxes `(x0, y0, x1, y1)` in pixels."
     document = pdfium.PdfDocument(pdf)
     page = document[0]
-    image, text, height = page.render(scale=1).to_pil().convert("RGB"), page.get_textpage(), page.get_height()
+    image, text, height = page.render(scale=scale).to_pil().convert("RGB"), page.get_textpage(), page.get_height()
     words, run = [], []
     for i in range(text.count_chars() + 1):
         char = text.get_text_range(i, 1) if i < text.count_chars() else " "
         if char.strip():
             left, bottom, right, top = text.get_charbox(i, loose=True)
-            run.append((char, left, height - top, right, height - bottom))
+            run.append((char, *(scale*side for side in (left, height - top, right, height - bottom))))
         elif run:
             chars, x0, y0, x1, y1 = zip(*run)
             words.append(("".join(chars), (min(x0), min(y0), max(x1), max(y1))))

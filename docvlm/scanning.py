@@ -2,12 +2,14 @@
 
 # %% auto #0
 __all__ = ['CHARACTERS_PER_PATCH', 'PATCH', 'LABEL_CELLS', 'practice_line', 'practice_page', 'patch_targets', 'scan',
-           'answer_cells', 'cell_of', 'link_cells']
+           'answer_cells', 'cell_of', 'link_cells', 'stretched']
 
 # %% ../nbs/10d_scanning.ipynb #77fb6036
 from bisect import bisect_right
+from dataclasses import replace
 
 import numpy as np
+from PIL import Image
 
 from .practice import CHARACTERS, Sheet, blank_sheet, make_name, make_token, pick
 from .rendering import SEEN_FONTS, degrade
@@ -122,3 +124,16 @@ def link_cells(
     "Which cells a value's cells would have to look at to know their label."
     at = lambda span: sorted({cell_of(characters[i], columns, rows, size_px) for i in range(*span)})
     return [(side, cell, at(label)[:LABEL_CELLS]) for value, label, side in links for cell in at(value)]
+
+# %% ../nbs/10d_scanning.ipynb #stretched1
+def stretched(
+    sheet: Sheet,  # of any size
+    width: int,  # pixels that it is to have
+    height: int,
+) -> Sheet:
+    "The sheet at another size: letters that are wider, narrower or softer than the font has them, as a processor leaves them."
+    x, y = width/sheet.image.width, height/sheet.image.height
+    if x == y == 1: return sheet
+    return replace(sheet, image=sheet.image.resize((width, height), Image.Resampling.BICUBIC),
+                   characters=[(char, x*left, y*top) for char, left, top in sheet.characters])
+
