@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['POINTING_LAYERS', 'POINTING_HEAD', 'FIRST_WEIGHT', 'LINKING_LAYERS', 'LINKING_HEADS', 'Speller', 'spelling_loss',
-           'practice_losses', 'answer_weights', 'pointing_loss', 'linking_loss']
+           'see', 'practice_losses', 'answer_weights', 'pointing_loss', 'linking_loss']
 
 # %% ../nbs/10f_objectives.ipynb #82bf4659
 import torch
@@ -37,6 +37,16 @@ def spelling_loss(
     weight = torch.ones(logits.shape[-1]); weight[0] = 0.25
     return nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), weight)
 
+def see(
+    model,  # from `build_model`
+    pixels: torch.Tensor,  # uint8 (B, height, width, 3), pages of one size
+    grid: tuple[int, int, int],  # of each page in patches
+):  # the tower's output: last_hidden_state (B*patches, width), pooler_output (B*cells, hidden)
+    "Scanned pages through the tower, all at once."
+    patches = patchify(pixels)
+    return model.model.visual(patches.flatten(0, 1), grid_thw=torch.tensor([grid]*len(patches)), pages=len(patches),
+                              cu_seqlens=torch.tensor([0, patches.shape[0]*patches.shape[1]], dtype=torch.int32))
+
 def practice_losses(
     model,  # from `build_model`
     speller: Speller,  # its heads
@@ -46,12 +56,11 @@ def practice_losses(
 ) -> tuple[torch.Tensor, dict]:  # loss to minimise and figures of the batch
     "Spelling and linking losses, and answer and pointing losses if the batch asks questions."
     targets, grid = merge_order(batch["targets"]).flatten(0, 1), batch["grid"]
-    pixels, tower = patchify(batch["pixels"]), model.model.visual
-    tower.blocks[-1].attn.watch = looks = []
+    last = model.model.visual.blocks[-1].attn
+    last.watch = looks = []
     with autocast("cpu"):
-        out = tower(pixels.flatten(0, 1), grid_thw=torch.tensor([grid]*len(pixels)), pages=len(pixels),
-                    cu_seqlens=torch.tensor([0, pixels.shape[0]*pixels.shape[1]], dtype=torch.int32))
-        del tower.blocks[-1].attn.watch
+        out = see(model, batch["pixels"], grid)
+        del last.watch
         by_patch, by_token = speller(out.last_hidden_state, out.pooler_output)
         spelling = spelling_loss(by_patch, targets) + spelling_loss(by_token, targets)
         links, linked = linking_loss(looks[0], batch["patch_links"])
@@ -59,7 +68,7 @@ def practice_losses(
         right = (by_patch.argmax(-1) == targets)[inked]
         figures = {"characters": right.float().mean().item(), "spelling_loss": spelling.item(), "links": linked}
         if "input_ids" not in batch: return spelling + linking*links, figures
-        features = out.pooler_output.chunk(len(pixels))
+        features = out.pooler_output.chunk(len(batch["pixels"]))
         answers, looking, more_links, answered = _answer_losses(model, batch, [features[i] for i in batch["order"]])
     return answers + 0.5*spelling + pointing*looking + linking*(links + more_links), figures | answered
 
