@@ -60,14 +60,16 @@ def test_lock_is_complete(wanted, locked):
         name, extras = todo.pop()
         if (name, extras) in seen: continue
         seen.add((name, extras))
-        try: needs = distribution(name).requires or []
+        try: installed = distribution(name)
         except PackageNotFoundError: continue
-        for need in map(Requirement, needs):
+        if installed.version != locked.get(name): continue  # a newer release than the locked one says nothing about the lock
+        for need in map(Requirement, installed.requires or []):
             if need.marker and not any(need.marker.evaluate({"extra": extra}) for extra in extras or {""}): continue
             other = canonicalize_name(need.name)
             assert other in locked, f"{name} needs {other}: run `make lock`"
             assert need.specifier.contains(locked[other], prereleases=True), f"{name} needs {need}, locked is {locked[other]}"
             todo.append((other, frozenset(need.extras)))
+    assert {name for name, _ in seen} > set(wanted) and all(distribution(name).version == locked[name] for name in wanted)
 
 
 def test_python_of_the_lock_is_the_environment_s(settings):
