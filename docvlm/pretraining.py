@@ -32,6 +32,11 @@ class Level:
     sizes: tuple[tuple[int, int], ...]
     sizes_px: tuple[int, int] | None = None  # smallest em size, and one above the largest; None: as the drawing function has it
 
+    @property
+    def text(self):
+        "What a drawing function of `scanning` is told about the size of the text."
+        return {"sizes_px": self.sizes_px} if self.sizes_px else {}
+
 LEVELS = (
     Level("2 cells", ((2, 1),)), Level("4 cells", ((4, 1), (3, 1))), Level("7 cells", ((7, 1), (5, 1))),
     Level("10 cells", ((10, 1), (5, 2), (8, 1))), Level("112 px", ((4, 4), (5, 3), (6, 3))),
@@ -95,8 +100,8 @@ def _sheets(recipe, level, rng):
     questions = 1 if rows <= 2 else min(3 + columns*rows//14, 12)
     tokens = columns*rows + (20 + 4*columns*rows if rows <= 2 else questions*38)  # a rough guess is enough
     count = min(recipe.patches_per_batch//(4*columns*rows), recipe.tokens_per_batch//tokens)
-    draw, sizes_px = practice_line if rows <= 2 else practice_page, {"sizes_px": level.sizes_px} if level.sizes_px else {}
-    make = lambda wide, high: draw(int(28*columns*wide), int(28*rows*high), rng, **sizes_px)
+    draw = practice_line if rows <= 2 else practice_page
+    make = lambda wide, high: draw(int(28*columns*wide), int(28*rows*high), rng, **level.text)
     stretches = [rng.uniform(0.78, 1.15, 2) if rows > 2 and rng.uniform() < 0.5 else (1, 1) for _ in range(max(1, min(count, 128)))]
     return [stretched(make(*by), 28*columns, 28*rows) for by in stretches], questions, (1, 2*rows, 2*columns)
 

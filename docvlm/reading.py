@@ -75,9 +75,9 @@ def answer_similarity(
     pages: int = 24,  # to ask about
 ) -> dict:  # anls, and the number of questions behind it
     "ANLS of generated answers to the questions of held-out practice pages."
-    cells, sizes_px = level.sizes[0], {"sizes_px": level.sizes_px} if level.sizes_px else {}
+    cells = level.sizes[0]
     rng, template = np.random.default_rng([HELD_OUT, *cells]), chat_template(processor)
-    sheets = [TASKS[task](28*cells[0], 28*cells[1], rng, families, **sizes_px) for _ in range(pages)]
+    sheets = [TASKS[task](28*cells[0], 28*cells[1], rng, families, **level.text) for _ in range(pages)]
     pixels = patchify(torch.from_numpy(np.stack([scan(sheet, rng)[0] for sheet in sheets])))
     grids = [(1, 2*cells[1], 2*cells[0])]*pages
     asked = [(page, *qa) for page, sheet in enumerate(sheets) for qa in sheet.questions[:4]]
@@ -114,7 +114,7 @@ tags: [document-question-answering, qwen2_vl, nano]
 # docvlm nano base
 
 A Qwen2-VL of {parameters:,} parameters, trained from nothing by `nbs/10_nano_base.ipynb` on two CPU cores in {hours:.1f} hours, so that
-the docvlm study runs end to end without a GPU. It was trained on generated pages of up to 336 × 448 pixels; how well it reads them is
+the docvlm study runs end to end without a GPU. It was trained on generated pages of up to {width} × {height} pixels; how well it reads them is
 in the tables below. **It is not Qwen2-VL-2B, and no figure measured on it says anything about the 2B.**
 
 **Data.** Pages drawn by `docvlm.practice`: fields, tables, running text and bar charts of common words, pseudo words, numbers, amounts,
@@ -151,7 +151,8 @@ def export_base(
     shipped.save_pretrained(folder)
     processor.save_pretrained(folder)
     rows = lambda rows, *keys: "\n".join("| " + " | ".join(f"{row[k]:.3f}" if isinstance(row[k], float) else str(row[k]) for k in keys) + " |" for row in rows)
-    (folder/"README.md").write_text(CARD.format(
+    columns, lines = max((size for level in LEVELS for size in level.sizes), key=np.prod)
+    (folder/"README.md").write_text(CARD.format(width=28*columns, height=28*lines,
         parameters=record["parameters"], hours=record["train_s"]/3600, fonts=len(SEEN_FONTS),
         recipe=_recipe_text(record["recipe"]),
         characters=rows(record["reading"]["characters"], "fonts", "text_height_px", "accuracy"),
