@@ -13,6 +13,7 @@ from PIL import Image
 
 from .practice import CHARACTERS, Sheet, blank_sheet, make_name, make_token, pick
 from .rendering import SEEN_FONTS, degrade
+from .scenes import write_bill, write_letter
 from .sketches import tint, write_bars, write_facts, write_fields, write_grid, write_lines
 
 # %% ../nbs/10d_scanning.ipynb #454d81ad
@@ -33,7 +34,8 @@ def practice_line(
     sheet.ask(pick(rng, ("Read.", "Read the text.", "What's written here?")), " ".join(texts))
     return sheet
 
-_layouts, _layout_bounds = (write_fields, write_grid, write_lines, write_bars, write_facts), (0.32, 0.6, 0.72, 0.87, 1.0)
+_layouts = (write_fields, write_grid, write_lines, write_bars, write_facts, write_letter, write_bill)
+_layout_bounds = (0.2, 0.4, 0.46, 0.6, 0.72, 0.86, 1.0)  # cumulative shares
 
 def practice_page(
     width: int,  # pixels
@@ -52,7 +54,7 @@ def practice_page(
         sheet.write(left, top, heading, True, size_px, tint(sheet, rng) if rng.uniform() < 0.3 else None)
         sheet.ask(pick(rng, ("Heading?", "Title of the page", "Read the heading.")), heading)
         top += int(size_px*1.6)
-    cuts = [top, int(top + (height - top)*rng.uniform(0.35, 0.65)), height - 3] if height > 180 and rng.uniform() < 0.5 else [top, height - 3]
+    cuts = [top, int(top + (height - top)*rng.uniform(0.35, 0.65)), height - 3] if height > 180 and rng.uniform() < 0.4 else [top, height - 3]
     for y0, y1 in zip(cuts, cuts[1:]):
         drawn = _layouts[bisect_right(_layout_bounds, rng.random())]
         (layout or drawn)(sheet, (margin, y0, width - margin, y1 - 2), rng)

@@ -22,7 +22,8 @@ def _ask(sheet, rng, wordings, answer, start=None, **names):
 
 _field_wordings = ("{k}", "{k}?", "Tell me the {k}.", "Read the value of {k}.", "What does {k} say?", "Read {k}.",
                    "Which entry does {k} have?", "Find {k} on this page.", "Give the {k}.", "What's written for {k}?",
-                   "What stands beside {k}?", "What's the {k}?")
+                   "What stands beside {k}?", "What's the {k}?", "What do we find under {k}?", "Who or what is the {k}?",
+                   "Which {k} does it name?", "How is {k} filled in?", "Copy the {k}.", "Which value has {k}?", "The {k}, please.")
 _label_wordings = ("Where does {v} stand?", "{v} is what?", "Which label has {v}?", "What's {v}?")
 _claim_wordings = ("Does {k} read {v}?", "{k} reads {v}, right?", "Do we find {v} at {k}?")
 
@@ -43,7 +44,7 @@ _most_wordings = ("Most{of}?", "Who or what leads{of}?", "Top{of}?", "Largest{of
 _least_wordings = ("Least{of}?", "Who or what is last{of}?", "Smallest{of}: which one?", "Name the weakest{of}.")
 _more_wordings = ("More{of}: {a} or {b}?", "{a} against {b}{of}: who leads?", "The greater of {a} and {b}{of}?")
 _beats_wordings = ("Does {a} beat {b}{of}?", "Is {a} above {b}{of}?", "{a} more than {b}{of}?")
-_count_wordings = ("Count them.", "Number of entries?", "How long is the list?")
+_count_wordings = ("Count them.", "Number of entries?", "How long is the list?", "How many are shown?", "How many rows?")
 
 def _ask_order(sheet, rng, names, spans, values, of=""):
     "Extremes, comparisons and a count over named numbers; `of` begins with a space."
@@ -54,7 +55,9 @@ def _ask_order(sheet, rng, names, spans, values, of=""):
     more = a if values[a] > values[b] else b
     _ask(sheet, rng, _more_wordings, names[more], spans[more][0], a=names[a], b=names[b], of=of)
     if rng.uniform() < 0.7: _ask(sheet, rng, _beats_wordings, "Yes" if more == a else "No", -1, a=names[a], b=names[b], of=of)
-    if rng.uniform() < 0.3: _ask(sheet, rng, _count_wordings, str(len(names)), -1)
+
+def _ask_count(sheet, rng, names):
+    if rng.uniform() < 0.6: _ask(sheet, rng, _count_wordings, str(len(names)), -1)
 
 # %% ../nbs/10e_sketches.ipynb #85805f40
 def _value(rng): return " ".join(make_token(rng) for _ in range(pick(rng, (1, 1, 1, 2, 3))))
@@ -119,7 +122,8 @@ def _write_block(sheet, box, rng, style):
 
 # %% ../nbs/10e_sketches.ipynb #0336a892
 _cell_wordings = ("{c} of {r}", "{r}, {c}", "Read {c} for {r}.", "Tell me the {c} of {r}.", "Find {c} in row {r}.",
-                  "How much {c} has {r}?", "What's the {c} of {r}?", "Give {c} where the row is {r}.")
+                  "How much {c} has {r}?", "What's the {c} of {r}?", "Give {c} where the row is {r}.",
+                  "{r}'s {c}?", "What {c} is given for {r}?", "How many {c} for {r}?", "Which {c} belongs to {r}?", "{c} ({r})")
 
 def _column_maker(rng):
     "Draws the cells of a column: text and, where it has one, its number."
@@ -176,6 +180,7 @@ def _fill_cells(sheet, edges, y0, step, rows, rng):
 
 def _ask_grid(sheet, rng, cells):
     head, *body = cells
+    _ask_count(sheet, rng, body)
     heads, names = Counter(text for text, *_ in head), Counter(row[0][0].lower() for row in body)
     for row in body:
         for top, (text, _, span) in zip(head[1:], row[1:]):
@@ -234,10 +239,26 @@ def _ask_series(sheet, rng, names, values, texts, name_spans, text_spans, side):
         if names.count(name) == 1:
             _ask(sheet, rng, _value_wordings, text, span[0], k=name)
             if texts.count(text) == 1 and rng.uniform() < 0.25: _ask(sheet, rng, _label_wordings, name, name_span[0], v=text)
+    _ask_count(sheet, rng, names)
     if len(set(texts)) == len(texts):
         _ask_order(sheet, rng, names, name_spans, values)
         best = int(np.argmax(values)) if rng.uniform() < 0.5 else int(np.argmin(values))
         _ask(sheet, rng, ("Largest number?", "Peak value?") if values[best] == max(values) else ("Smallest number?", "Lowest point?"), texts[best], text_spans[best][0])
+
+# %% ../nbs/10e_sketches.ipynb #write-ticks
+def _write_ticks(sheet, box, rng):
+    "Round numbers on a value axis, with or without lines across; returns where the plot may begin."
+    (x0, y0, x1, y1), unit, pen = box, pick(rng, (1, 2, 5, 10, 20, 50, 100, 500)), ImageDraw.Draw(sheet.image)
+    count = int(np.clip((y1 - y0)/(2*sheet.size_px), 2, 5))
+    texts, size_px = [str(i*unit) for i in range(count + 1)], max(9, sheet.size_px - 1)
+    wide, across = max(sheet.width(text, size_px=size_px) for text in texts) + 6, rng.uniform() < 0.5
+    for i, text in enumerate(texts):
+        y = y1 - i*(y1 - y0 - size_px)/count
+        if across: pen.line((x0 + wide, y, x1, y), _shade(sheet, rng))
+        sheet.write(x0 + wide - 5 - sheet.width(text, size_px=size_px), y - 0.6*size_px, text, size_px=size_px)
+    pen.line((x0 + wide, y0, x0 + wide, y1, x1, y1), sheet.ink)
+    return int(x0 + wide)
+
 
 # %% ../nbs/10e_sketches.ipynb #8a3a3513
 def write_bars(
@@ -250,6 +271,7 @@ def write_bars(
     lying, curve, count, pen = rng.uniform() < 0.45, rng.uniform() < 0.5, int(rng.integers(3, 7)), ImageDraw.Draw(sheet.image)
     while count > 2 and (y1 - y0 if lying else x1 - x0)/count < sheet.size_px*(1.2 if lying else 2.6): count -= 1
     if count < 3: return write_fields(sheet, box, rng)
+    if not lying and rng.uniform() < 0.5: x0 = _write_ticks(sheet, (x0, y0, x1, y1 - int(1.5*sheet.size_px)), rng)
     step, color = (y1 - y0 if lying else x1 - x0)/count, tuple(rng.integers(60, 220, 3).tolist())
     room = (x1 - x0)*0.35 if lying else step - 3
     names, values, texts = _series(sheet, rng, room, count)
