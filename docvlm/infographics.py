@@ -130,9 +130,9 @@ def info_dark(facts, style):
 def _info_spans(cast, facts, m, order):
     "Image spans: value of a label, label of a value, extremes."
     found, labels = [], ("infographic", "image span")
-    of_label = ("What is the {m} of {label}?", "What {m} is given for {label}?",
+    of_label = ("What is the {m} of {label}?", "What {m} goes with {label}?",
                 "Which number belongs to {label}?")
-    of_value = ("Which entry has a {m} of {value}?", "What stands beside {value}?",
+    of_value = ("Which entry has a {m} of {value}?", "Which label carries {value}?",
                 "To what does {value} belong?")
     for i, (label, value) in enumerate(facts):
         found.append(reading(cast, of_label, value, labels, ("value", i), "span", m=m, label=label.text))

@@ -39,7 +39,7 @@ def yes_no(cast, phrasings, truth, labels, /, **words):
 # %% ../nbs/01i_questions.ipynb #cell-008
 LOOKUPS = ("What is the {label}?", "What is the {label}?", "What is written next to {label}?",
            "Which {label} is given?",
-           "State the {label}.", "What does the page give as {label}?", "Find the {label}.", "{label}?")
+           "State the {label}.", "What does the page give as {label}?", "Find the {label}.", "Quote the {label}.")
 NATURAL = {
     "person": ("Who is the {label}?", "Who is named as {label}?"),
     "date": ("When is the {label}?", "On which day is the {label}?"),

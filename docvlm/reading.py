@@ -2,10 +2,11 @@
 
 # %% auto #0
 __all__ = ['FONTS', 'SCANS', 'HELD_OUT', 'BORDER', 'TASKS', 'CARD', 'character_accuracy', 'answer_similarity', 'measure_reading',
-           'export_base', 'pretraining_record']
+           'practice_overlap', 'export_base', 'pretraining_record']
 
 # %% ../nbs/10_nano_base.ipynb #cell-002
 import copy
+import io
 from collections import Counter
 from dataclasses import asdict
 from functools import partial
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 
 from .answering import answer, read_pages
+from .documents import make_pages
+from .leakage import find_leaks
 from .metrics import anls
 from .model import autocast, encode_pages
 from .nano import build_processor, merge_order, patchify
@@ -24,7 +27,9 @@ from .practice import CHARACTERS
 from .pretraining import LEVELS, Recipe
 from .rendering import SEEN_FONTS, UNSEEN_FONTS
 from .scanning import PATCH, practice_line, practice_page, scan
+from .scenes import write_bill, write_letter
 from .sketches import write_bars, write_fields, write_grid
+from .sources import rows_dataset
 from .steps import environment, git_state
 
 # %% ../nbs/10_nano_base.ipynb #cell-004
@@ -63,8 +68,8 @@ def _found(slots, characters, side):
     return found
 
 # %% ../nbs/10_nano_base.ipynb #cell-005
-TASKS = {"line": practice_line, "field": partial(practice_page, layout=write_fields),
-         "cell": partial(practice_page, layout=write_grid), "chart value": partial(practice_page, layout=write_bars)}
+TASKS = {"line": practice_line} | {name: partial(practice_page, layout=layout) for name, layout in (
+    ("field", write_fields), ("cell", write_grid), ("chart value", write_bars), ("letter", write_letter), ("bill", write_bill))}
 
 def answer_similarity(
     model,  # the base
@@ -102,7 +107,27 @@ def measure_reading(
                       for name, families in FONTS.items() for scanned, strength in SCANS.items()],
             "answers": [{"fonts": name, "task": task, "level": level.name, "width_px": 28*level.sizes[0][0],
                          "height_px": 28*level.sizes[0][1]} | answer_similarity(model, processor, task, level, families, pages)
-                        for name, families in FONTS.items() for task in TASKS for level in (strips if task == "line" else sheets)]}
+                        for name, families in FONTS.items() for task in TASKS
+                        for level in (strips if task == "line" else sheets[-1:] if task in ("letter", "bill") else sheets)]}
+
+# %% ../nbs/10_nano_base.ipynb #practice-overlap
+def practice_overlap(
+    pages: int = 300,  # practice pages, and as many of the study's test pages
+) -> dict:  # of `leakage.find_leaks`, practice in the part of the training set; no pairs
+    "Pages and questions that the study's test pages share with practice."
+    def rows(name, image, questions):
+        png = io.BytesIO()
+        image.save(png, "PNG")
+        return [{"question_id": f"{name}-{i}", "doc_id": name, "image": {"bytes": png.getvalue(), "path": None}, "question": question, "answers": answers,
+                 "doc_types": [], "benchmark": "", "split": "", "source": ""} for i, (question, answers) in enumerate(questions)]
+    rng, level, taught, asked = np.random.default_rng(HELD_OUT), LEVELS[-1], [], []
+    for i in range(pages):
+        sheet = practice_page(336, 336, rng, **level.text)
+        taught += rows(f"practice-{i}", sheet.image, [(q, [a]) for q, a, _ in sheet.questions])
+    for page in make_pages(pages, split="test"): asked += rows(page.doc_id, page.image, [(q.question, list(q.answers)) for q in page.questions])
+    found = find_leaks(rows_dataset(taught), rows_dataset(asked))
+    return {key: value for key, value in found.items() if key != "pairs"}
+
 
 # %% ../nbs/10_nano_base.ipynb #cell-008
 CARD = """---
@@ -117,8 +142,10 @@ A Qwen2-VL of {parameters:,} parameters, trained from nothing by `nbs/10_nano_ba
 the docvlm study runs end to end without a GPU. It was trained on generated pages of up to {width} × {height} pixels; how well it reads them is
 in the tables below. **It is not Qwen2-VL-2B, and no figure measured on it says anything about the 2B.**
 
-**Data.** Pages drawn by `docvlm.practice`: fields, tables, running text and bar charts of common words, pseudo words, numbers, amounts,
-dates, codes and random characters, in {fonts} open fonts, then degraded. Nothing from the study's generator, nothing from outside.
+**Data.** Pages drawn by `docvlm.practice`: fields, tables, running text, charts, letters and bills of common words, pseudo words, names,
+numbers, amounts, dates, codes and random characters, in {fonts} open fonts, then degraded. Nothing from the study's generator: of
+{overlap[test_pages]} of its test pages {overlap[exact]} are among {overlap[train_pages]} practice pages pixel for pixel, {overlap[near]} nearly; of {overlap[test_questions]} questions
+{overlap[question_elsewhere]} are asked in the same words with the same answer.
 
 **Recipe.** {recipe}
 
@@ -153,7 +180,7 @@ def export_base(
     rows = lambda rows, *keys: "\n".join("| " + " | ".join(f"{row[k]:.3f}" if isinstance(row[k], float) else str(row[k]) for k in keys) + " |" for row in rows)
     columns, lines = max((size for level in LEVELS for size in level.sizes), key=np.prod)
     (folder/"README.md").write_text(CARD.format(width=28*columns, height=28*lines,
-        parameters=record["parameters"], hours=record["train_s"]/3600, fonts=len(SEEN_FONTS),
+        overlap=record["overlap"], parameters=record["parameters"], hours=record["train_s"]/3600, fonts=len(SEEN_FONTS),
         recipe=_recipe_text(record["recipe"]),
         characters=rows(record["reading"]["characters"], "fonts", "text_height_px", "accuracy"),
         scans=rows(record["reading"]["scans"], "fonts", "scan", "accuracy"),
@@ -171,5 +198,5 @@ def pretraining_record(
 ) -> dict:
     "What the run was and what came out, for data/results/nano/pretraining.json."
     reading = measure_reading(model, build_processor())
-    return {"step": "pretraining", "recipe": asdict(recipe), "reading": reading, "log": log, "env": environment(), "code": git_state(),
+    return {"step": "pretraining", "recipe": asdict(recipe), "reading": reading, "overlap": practice_overlap(), "log": log, "env": environment(), "code": git_state(),
             "parameters": sum(p.numel() for n, p in model.named_parameters() if "speller" not in n), "train_s": sum(r["seconds"] for r in log)}
