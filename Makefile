@@ -53,6 +53,7 @@ lab: install
 	$(BIN)/jupyter lab --ServerApp.root_dir=$(CURDIR) nbs/index.ipynb
 
 nano-base: install
+	mkdir -p data/runs/nano-base
 	$(BIN)/papermill nbs/10_nano_base.ipynb data/runs/nano-base/10_nano_base.ipynb -p train True
 
 clean:

@@ -6,7 +6,7 @@ __all__ = ['ablation_row', 'ablate_precision', 'ablate']
 # %% ../nbs/06_ablation.ipynb #cell-002
 import pandas as pd
 
-from .core import Study
+from .core import Study, StudyError
 from .evaluation import compare, predict_systems
 from .training import adapter_folder, train_adapter
 
@@ -48,5 +48,10 @@ def ablate(
                for folder in [adapter_folder(study, rank, seed)]}
     frames, _ = predict_systems(study, {name: folder for name, (folder, _) in records.items()})
     rows = [ablation_row(record, frames["base"], frames[name], resamples) for name, (_, record) in records.items()]
-    quantized = [row for precision in study.preset.ablation_precisions for row in ablate_precision(study, precision)]
-    return {"rows": rows, "quantized": quantized, "artefacts": [record["adapter"] for _, record in records.values()]}
+    quantized, notes = [], []
+    for precision in study.preset.ablation_precisions:
+        try: quantized += ablate_precision(study, precision)
+        except (RuntimeError, ImportError, NotImplementedError, AttributeError) as error:  # bitsandbytes has no kernel for this machine
+            if isinstance(error, StudyError): raise
+            notes.append(f"{precision} does not run here: {type(error).__name__}: {str(error)[:160]}")
+    return {"rows": rows, "quantized": quantized, "notes": notes, "artefacts": [record["adapter"] for _, record in records.values()]}

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .core import Study
 from .model import autocast
-from .packing import Template, attention_mask, chat_template, page_positions
+from .packing import Template, attention_mask, chat_template, encode_text, page_positions
 from .features import PageFeatures, asked_pages
 
 # %% ../nbs/04b_answering.ipynb #cell-004
@@ -96,13 +96,15 @@ def answer_rows(
     found = [None]*len(rows)
     bar = tqdm(total=len(rows), desc=description, unit="question")
 
-    @find_executable_batch_size(starting_batch_size=study.preset.tokens_in_flight)
+    budget = study.preset.tokens_in_flight
+    def halved(): nonlocal budget; budget //= 2; return budget
+
+    @find_executable_batch_size(starting_batch_size=budget, reduce_batch_size_fn=halved)
     def run(tokens_in_flight):
         for batch in _batches(pages, features, table["benchmark"], found, tokens_in_flight, processor.image_processor.merge_size):
             cached = [features.get(page["key"]) for page, _ in batch]
             asked = [(number, row) for number, (_, some) in enumerate(batch) for row in some]
-            questions = [tokenizer.encode(table["question"][row] + study.preset.prompt_suffix[table["benchmark"][row]],
-                                          add_special_tokens=False) for _, row in asked]
+            questions = [encode_text(tokenizer, table["question"][row] + study.preset.prompt_suffix[table["benchmark"][row]]) for _, row in asked]
             limit = max(study.preset.max_new_tokens[table["benchmark"][row]] for _, row in asked)
             with torch.no_grad(), autocast(model.device.type, precision):
                 read = read_pages(model, template, *zip(*cached), processor.image_processor.merge_size)
@@ -116,13 +118,18 @@ def answer_rows(
     return pd.DataFrame(found, columns=["prediction", "confidence", "answer_tokens"])
 
 def _batches(pages, features, benchmarks, found, budget, merge_size):
-    "Unanswered questions by page, pages of one benchmark and similar size together, at most `budget` page tokens times questions."
-    todo = [(page, [row for row in page["rows"] if found[row] is None]) for page in pages]
-    image_tokens = lambda page: int(np.prod(features.grid(page["key"])))//merge_size**2
-    sized = sorted((benchmarks[some[0]], image_tokens(page), i) for i, (page, some) in enumerate(todo) if some)
+    "Unanswered questions by page, pages of one benchmark and similar size together, at most `budget` page tokens times questions (or one question)."
+    todo = []
+    for page in pages:
+        waiting = [row for row in page["rows"] if found[row] is None]
+        if not waiting: continue
+        tokens = int(np.prod(features.grid(page["key"])))//merge_size**2 + 64
+        for benchmark in sorted({benchmarks[row] for row in waiting}):
+            some = [row for row in waiting if benchmarks[row] == benchmark]
+            most = max(1, budget//tokens)
+            todo += [(benchmark, tokens, page, some[i:i + most]) for i in range(0, len(some), most)]
     batch, used, last = [], 0, None
-    for benchmark, tokens, i in sized:
-        cost = (tokens + 64)*len(todo[i][1])
-        if batch and (used + cost > budget or benchmark != last): yield batch; batch, used = [], 0
-        batch.append(todo[i]); used += cost; last = benchmark
+    for benchmark, tokens, page, part in sorted(todo, key=lambda item: item[:2]):
+        if batch and (used + tokens*len(part) > budget or benchmark != last): yield batch; batch, used = [], 0
+        batch.append((page, part)); used += tokens*len(part); last = benchmark
     if batch: yield batch

@@ -21,9 +21,9 @@ from .core import Study, StudyError
 from .data import load_splits
 from .folder import open_page
 from .model import autocast, encode_pages, load_adapter, load_base, load_processor, prepare_images
-from .packing import chat_template
+from .packing import chat_template, encode_text
 from .sources import TYPE_GROUPS
-from .training import adapter_folder
+from .training import adapter_folder, check_base
 
 # %% ../nbs/04c_asking.ipynb #a0dd63d7
 class Asker:
@@ -35,6 +35,7 @@ class Asker:
         self.template, self.systems = chat_template(self.processor), ["base"]
         folder = adapter_folder(study, study.preset.lora_rank, study.preset.seeds[0])
         if (folder/"adapter_model.safetensors").exists():
+            check_base(study, folder)
             self.model = load_adapter(self.model, folder)
             self.systems.append("LoRA")
 
@@ -49,7 +50,7 @@ def ask(self: Asker,
     ) -> list[dict]:  # question, system, answer, confidence (0 to 1), seconds (from pixels to the answers to all questions)
     "Answers of every system to every question."
     started, tokenizer, preset, found = time.perf_counter(), self.processor.tokenizer, self.study.preset, []
-    asked = [tokenizer.encode(q + preset.prompt_suffix[benchmark], add_special_tokens=False) for q in questions]
+    asked = [encode_text(tokenizer, q + preset.prompt_suffix[benchmark]) for q in questions]
     (pixels, grids), merge_size = prepare_images(self.processor, [page]), self.processor.image_processor.merge_size
     with torch.no_grad(), autocast(self.model.device.type):
         vision = [f.to(torch.bfloat16) for f in encode_pages(self.model, pixels, grids)]

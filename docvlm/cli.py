@@ -6,11 +6,12 @@ __all__ = ['study', 'train', 'evaluate', 'bench', 'ask', 'demo', 'measure', 'pla
 # %% ../nbs/11_cli.ipynb #cell-002
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from fastcore.script import Param, call_parse
 
-from .core import StudyError, open_study, root
+from .core import StudyError, digest_of, open_study, read_json, root
 
 # %% ../nbs/11_cli.ipynb #cell-004
 _expected = (StudyError, ValueError, OSError)  # OSError: no such file, no right to write, disk full
@@ -82,12 +83,14 @@ def train(
 ):
     "Fine-tune one adapter (continues where it was stopped) and print where it lies; runs under `accelerate launch` too."
     def run():
-        from docvlm.data import prepare_data
+        if report_to in ("wandb", "tensorboard", "trackio") and find_spec(report_to) is None:
+            raise StudyError(f"{report_to} is not installed; `.venv/bin/pip install {report_to}` and try again")
         from docvlm.model import team
+        from docvlm.steps import run_study
         from docvlm.training import train_adapter
         opened = _affordable(_opened(preset, documents))
         workers = team()
-        if workers.is_main_process: opened.step("data").run(lambda: prepare_data(opened))
+        if workers.is_main_process: run_study(opened, "data")
         workers.wait_for_everyone()
         record = train_adapter(opened, lora_rank or opened.preset.lora_rank, seed, report_to)
         if workers.is_main_process: print(json.dumps({k: v for k, v in record.items() if k != "loss"}, indent=1))
@@ -105,7 +108,7 @@ def evaluate(
     def run():
         from docvlm.evaluation import compare_groups, predict_systems
         from docvlm.model import team
-        from docvlm.training import adapter_folder
+        from docvlm.training import adapter_folder, check_base
         opened = _opened(preset, documents)
         seed = opened.preset.seeds[0]
         folder = Path(adapter) if adapter else adapter_folder(opened, opened.preset.lora_rank, seed)
@@ -115,8 +118,12 @@ def evaluate(
         if submit:
             from docvlm.submission import write_submission
             return print(write_submission(opened, submit, None if bare else folder))
-        frames, _ = predict_systems(opened, {folder.name: folder})
-        cells = compare_groups(frames["base"], [frames[folder.name]], [seed], opened.preset.resamples, frames["base"].benchmark)
+        check_base(opened, folder)
+        record, own = folder/"record.json", folder.resolve().parent == adapter_folder(opened, 1, 1).resolve().parent
+        if record.exists(): seed = read_json(record)["seed"]
+        name = folder.name if own else f"{folder.resolve().name}-{digest_of(folder/'adapter_model.safetensors')}"  # the study's own answers stay
+        frames, _ = predict_systems(opened, {name: folder})
+        cells = compare_groups(frames["base"], [frames[name]], [seed], opened.preset.resamples, frames["base"].benchmark)
         if team().is_main_process: print(json.dumps(cells, indent=1))
     _plainly(run)
 

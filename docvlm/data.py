@@ -19,7 +19,7 @@ from filelock import FileLock
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
-from .core import Study, digest_of, read_json, root, write_json
+from .core import Study, digest_of, flush, read_json, root, write_json
 from .documents import UNSEEN_SHARE, make_page
 from .folder import load_folder
 from .hub import check_sources, load_hub
@@ -122,6 +122,7 @@ def _prepare(study, folder):
     make = _check_documents if study.documents else _generate
     try:
         write_json(partial/"report.json", make(study, partial))
+        flush(partial)
         partial.rename(folder)
     finally: shutil.rmtree(partial, ignore_errors=True)
 

@@ -4,26 +4,33 @@
 __all__ = ['PageFeatures', 'page_key', 'pages_of', 'asked_pages', 'FreshFeatures', 'cache_features']
 
 # %% ../nbs/04d_features.ipynb #960ad083
+import io
 import json
+import math
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
+import datasets
 import torch
+from accelerate.utils import find_executable_batch_size
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from .core import Study, StudyError, base_digest, digest_of, replacing
-from .model import autocast, encode_pages, prepare_images, team
+from .core import Study, StudyError, base_digest, digest_of, replacing, root
+from .model import autocast, has_bf16, encode_pages, prepare_images, team
 
 # %% ../nbs/04d_features.ipynb #2ecdb3c1
 class PageFeatures:
     "Vision features by page: a folder of safetensors files, filled on demand."
     def __init__(self, study: Study):
-        preset = study.preset
-        self.folder = study.cache_dir/"features"/digest_of(base_digest(preset), preset.min_pixels, preset.max_pixels)
+        preset, device = study.preset, "cuda" if torch.cuda.is_available() else "cpu"
+        self.folder = study.cache_dir/"features"/digest_of(base_digest(preset), preset.min_pixels, preset.max_pixels, root()/"docvlm"/"model.py",
+                                                           version("transformers"), version("torch"), device, has_bf16(device))
 
     def _path(self, key): return self.folder/key[:2]/f"{key}.safetensors"
 
@@ -54,8 +61,7 @@ def pages_of(
     rows,  # a datasets.Dataset in the row schema
 ) -> dict[str, dict]:  # by doc_id: first row index, undecoded image, row indices
     "The pages of a data set with the rows that ask about each, in order of appearance."
-    from datasets import Image
-    pages, images = {}, rows.cast_column("image", Image(decode=False))
+    pages, images = {}, rows.cast_column("image", datasets.Image(decode=False))
     for i, doc in enumerate(rows["doc_id"]): pages.setdefault(doc, {"rows": []})["rows"].append(i)
     for page in pages.values():
         page["key"] = page_key(images[page["rows"][0]]["image"])
@@ -88,12 +94,19 @@ class FreshFeatures:
         with torch.no_grad(), autocast(self.model.device.type): feature, = encode_pages(self.model, pixels, grids)
         return feature.to(torch.bfloat16), grids[0]
 
-def _check_room(study, pages, bytes_per_page):
-    "StudyError if the disk has no room for features of pages as large as the preset allows."
+def _image_tokens(page, images, processor):
+    "Image tokens of a page, from its file's header."
+    image, how = images[page["rows"][0]]["image"], processor.image_processor
+    with Image.open(io.BytesIO(image["bytes"]) if image.get("bytes") else image["path"]) as opened: width, height = opened.size
+    cell = how.patch_size*how.merge_size
+    return math.prod(smart_resize(height, width, cell, how.size["shortest_edge"], how.size["longest_edge"]))//cell**2
+
+def _check_room(study, pages, need):
+    "StudyError if the disk has no room for `need` bytes of page features."
     folder = next(folder for folder in (study.cache_dir, *study.cache_dir.parents) if folder.exists())
-    need, free = pages*bytes_per_page, shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free
     if need > 0.9*free:
-        raise StudyError(f"The page features of {pages} pages take up to {need/2**20:,.0f} MiB and the cache's disk has "
+        raise StudyError(f"The page features of {pages} pages take {need/2**20:,.0f} MiB and the cache's disk has "
                          f"{free/2**20:,.0f} MiB free; free space, or lower max_pixels, max_train_questions or max_test_questions")
 
 def _ahead(function, items):
@@ -116,13 +129,17 @@ def cache_features(
     if not study.preset.cache_pages: return FreshFeatures(model, processor, rows)
     features, pages, workers = PageFeatures(study), list(pages_of(rows).values()), team()
     todo = [page for page in pages[workers.process_index::workers.num_processes] if features.get(page["key"]) is None]
-    _check_room(study, len(todo), 2*model.config.get_text_config().hidden_size*study.preset.max_pixels//28**2)
+    images = rows.cast_column("image", datasets.Image(decode=False))
+    tokens = sum(_image_tokens(page, images, processor) for page in todo)
+    _check_room(study, len(todo), 2*model.config.get_text_config().hidden_size*tokens)
     groups = [todo[i:i + pages_per_batch] for i in range(0, len(todo), pages_per_batch)]
+    @find_executable_batch_size(starting_batch_size=max(1, study.preset.patches_per_batch))
+    def encode(patches, pixels, grids):
+        with torch.no_grad(), autocast(model.device.type): return encode_pages(model, pixels, grids, patches)
     prepared = _ahead(lambda some: prepare_images(processor, [rows[page["rows"][0]]["image"] for page in some]), groups)
     with tqdm(total=len(todo), desc="page features", unit="page", disable=not todo) as bar:
         for some, (pixels, grids) in zip(groups, prepared):
-            with torch.no_grad(), autocast(model.device.type):
-                encoded = encode_pages(model, pixels, grids, study.preset.patches_per_batch)
+            encoded = encode(pixels, grids)
             for page, grid, feature in zip(some, grids, encoded): features.put(page["key"], feature.cpu(), grid)
             bar.update(len(some))
     workers.wait_for_everyone()

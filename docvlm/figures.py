@@ -211,7 +211,7 @@ def draw_all(
               "failure_shares": (draw_failures, results["failures"], "types"), "examples": (draw_examples, results["failures"], "gallery"),
               "reliability": (draw_reliability, evaluation, "reliability"),
               "difficulty": (draw_difficulty, evaluation, "by_answer_length"),
-              "latency": (draw_latency, results["latency"], "rows"), "quality_cost": (draw_quality_cost, evaluation, "throughput")}
+              "latency": (draw_latency, results["latency"], "rows"), "quality_cost": (draw_quality_cost, evaluation, "benchmarks")}
     found = dict.fromkeys(wanted)
     for name, (draw, result, field) in wanted.items():
         if not result.get(field): continue

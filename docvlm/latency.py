@@ -20,7 +20,7 @@ from .answering import answer, read_pages
 from .core import Study, StudyError, root
 from .data import load_splits
 from .model import autocast, encode_pages, has_bf16, load_base, load_processor, prepare_images
-from .packing import chat_template
+from .packing import chat_template, encode_text
 from .features import pages_of
 
 # %% ../nbs/08_latency.ipynb #cell-004
@@ -60,7 +60,7 @@ def measure_precision(
     if precision == "bf16": model = model.to(torch.bfloat16)  # on a CPU, where `load_base` keeps fp32 weights
     pages = list(pages_of(rows).values())
     chosen = [rows[pages[i]["rows"][0]] for i in np.linspace(0, len(pages) - 1, preset.latency_pages).astype(int)]
-    ask = lambda row: processor.tokenizer.encode(row["question"] + preset.prompt_suffix[row["benchmark"]], add_special_tokens=False)
+    ask = lambda row: encode_text(processor.tokenizer, row["question"] + preset.prompt_suffix[row["benchmark"]])
     return [_measure(study, processor, model, chosen, [ask(row) for row in chosen], precision, size) for size in batch_sizes
             if size <= len(chosen)]
 

@@ -45,7 +45,15 @@ def fingerprints(
     pages = dataset.select(page_positions(dataset)).select_columns(["doc_id", "image"])
     return pd.DataFrame([
         {"doc_id": row["doc_id"], "pixels": pixel_digest(row["image"]), "bits": perceptual_bits(row["image"])}
-        for row in tqdm(pages, desc=f"fingerprints of {label}", leave=False)])
+        for row in tqdm(_decoded(pages), total=len(pages), desc=f"fingerprints of {label}", leave=False)])
+
+def _decoded(pages):
+    "Each page; one that cannot be decoded is named."
+    docs = pages["doc_id"][:]
+    for number, doc in enumerate(docs):
+        try: yield pages[number]
+        except Exception as error:  # Pillow raises many kinds
+            raise ValueError(f"Page {doc}: unreadable image ({type(error).__name__}: {error}); fetch its source again or remove its rows") from error
 
 # %% ../nbs/02a_leakage.ipynb #cell-012
 def bit_distances(

@@ -7,6 +7,7 @@ __all__ = ['PAGE_ATTENTION', 'page_attention', 'prepare_images', 'encode_pages',
 # %% ../nbs/03_model.ipynb #cell-002
 import logging
 import time
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -39,7 +40,10 @@ def prepare_images(
     processor,  # of the base
     images: list,  # PIL images
 ) -> tuple[list[torch.Tensor], list[tuple[int, int, int]]]:  # per page: patches (patches, 1176); grid (time, height, width)
-    "Pages as the vision tower takes them, resized once."
+    "Pages as the vision tower takes them, resized once; a warning, once, if that makes some smaller."
+    most = processor.image_processor.size["longest_edge"]
+    if any(image.width*image.height > most for image in images):
+        warnings.warn(f"Pages of more than {most:,} pixels are made smaller, to the preset's max_pixels; small text may be lost", stacklevel=2)
     inputs = processor.image_processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
     grids = [tuple(grid) for grid in inputs["image_grid_thw"].tolist()]
     return list(inputs["pixel_values"].split([t*h*w for t, h, w in grids])), grids
@@ -102,6 +106,9 @@ def load_processor(
     "The base's processor with the preset's pixel budget (page areas in pixels)."
     source, revision = _source(preset)
     processor = _open(AutoProcessor.from_pretrained, preset, source, revision=revision)
+    config = _open(Qwen2VLConfig.from_pretrained, preset, source, revision=revision)
+    if processor.image_token_id != config.image_token_id or len(processor.tokenizer) > config.get_text_config().vocab_size:
+        raise StudyError(f"The tokenizer of {preset.base} does not belong to its checkpoint; fetch both from one revision")
     processor.image_processor.size = {"shortest_edge": preset.min_pixels, "longest_edge": preset.max_pixels}
     return processor
 
@@ -115,13 +122,14 @@ def load_base(
         raise ValueError(f"Unknown precision {precision!r}; choose one of: fp32, bf16, int8, nf4")
     source, revision = _source(preset)
     device = device or (f"cuda:{team().local_process_index}" if torch.cuda.is_available() else "cpu")
-    half = torch.bfloat16 if device != "cpu" or has_bf16("cpu") else torch.float32  # emulated bf16 takes fifty times as long
+    half = torch.bfloat16 if has_bf16(device.partition(":")[0]) else torch.float32  # emulated bf16 takes fifty times as long
     quantized = {"quantization_config": _quantization(precision, half)} if precision in ("int8", "nf4") else {}
     dtype = half if precision != "fp32" and (quantized or device != "cpu") else torch.float32
     text_attention = "eager" if device == "cpu" else "sdpa"
-    model = _open(Qwen2VLForConditionalGeneration.from_pretrained, preset, source, revision=revision, dtype=dtype, use_safetensors=True,
+    model, loaded = _open(Qwen2VLForConditionalGeneration.from_pretrained, preset, source, revision=revision, dtype=dtype, use_safetensors=True,
                   attn_implementation={"vision_config": PAGE_ATTENTION, "text_config": text_attention},
-                  device_map={"": device}, **quantized)
+                  device_map={"": device}, output_loading_info=True, **quantized)
+    if lacking := sorted(loaded["missing_keys"]): raise StudyError(f"{preset.base} lacks {len(lacking)} tensors, such as {lacking[0]}; download it again")
     if quantized: _check_quantized(model)
     model.generation_config.update(do_sample=False, repetition_penalty=1.0, temperature=None, top_p=None, top_k=None)
     return model.eval()
@@ -143,8 +151,8 @@ def _source(preset):
 def _open(loader, preset, source, **options):
     "Load from the hub or from disk, or say what is missing."
     try: return loader(source, **options)
-    except OSError as error:
-        raise StudyError(f"Cannot open base model {preset.base!r}: {str(error).splitlines()[0]} Check the connection and "
+    except (OSError, SafetensorError, ValueError) as error:
+        raise StudyError(f"Cannot open base model {preset.base!r}: {(str(error) or type(error).__name__).splitlines()[0]} Check the files, the connection and "
                          "HF_HUB_OFFLINE, or give a local folder as the preset's base") from error
 
 # %% ../nbs/03_model.ipynb #cell-016

@@ -67,6 +67,7 @@ def train_rate(
             folder, num_train_epochs=1, learning_rate=preset.learning_rate, max_grad_norm=preset.max_grad_norm, use_cpu=cpu,
             bf16=has_bf16("cpu" if cpu else "cuda"), dataloader_pin_memory=not cpu, save_strategy="no", logging_strategy="no",
             report_to="none", disable_tqdm=True, remove_unused_columns=False, **arguments)
+        if settings.n_gpu > 1: settings._n_gpu = 1  # as in training
         trainer = trainer_class(model, settings, train_dataset=dataset, data_collator=collate, callbacks=[watch := Stopwatch()])
         trainer.remove_callback(PrinterCallback)
         trainer.answer_logits = answer_logits

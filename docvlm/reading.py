@@ -7,6 +7,7 @@ __all__ = ['FONTS', 'SCANS', 'HELD_OUT', 'BORDER', 'TASKS', 'CARD', 'character_a
 # %% ../nbs/10_nano_base.ipynb #cell-002
 import copy
 import io
+import shutil
 from collections import Counter
 from dataclasses import asdict
 from functools import partial
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from .answering import answer, read_pages
+from .core import flush
 from .documents import make_pages
 from .leakage import find_leaks
 from .metrics import anls
@@ -175,16 +177,22 @@ def export_base(
     "Write model, processor and card."
     processor, shipped = build_processor(), copy.deepcopy(model).to(torch.bfloat16)
     del shipped.speller  # its heads taught the tower; reading does not need them
-    shipped.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shipped.save_pretrained(partial)
+    processor.save_pretrained(partial)
     rows = lambda rows, *keys: "\n".join("| " + " | ".join(f"{row[k]:.3f}" if isinstance(row[k], float) else str(row[k]) for k in keys) + " |" for row in rows)
     columns, lines = max((size for level in LEVELS for size in level.sizes), key=np.prod)
-    (folder/"README.md").write_text(CARD.format(width=28*columns, height=28*lines,
+    (partial/"README.md").write_text(CARD.format(width=28*columns, height=28*lines,
         overlap=record["overlap"], parameters=record["parameters"], hours=record["train_s"]/3600, fonts=len(SEEN_FONTS),
         recipe=_recipe_text(record["recipe"]),
         characters=rows(record["reading"]["characters"], "fonts", "text_height_px", "accuracy"),
         scans=rows(record["reading"]["scans"], "fonts", "scan", "accuracy"),
         answers=rows(record["reading"]["answers"], "fonts", "task", "level", "questions", "anls")), encoding="utf-8")
+    flush(partial)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(partial.iterdir()): file.replace(folder/file.name)
+    partial.rmdir()
 
 def _recipe_text(recipe):
     stages = "; ".join(f"{s['name']}: {s['steps']} steps" + (f", from {LEVELS[s['first_level']].name} up" if s["first_level"] is not None else "")

@@ -38,6 +38,7 @@ def _listed(parts):
 def answer_gain(evaluation: dict) -> str:
     "Does fine-tuning help?"
     cells = evaluation["benchmarks"]
+    if not cells: return "No benchmark has the two test pages that an interval needs."
     said_of = {kind: [_change(benchmark_name(b), cells[b]) for b in present(cells) if verdict(cells[b]) == kind]
                for kind in ("gain", "loss", "unclear")}
     found = []
@@ -54,6 +55,7 @@ def answer_types(evaluation: dict) -> str:
     "Which document types gain most?"
     found = sorted(((name, cell) for name, cell in evaluation["by_document_type"].items() if name not in QUESTION_KINDS),
                    key=lambda item: -item[1]["delta"]["value"])
+    if not found: return "No document type has the two test pages that an interval needs."
     gains, losses = ([_change(*item) for item in found if verdict(item[1]) == kind] for kind in ("gain", "loss"))
     if not gains:
         text = f"None of {len(found)} document types shows a gain whose interval excludes zero; the largest change is {_change(*found[0])}"
@@ -98,14 +100,16 @@ def scores_at_scale(size: str) -> Markup:
     import pandas as pd
     study = Study(PRESETS[f"qwen2-vl-{size.lower()}"])
     measured = study.step("evaluation").path.exists()
-    cells = study.result("evaluation")["benchmarks"] if measured else {}
+    run = read_json(study.step("evaluation").path) if measured else {}
+    if measured: _unchanged(run, f"{study.name}/evaluation", f"run `docvlm-study --preset {study.name}`")
+    cells = run.get("benchmarks", {})
     def row(b, part):
         ours = {f"{label}, measured here": percent(cells.get(b) and cells[b][key]["value"])
                 for key, label in (("baseline", "base"), ("ours", "fine-tuned"))} if measured else {}
         return {"benchmark": benchmark_name(b), **ours,
                 "base, published by others": "; ".join(f"{r.value} ({r.split}, {r.protocol})" for r in part.itertuples())}
     rows = pd.read_csv(root()/"data"/"published_scores.csv")
-    found = table([row(b, part) for b, part in rows[rows["size"] == size].groupby("benchmark", sort=False)], f"Qwen2-VL-{size}")
+    found = table([row(b, part) for b, part in rows[rows["size"] == size].groupby("benchmark", sort=False)], f"Qwen2-VL-{size}" + (f", measured {run['started'][:10]}" if measured else ""))
     return found if measured else Markup(f"**Qwen2-VL-{size}: {NOT_MEASURED}.** No study of preset `{study.name}` has run here. "
                                          f"What others published of the base:\n{found}")
 
@@ -175,6 +179,11 @@ def to_pdf(
     typst.compile(source.encode(), output=path, root=root(), ignore_system_fonts=True, timestamp=0)
 
 # %% ../nbs/09_report.ipynb #cell-020
+def _unchanged(result, name, remedy):
+    "The result, or StudyError if it is not as it was written."
+    if result.get("content") != content_digest(result): raise StudyError(f"{name} has been changed since it was written; {remedy}")
+    return result
+
 def current_systems(
     study: Study,
     results: dict,  # of the steps
@@ -183,6 +192,7 @@ def current_systems(
     file = study.results_dir/"systems.json"
     if not file.exists(): return {}, []
     systems = read_json(file)["systems"]
+    for name, found in systems.items(): _unchanged(found, f"{study.name}/systems: {name}", "run docvlm-measure again")
     now = {"questions": results["data"]["digest"]["test"], "evaluation": content_digest(results["evaluation"])}
     return ({name: found for name, found in systems.items() if found["inputs"] == now},
             [name for name, found in systems.items() if found["inputs"] != now])
@@ -212,7 +222,7 @@ def report_values(study: Study) -> dict:
             "model": settings(training["model"], "Model"), "setup": settings(training["setup"], "Training"),
             "environment": settings(evaluation["env"], "Machine and versions of the evaluation"),
             "own": study.preset.base.startswith("data/"), "at_scale": [scores_at_scale("2B"), scores_at_scale("7B")],
-            "plan": read_json(plan) if (plan := Study(PRESETS["qwen2-vl-2b"]).results_dir/"plan.json").exists() else None,
+            "plan": _unchanged(read_json(plan), "The plan of qwen2-vl-2b", "run docvlm-plan again") if (plan := Study(PRESETS["qwen2-vl-2b"]).results_dir/"plan.json").exists() else None,
             **{f.__name__: f for f in (amount, benchmark_name, mark, percent, picture, said, slug)}}
 
 def build_report(study: Study) -> dict:

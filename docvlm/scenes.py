@@ -7,11 +7,10 @@ __all__ = ['SENTENCES', 'write_letter', 'write_bill']
 from string import Formatter
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import ImageDraw
 
-from .practice import (Sheet, blank_sheet, make_amount, make_code, make_date, make_firm, make_name, make_number, make_person,
+from .practice import (Sheet, make_amount, make_code, make_date, make_firm, make_name, make_number, make_person,
                              make_phone, make_street, pick)
-from .rendering import SEEN_FONTS
 from .sketches import ABOVE, LEFT, _ask, _ask_fields, tint, write_fields
 
 # %% ../nbs/10g_scenes.ipynb #scenes-sentences

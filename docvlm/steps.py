@@ -29,7 +29,7 @@ STEPS = {  # step: (notebook, steps whose results it reads, other files it reads
     "failures": ("07_failure_analysis", ("data", "evaluation"), ()),
     "latency": ("08_latency", ("data", "training"), ("data/prices.csv",)),
     "report": ("09_report", ("data", "training", "evaluation", "ablation", "failures", "latency"),
-               ("data/*.csv", "nbs/index.ipynb", "data/results/*/plan.json", "data/results/{study}/benchmark.json",
+               ("data/*.csv", "nbs/index.ipynb", "data/results/*/plan.json", "data/results/qwen2-vl-*/evaluation.json", "data/results/{study}/benchmark.json",
                 "data/results/{study}/systems.json", "data/runs/{study}/results/systems.json", "paper/*.j2", "paper/*.css", "paper/*.bib",
                 "paper/*.typ", "paper/head.html", "paper/gallery.html")),
 }
@@ -159,8 +159,10 @@ def run(self: Step,
 # %% ../nbs/00a_steps.ipynb #cell-010
 def git_state() -> dict:
     "Commit and whether sources differ from it."
-    git = lambda *args: subprocess.run(("git", *args), cwd=root(), capture_output=True, text=True).stdout.strip()
-    sources = ("nbs", "docvlm", "data/nano", "data/*.csv", "settings.ini", "paper/*.j2", "paper/*.css", "paper/*.bib", "paper/*.typ")
+    def git(*args):
+        try: return subprocess.run(("git", *args), cwd=root(), capture_output=True, text=True).stdout.strip()
+        except OSError: return ""  # no git on this machine
+    sources = ("nbs", "docvlm", "data/nano", "data/*.csv", "settings.ini", "paper/*.j2", "paper/*.css", "paper/*.bib", "paper/*.typ", "paper/head.html", "paper/gallery.html")
     return {"git_sha": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", *sources))}
 
 @lru_cache

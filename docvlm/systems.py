@@ -4,6 +4,7 @@
 __all__ = ['scored', 'system_cells', 'add_system', 'measure_ocr', 'measure_endpoint']
 
 # %% ../nbs/05b_systems.ipynb #9b76cdfd
+import json
 import time
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -12,13 +13,13 @@ import pandas as pd
 from filelock import FileLock
 
 from .core import Study, get_preset, read_json, replacing, write_json
-from .data import load_splits, prepare_data
+from .data import load_splits
 from .endpoint import Endpoint, endpoint_answers, token_cost
 from .evaluation import compare
 from .latency import CPU_PRICE, cost_per_1000_images
 from .lookup import lookup_answers
 from .metrics import score
-from .steps import code_digests, content_digest, environment, git_state
+from .steps import code_digests, content_digest, environment, git_state, run_study
 
 # %% ../nbs/05b_systems.ipynb #45496829
 def scored(
@@ -62,7 +63,8 @@ def add_system(
     cost,  # answers -> {"cost_per_1000_questions_usd", "price_source"}
 ) -> dict:  # what was filed under the name
     "Answer the study's test questions with another system, score the answers and file them beside the study's results."
-    data, started, clock = study.step("data").run(lambda: prepare_data(study)), datetime.now(timezone.utc), time.perf_counter()
+    if study.step("data").state() != "fresh": run_study(study, "data")
+    data, started, clock = study.result("data"), datetime.now(timezone.utc), time.perf_counter()
     rows = load_splits(study)["test"]
     frame = scored(rows, answers := answer(rows))
     evaluation, ours = _own_predictions(study)
@@ -77,7 +79,8 @@ def add_system(
     with FileLock(study.run_dir/".systems.lock"):
         file = study.results_dir/"systems.json"
         kept = read_json(file)["systems"] if file.exists() else {}
-        write_json(file, {"step": "systems", "preset": study.preset.name, "study": study.name, "systems": kept | {name: record}})
+        write_json(file, {"step": "systems", "preset": study.preset.name, "study": study.name,
+                          "systems": kept | {name: record | {"content": content_digest(json.loads(json.dumps(record)))}}})
     return record
 
 def _own_predictions(study):

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['SCORE_SLACK', 'LOSS_SHARE', 'leaves', 'published', 'trace', 'names_of', 'findings', 'compare', 'copy_sources',
-           'study_command', 'compare_folders', 'check']
+           'study_command', 'answers_digest', 'compare_folders', 'check']
 
 # %% ../nbs/00b_trust.ipynb #b0ed27eb
 import os
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from .core import Study, StudyError, digest_of, open_study, read_json, root
 from .steps import PROVENANCE, STEPS, import_closure, notebook_code
@@ -137,6 +138,12 @@ def study_command(
             "env": os.environ | {"PYTHONPATH": str(folder)}}
 
 # %% ../nbs/00b_trust.ipynb #ddbdb266
+def answers_digest(
+    path: Path,  # a parquet file of predictions
+) -> str:
+    "Digest of stored answers, without how long they took."
+    return digest_of(pd.read_parquet(path).to_json(double_precision=15))
+
 def compare_folders(
     study: Study,  # its results are the first set
     folder: Path,  # a copy of the repository where the same study ran
@@ -147,7 +154,7 @@ def compare_folders(
         path = folder/study.step(name).path.relative_to(root())
         if not path.exists(): raise StudyError(f"The rerun has no result for {name}; see its messages above")
         files = [a for a in before.get("artefacts", []) if a.endswith(".parquet") and (root()/a).exists() and (folder/a).exists()]
-        def with_files(result, place): return result | {"files": {a: digest_of(place/a) for a in files}}
+        def with_files(result, place): return result | {"files": {a: answers_digest(place/a) for a in files}}
         rows.append(compare(name, with_files(before, root()), with_files(read_json(path), folder)))
     if not rows: raise StudyError(f"{study.name}: nothing to compare with; run `docvlm-study --preset {study.preset.name}` first")
     return pd.DataFrame(rows)
@@ -158,9 +165,13 @@ def check(
     "Run the study again in an empty folder and compare; a stopped check goes on where it stopped."
     if not published(study): raise StudyError(f"{study.name}: nothing to compare with; run `docvlm-study --preset {study.preset.name}` first")
     folder = study.run_dir/"check"
-    last = folder/study.step("report").path.relative_to(root())
-    if last.exists(): shutil.rmtree(folder)  # a finished check is no new one
-    folder.mkdir(parents=True, exist_ok=True)
-    ran = subprocess.run(**study_command(study, copy_sources(folder)))
-    if ran.returncode: raise StudyError(f"The rerun stopped (exit code {ran.returncode}); its messages are above, its files in {folder.relative_to(root())}")
-    return compare_folders(study, folder)
+    study.run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(study.run_dir/".check.lock", timeout=0):
+            last = folder/study.step("report").path.relative_to(root())
+            if last.exists(): shutil.rmtree(folder)  # a finished check is no new one
+            folder.mkdir(parents=True, exist_ok=True)
+            ran = subprocess.run(**study_command(study, copy_sources(folder)))
+            if ran.returncode: raise StudyError(f"The rerun stopped (exit code {ran.returncode}); its messages are above, its files in {folder.relative_to(root())}")
+            return compare_folders(study, folder)
+    except Timeout: raise StudyError(f"Another check of the study {study.name!r} is in progress in this folder; wait for it to end") from None

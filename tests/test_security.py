@@ -60,7 +60,7 @@ def test_the_search_finds(source): assert list(harm(source))
 
 def published():
     "Every text that leaves the machine: results, notebooks with outputs, figures, the report, the README."
-    for folder, suffixes in (("data/results", (".json",)), ("data", (".csv", ".md")), ("nbs", (".ipynb",)), ("docvlm", (".py",)),
+    for folder, suffixes in (("data/results", (".json",)), ("data", (".csv", ".md")), ("data/nano", (".json", ".md", ".jinja")), ("nbs", (".ipynb",)), ("docvlm", (".py",)),
                              ("figures", (".svg", ".json")), ("paper", (".html", ".md", ".bib", ".typ", ".j2", ".css"))):
         pattern = "*" if folder == "data" else "**/*"
         yield from (path for path in sorted((ROOT/folder).glob(pattern)) if path.suffix in suffixes)
