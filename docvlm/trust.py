@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from .core import Study, StudyError, digest_of, open_study, read_json, root
+from .core import PRESETS, Study, StudyError, digest_of, open_study, read_json, root
 from .steps import PROVENANCE, STEPS, import_closure, notebook_code
 
 # %% ../nbs/00b_trust.ipynb #c67087dd
@@ -35,6 +35,14 @@ def published(
     "The results of a study as they lie on disk, up to date or not."
     return {name: read_json(path) for name in STEPS if (path := study.step(name).path).exists()}
 
+def _beside(study):
+    "Files that the report shows beside the steps' results, by the name that `trace` takes."
+    found = {"benchmark": study.step("benchmark").path, "systems": study.results_dir/"systems.json",
+             "pretraining": study.results_dir/"pretraining.json", "plan": Study(PRESETS["qwen2-vl-2b"]).results_dir/"plan.json"}
+    return {name: path for name, path in found.items() if path.exists()}
+
+def _traceable(study): return published(study) | {name: read_json(path) for name, path in _beside(study).items()}
+
 # %% ../nbs/00b_trust.ipynb #9f6a93e3
 def _enter(value, name):
     "The part of a result that a dotted name leads to."
@@ -52,8 +60,10 @@ def trace(
     name: str,  # e.g. "evaluation.benchmarks.docvqa.ours"
 ) -> dict:  # value, file, step, notebook, state, inputs, code, environment, started, wall_s
     "Where a number comes from; StudyError if there is none of that name."
-    results = published(study)
-    value, result, step = _enter(results, name), results[name.split(".")[0]], study.step(name.split(".")[0])
+    results, first = _traceable(study), name.split(".")[0]
+    value, result = _enter(results, name), results.get(first)
+    if first not in STEPS: return _trace_beside(study, name, value, result)
+    step = study.step(first)
     sources = {"base": study.preset.base, "files": ", ".join(STEPS[step.name][2]), "documents": study.documents} | {
         earlier: str(study.step(earlier).path.relative_to(root())) for earlier in STEPS[step.name][1]}
     return {"name": name, "value": value, "file": str(step.path.relative_to(root())), "step": step.name,
@@ -62,6 +72,15 @@ def trace(
             "code": result["code"] | {"modules": ", ".join(import_closure(notebook_code(step.notebook)))},
             "environment": result["env"], "preset": result["preset"], "started": result["started"], "wall_s": result["wall_s"],
             "key": result["key"], "artefacts": ", ".join(result.get("artefacts", []))}
+
+def _trace_beside(study, name, value, result):
+    "Where a number comes from that a command of its own has measured or modelled; each other system has an origin of its own."
+    first, *rest = name.split(".")
+    origin = result["systems"].get(rest[1], {}) if first == "systems" and len(rest) > 1 else result
+    command = {"benchmark": "docvlm-bench", "systems": "docvlm-measure", "pretraining": "make nano-base", "plan": "docvlm-plan"}[first]
+    kept = ("code", "inputs", "settings", "preset", "started", "wall_s", "key")
+    return {"name": name, "value": value, "file": str(_beside(study)[first].relative_to(root())), "command": command,
+            "environment": origin.get("env")} | {key: origin[key] for key in kept if key in origin}
 
 # %% ../nbs/00b_trust.ipynb #c8e632ab
 def names_of(
@@ -72,8 +91,8 @@ def names_of(
     text = shown.replace("\u2212", "-").replace(",", "").strip().lstrip("+")
     plain, decimals = text.rstrip("% "), len(text.rstrip("% ").partition(".")[2])
     scales = (100,) if "%" in text else (1, 100)
-    return [".".join(path) for path, value in leaves(published(study))
-            if path[1] not in PROVENANCE and isinstance(value, (int, float)) and not isinstance(value, bool)
+    return [".".join(path) for path, value in leaves(_traceable(study))
+            if not {*path[1:4]} & {*PROVENANCE} and isinstance(value, (int, float)) and not isinstance(value, bool)
             and any(f"{scale*value:.{decimals}f}" == plain for scale in scales)]
 
 # %% ../nbs/00b_trust.ipynb #571259bd

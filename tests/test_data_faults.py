@@ -5,8 +5,10 @@ import zlib
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
+from docvlm.asking import Asker
+from docvlm.core import open_study
 from docvlm.folder import load_folder
 from docvlm.metrics import score
 from docvlm.sources import ROW_FEATURES, rows_dataset
@@ -213,3 +215,14 @@ def test_real_receipts(tmp_path):
     test = rows_dataset(rows["test"])
     assert len(set(test["doc_id"])) == 20 and test["doc_types"][0] == ["receipt"]
     assert test[0]["image"].mode == "RGB" and max(test[0]["image"].size) <= 1400
+
+
+def test_odd_pages_get_an_answer():
+    "An empty page, a black one, one far too large and a script the base does not know: an answer with a confidence, never a crash."
+    asker, ink = Asker(open_study("smoke")), Image.new("RGB", (300, 200), "white")
+    ImageDraw.Draw(ink).text((20, 60), "\u65e5\u672c\u8a9e \u0420\u0443\u0441", "black", ImageFont.load_default(28))
+    pages = [Image.new("RGB", (280, 200), "white"), Image.new("RGB", (280, 200)), ink, Image.new("L", (3, 400), 200).convert("RGB")]
+    for page in pages:
+        for said in asker.ask(page, ["What is the total?", "\u603b\u91d1\u989d?"]): assert isinstance(said["answer"], str) and 0 <= said["confidence"] <= 1
+    with pytest.warns(UserWarning, match="made smaller"): said = asker.ask(Image.new("RGB", (3000, 2000), "white"), ["Date?"])
+    assert 0 <= said[0]["confidence"] <= 1
