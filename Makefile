@@ -10,7 +10,7 @@ export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install lock study bench test slow soak notebooks lab nano-base clean
+.PHONY: install lock audit study bench test slow soak notebooks lab nano-base clean
 
 install: .venv/installed
 
@@ -25,6 +25,10 @@ install: .venv/installed
 lock: install
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile setup.py --extra dev --generate-hashes --quiet \
 		--python-version 3.11.7 --python-platform linux --output-file requirements.lock > /dev/null
+
+# Known vulnerabilities of the locked packages, as the Python Package Index lists them.
+audit: install
+	$(BIN)/uv tool run pip-audit --requirement requirements.lock --disable-pip --require-hashes
 
 study: install
 	$(BIN)/docvlm-study --preset $(PRESET) --documents "$(DOCUMENTS)"

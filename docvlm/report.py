@@ -192,9 +192,9 @@ def current_systems(
     file = study.results_dir/"systems.json"
     if not file.exists(): return {}, []
     systems = read_json(file)["systems"]
-    for name, found in systems.items(): _unchanged(found, f"{study.name}/systems: {name}", "run docvlm-measure again")
     now = {"questions": results["data"]["digest"]["test"], "evaluation": content_digest(results["evaluation"])}
-    return ({name: found for name, found in systems.items() if found["inputs"] == now},
+    return ({name: _unchanged(found, f"{study.name}/systems: {name}", "run docvlm-measure again")
+             for name, found in systems.items() if found["inputs"] == now},
             [name for name, found in systems.items() if found["inputs"] != now])
 
 def read_results(study: Study) -> dict:  # by step
