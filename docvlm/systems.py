@@ -76,11 +76,12 @@ def add_system(
               "inputs": {"questions": data["digest"]["test"], "evaluation": evaluation},
               "code": git_state() | code_digests(notebook), "env": environment(),
               "started": started.isoformat(timespec="seconds"), "wall_s": time.perf_counter() - clock}
+    record["content"] = content_digest(json.loads(json.dumps(record)))
     with FileLock(study.run_dir/".systems.lock"):
         file = study.results_dir/"systems.json"
         kept = read_json(file)["systems"] if file.exists() else {}
         write_json(file, {"step": "systems", "preset": study.preset.name, "study": study.name,
-                          "systems": kept | {name: record | {"content": content_digest(json.loads(json.dumps(record)))}}})
+                          "systems": kept | {name: record}})
     return record
 
 def _own_predictions(study):

@@ -103,6 +103,7 @@ def test_gallery_filters(visit, report):
     found = shown.evaluate_all("cards => cards.map(card => [card.dataset.document, card.dataset.outline])")
     assert found and all(pair == ["bar", "outlined"] for pair in found)
     page.get_by_role("button", name="Show all").click()
+    eventually(page, "document.querySelector('.filter output').innerText === '12 of 12 answers'")  # the reset comes after the click
     assert shown.count() == total and count.inner_text() == "12 of 12 answers"
 
 
