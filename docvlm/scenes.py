@@ -68,6 +68,11 @@ _letter_wordings = {
     "firm": ("Which business writes?", "Which name is on the letterhead?", "Whose letterhead is it?")}
 _jobs = ("Buyer", "Head of Sales", "Clerk", "Office Manager", "Owner", "Engineer", "Accountant", "Branch Manager", "Assistant")
 
+def _write_aligned(sheet, x0, x1, y, text, align, strong=False, ink=None):
+    "A line of its own, flush left, flush right or in the middle."
+    wide = sheet.width(text, strong)
+    sheet.write({"left": x0, "center": (x0 + x1 - wide)/2, "right": x1 - 2 - wide}[align], y, text, strong, ink=ink)
+
 def write_letter(
     sheet: Sheet,  # to write on
     box: tuple[int, int, int, int],  # left, top, right, bottom in pixels
@@ -87,24 +92,22 @@ def write_letter(
     body, day = [("text", None)], [("date", make_date)]
     order = pick(rng, (head + day + body + end, day + head + body + end, end + day + body + head, head + body + end + day, body + end + head + day))
     for role, make in order:
-        if role == "text": y = _write_body(sheet, (x0, y, x1, y1), rng, step, sentences, align)
+        if role == "text": y = _write_body(sheet, (x0, y, x1, y1), rng, step, sentences)
         else:
             value = sheet.fitting(make, width - 4, rng, role == "firm")
-            at = {"left": x0, "right": x1 - 2 - sheet.width(value, role == "firm"), "center": x0 + (width - sheet.width(value, role == "firm"))/2}[align]
-            sheet.write(at, y, value, role == "firm")
+            _write_aligned(sheet, x0, x1, y, value, align, role == "firm")
             if role in _letter_wordings: _ask(sheet, rng, _letter_wordings[role], value)
             y += step
 
-def _write_body(sheet, box, rng, step, sentences, align):
+def _write_body(sheet, box, rng, step, sentences):
     "Greeting and sentences; returns where the next line goes."
     (x0, y, x1, _), reader = box, make_person(rng)
     reader = pick(rng, (reader, reader.split()[-1]))
     greeting = pick(rng, ("Dear ", "Hello ", "To ", "Attn. "))
     if sheet.width(greeting + reader + ",") < x1 - x0:
+        start = len(sheet.characters) + len(greeting.strip())
         sheet.write(x0, y, greeting + reader + pick(rng, (",", ":", "")))
-        start = len(sheet.characters) - sheet.last(",")[1] + sheet.last(",")[0]  # of the last character
-        first = next(i for i in range(start, -1, -1) if "".join(c for c, *_ in sheet.characters[i:]).startswith(reader.replace(" ", "")))
-        _ask(sheet, rng, _letter_wordings["reader"], reader, first)
+        _ask(sheet, rng, _letter_wordings["reader"], reader, start)
         y += step
     for text, asks in sentences:
         start = len(sheet.characters)
@@ -164,8 +167,7 @@ def _write_role(sheet, box, rng, step, role, make, align, entries):
     else:
         strong = role == "firm" and rng.random() < 0.6
         value = sheet.fitting(make, x1 - x0 - 4, rng, strong)
-        wide = sheet.width(value, strong)
-        sheet.write({"left": x0, "center": (x0 + x1 - wide)/2, "right": x1 - 2 - wide}[align], y, value, strong, ink=tint(sheet, rng) if strong and rng.random() < 0.3 else None)
+        _write_aligned(sheet, x0, x1, y, value, align, strong, tint(sheet, rng) if strong and rng.random() < 0.3 else None)
     if role in _bill_wordings: _ask(sheet, rng, _bill_wordings[role], value)
     return y + step
 
