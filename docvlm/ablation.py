@@ -8,6 +8,7 @@ import pandas as pd
 
 from .core import Study, StudyError
 from .evaluation import compare, predict_systems
+from .model import cannot_run
 from .training import adapter_folder, train_adapter
 
 # %% ../nbs/06_ablation.ipynb #cell-004
@@ -53,5 +54,5 @@ def ablate(
         try: quantized += ablate_precision(study, precision)
         except (RuntimeError, ImportError, NotImplementedError, AttributeError) as error:  # bitsandbytes has no kernel for this machine
             if isinstance(error, StudyError): raise
-            notes.append(f"{precision} does not run here: {type(error).__name__}: {str(error)[:160]}")
+            notes.append(cannot_run(precision, error))
     return {"rows": rows, "quantized": quantized, "notes": notes, "artefacts": [record["adapter"] for _, record in records.values()]}

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .core import Study
-from .model import autocast
+from .model import autocast, last_mlp_at
 from .packing import Template, attention_mask, chat_template, encode_text, page_positions
 from .features import PageFeatures, asked_pages
 
@@ -40,8 +40,9 @@ def read_pages(
     allowed = (causal & valid[:, None, :]) | torch.eye(ids.shape[1], dtype=torch.bool)
     device, cache = model.device, DynamicCache(config=model.config.get_text_config())
     vision = BaseModelOutputWithPooling(pooler_output=tuple(f.float().to(device) for f in features))
-    model(input_ids=ids.to(device), position_ids=positions.to(device), attention_mask=attention_mask(model, allowed[:, None].to(device)),
-          mm_encoder_outputs={"image": vision}, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    with last_mlp_at(model, torch.zeros_like(ids, dtype=torch.bool, device=device)):  # only keys and values are read
+        model(input_ids=ids.to(device), position_ids=positions.to(device), attention_mask=attention_mask(model, allowed[:, None].to(device)),
+              mm_encoder_outputs={"image": vision}, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return cache, valid.to(device), torch.tensor([int(w.max()) + 1 for w in where], device=device)
 
 # %% ../nbs/04b_answering.ipynb #cell-005
@@ -65,8 +66,10 @@ def answer(
     seen, active = torch.cat([seen, valid], 1), torch.arange(len(questions), device=device)
     answers, probabilities = [[] for _ in questions], [[] for _ in questions]
     for _ in range(max_new_tokens):
-        logits = model(input_ids=ids, position_ids=position.expand(3, -1, -1), attention_mask=attention_mask(model, allowed[:, None]),
-                       past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+        last = (torch.arange(ids.shape[1], device=device) == ids.shape[1] - 1).expand_as(ids)
+        with last_mlp_at(model, last):
+            logits = model(input_ids=ids, position_ids=position.expand(3, -1, -1), attention_mask=attention_mask(model, allowed[:, None]),
+                           past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
         probability, token = logits.softmax(-1).max(-1)
         for row, t, p in zip(active.tolist(), token.tolist(), probability.tolist()):
             answers[row].append(t); probabilities[row].append(p)

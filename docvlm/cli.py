@@ -115,10 +115,10 @@ def evaluate(
         bare = submit and adapter == "base"
         if not bare and not (folder/"adapter_model.safetensors").exists():
             raise FileNotFoundError(f"No adapter in {folder}; run docvlm-train first or name another folder")
+        if not bare: check_base(opened, folder)
         if submit:
             from docvlm.submission import write_submission
             return print(write_submission(opened, submit, None if bare else folder))
-        check_base(opened, folder)
         record, own = folder/"record.json", folder.resolve().parent == adapter_folder(opened, 1, 1).resolve().parent
         if record.exists(): seed = read_json(record)["seed"]
         name = folder.name if own else f"{folder.resolve().name}-{digest_of(folder/'adapter_model.safetensors')}"  # the study's own answers stay

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from .answering import answer, read_pages
 from .core import Study, StudyError, root
 from .data import load_splits
-from .model import autocast, encode_pages, has_bf16, load_base, load_processor, prepare_images
+from .model import autocast, cannot_run, encode_pages, has_bf16, load_base, load_processor, prepare_images
 from .packing import chat_template, encode_text
 from .features import pages_of
 
@@ -111,7 +111,7 @@ def measure_latency(
             try: rows += pool.submit(measure, study, precision).result()
             except StudyError: raise
             except (RuntimeError, ValueError, ImportError, NotImplementedError, AttributeError, BrokenProcessPool) as error:
-                notes.append(f"{precision} does not run here: {type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}")
+                notes.append(cannot_run(precision, error))
     if not rows: raise StudyError(f"No precision could be measured: {'; '.join(notes)}")
     for row in rows: row |= cost_per_1000_images(CPU_PRICE if row["device"] == "CPU" else row["device"], row["images_per_s"])
     return {"rows": rows, "notes": notes}

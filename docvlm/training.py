@@ -9,6 +9,7 @@ import json
 import resource
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .core import Study, StudyError, base_digest, digest_of, flush, read_json, root, set_seed, write_json
 from .data import load_splits
 from .features import PageFeatures, asked_pages, cache_features
-from .model import add_lora, has_bf16, load_base, load_processor, team
+from .model import add_lora, has_bf16, last_mlp_at, load_base, load_processor, team
 from .packing import PackedPage, attention_mask, chat_template, collate_rows, encode_text, fill_rows, pack_page
 
 # %% ../nbs/04_training.ipynb #cell-007
@@ -89,14 +90,15 @@ def answer_loss(
     model,  # with or without LoRA
     batch: dict,  # from `TrainingBatches`
     answer_tokens: float | None = None,  # to divide by; None: those of the batch
-    answer_logits: bool = True,  # project answer positions only; the loss is the same either way
+    answer_logits: bool = True,  # last MLP and projection at answer positions only; the loss is the same either way
 ) -> torch.Tensor:  # scalar
     "Cross-entropy of the answer tokens, given page features and questions."
-    labels, mask = batch["labels"], attention_mask(getattr(model, "module", model), batch["attention_mask"])
-    asked = labels != -100
+    whole, labels = getattr(model, "module", model), batch["labels"]
+    mask, asked = attention_mask(whole, batch["attention_mask"]), labels != -100
     vision = BaseModelOutputWithPooling(pooler_output=tuple(f.float() for f in batch["features"]))
-    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=mask, use_cache=False,
-                   mm_encoder_outputs={"image": vision}, logits_to_keep=asked if answer_logits else 0).logits
+    with last_mlp_at(whole, asked) if answer_logits else nullcontext():
+        logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=mask, use_cache=False,
+                       mm_encoder_outputs={"image": vision}, logits_to_keep=asked if answer_logits else 0).logits
     wanted = labels[asked]
     if not answer_logits: logits = logits[asked]
     return torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="sum")/(answer_tokens or len(wanted))
