@@ -10,7 +10,7 @@ export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install lock audit study bench test slow soak notebooks lab nano-base clean
+.PHONY: install lock audit study outputs bench test slow soak notebooks lab nano-base clean
 
 install: .venv/installed
 
@@ -32,6 +32,12 @@ audit: install
 
 study: install
 	$(BIN)/docvlm-study --preset $(PRESET) --documents "$(DOCUMENTS)"
+
+# What the study's executed notebooks show, in the notebooks of the repository.
+outputs: study
+	$(BIN)/python -c "from docvlm.core import open_study, root; from docvlm.outputs import keep_outputs; \
+		[print(path.name, keep_outputs(path, root()/'nbs'/path.name)) for path in sorted((open_study('$(PRESET)').run_dir/'notebooks').glob('*.ipynb'))]"
+	$(BIN)/nbdev_clean
 
 bench: install
 	$(BIN)/docvlm-bench --preset $(PRESET) --documents "$(DOCUMENTS)"
