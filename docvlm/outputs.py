@@ -11,7 +11,7 @@ from pathlib import Path
 from .core import replacing, root
 
 # %% ../nbs/00c_outputs.ipynb #out-4
-LARGEST = 60_000  # characters of one output
+LARGEST = 150_000  # characters of one output
 SHOWN = ("text/markdown", "text/html", "text/plain", "image/svg+xml", "image/png")
 _passing = re.compile(r"(it/s|s/it)\b|\d%\|")  # of progress bars
 

@@ -181,6 +181,13 @@ def test_hostile_strings_are_shown_not_obeyed(study, no_figures):
     assert "\u202e" not in page and "\x1b" not in page
 
 
+def test_a_system_that_is_left_out_is_named_and_breaks_nothing(study, no_figures, monkeypatch):
+    fill(study)
+    monkeypatch.setattr(report, "current_systems", lambda study, results: ({}, ["gpt-4o-mini"]))
+    page = html_of(study)
+    assert "gpt-4o-mini was measured on other questions" in page and ":::" not in page
+
+
 def test_missing_field_is_an_error(study, no_figures):
     results = synthetic_results(["page.png"])
     del results["failures"]["what_helps"]
