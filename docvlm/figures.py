@@ -64,7 +64,7 @@ def draw_gains(evaluation: dict):
 def draw_data(data: dict):
     "Questions of each document type in training and test."
     splits = {name: part["by_document_type"] for name, part in data["splits"].items()}
-    names = sorted(set().union(*splits.values()), key=lambda name: -splits["test"].get(name, {}).get("questions", 0))
+    names = sorted(set().union(*splits.values()), key=lambda name: (-splits["test"].get(name, {}).get("questions", 0), name))  # a set has no order of its own
     figure, axis = plt.subplots(figsize=(5.5, .3*len(names) + 1))
     for offset, (split, color) in zip((-.2, .2), (("train", BASE), ("test", OURS))):
         counts = [splits[split].get(name, {}).get("questions", 0) for name in names]
