@@ -8,7 +8,7 @@ import json
 import re
 from pathlib import Path
 
-from .core import replacing, root
+from .core import read_json, root, write_json
 
 # %% ../nbs/00c_outputs.ipynb #out-4
 LARGEST = 150_000  # characters of one output
@@ -17,29 +17,27 @@ _passing = re.compile(r"(it/s|s/it)\b|\d%\|")  # of progress bars
 
 def _kept(output):
     "An output as the source notebook shows it, or None."
-    if output["output_type"] == "stream":
-        kept = {"name": "stdout", "output_type": "stream", "text": output["text"]} if output["name"] == "stdout" else None
-    elif any("widget" in kind for kind in output.get("data", {})) or "data" not in output: kept = None
-    else:
-        data = {kind: output["data"][kind] for kind in SHOWN if kind in output["data"]}
-        if "image/png" in data or "image/svg+xml" in data: data.pop("text/plain", None)  # the name and address of a figure
-        kept = {"data": data, "metadata": {}, "output_type": output["output_type"]} if data else None
-        if kept and kept["output_type"] == "execute_result": kept["execution_count"] = None
+    kept, data = dict(output), output.get("data", {})
+    if data:
+        kept |= {"data": {kind: data[kind] for kind in SHOWN if kind in data}, "metadata": {}}
+        if kept["data"].keys() & {"image/png", "image/svg+xml"}: kept["data"].pop("text/plain", None)  # the name and address of a figure
+    if "execution_count" in kept: kept["execution_count"] = None
     text = json.dumps(kept)
-    return None if kept is None or len(text) > LARGEST or str(root()) in text or str(Path.home()) in text or _passing.search(text) else kept
+    passing = output.get("name") == "stderr" or any("widget" in kind for kind in data) or _passing.search(text)
+    shows = output.get("name") == "stdout" or kept.get("data")
+    return kept if shows and not passing and len(text) <= LARGEST and str(root()) not in text and str(Path.home()) not in text else None
 
 def keep_outputs(
     executed: Path,  # a copy of a notebook that papermill has run
     source: Path,  # the notebook; receives what cells of the same id and code have shown
 ) -> int:  # outputs carried over
     "Show in the source notebook what its executed copy shows; a cell that has changed since shows nothing."
-    read = lambda path: json.loads(path.read_text(encoding="utf-8"))
-    ran = {cell.get("id"): cell for cell in read(executed)["cells"] if cell["cell_type"] == "code"}
-    notebook, count = read(source), 0
+    ran = {cell.get("id"): cell for cell in read_json(executed)["cells"] if cell["cell_type"] == "code"}
+    notebook, count = read_json(source), 0
     for cell in notebook["cells"]:
         if cell["cell_type"] != "code": continue
         same = ran.get(cell["id"], {}).get("source") == cell["source"]
         cell["outputs"] = [kept for output in (ran[cell["id"]]["outputs"] if same else ()) if (kept := _kept(output))]
         count += len(cell["outputs"])
-    with replacing(source) as partial: partial.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(source, notebook)
     return count
