@@ -4,6 +4,8 @@
 __all__ = ['read_pages', 'answer', 'answer_rows']
 
 # %% ../nbs/04b_answering.ipynb #cell-002
+from contextlib import nullcontext
+
 import numpy as np
 import pandas as pd
 import torch
@@ -40,7 +42,7 @@ def read_pages(
     allowed = (causal & valid[:, None, :]) | torch.eye(ids.shape[1], dtype=torch.bool)
     device, cache = model.device, DynamicCache(config=model.config.get_text_config())
     vision = BaseModelOutputWithPooling(pooler_output=tuple(f.float().to(device) for f in features))
-    with last_mlp_at(model, torch.zeros_like(ids, dtype=torch.bool, device=device)):  # only keys and values are read
+    with last_mlp_at(model, None):  # only keys and values are read
         model(input_ids=ids.to(device), position_ids=positions.to(device), attention_mask=attention_mask(model, allowed[:, None].to(device)),
               mm_encoder_outputs={"image": vision}, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return cache, valid.to(device), torch.tensor([int(w.max()) + 1 for w in where], device=device)
@@ -67,7 +69,7 @@ def answer(
     answers, probabilities = [[] for _ in questions], [[] for _ in questions]
     for _ in range(max_new_tokens):
         last = (torch.arange(ids.shape[1], device=device) == ids.shape[1] - 1).expand_as(ids)
-        with last_mlp_at(model, last):
+        with last_mlp_at(model, last) if ids.shape[1] > 1 else nullcontext():
             logits = model(input_ids=ids, position_ids=position.expand(3, -1, -1), attention_mask=attention_mask(model, allowed[:, None]),
                            past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
         probability, token = logits.softmax(-1).max(-1)

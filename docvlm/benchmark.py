@@ -10,7 +10,6 @@ import resource
 import tempfile
 import time
 from contextlib import redirect_stderr
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from .core import Study, get_preset, open_study
 from .cost import median_s
 from .data import load_splits
 from .equivalence import check_equivalence
-from .model import add_lora, autocast, has_bf16, load_base, load_processor
+from .model import add_lora, autocast, has_bf16, load_base, load_processor, plain_model
 from .rates import (BATCH_SIZE, ScratchStudy, answer_fast, answer_plain, changed, fill_cache, some_pages, train_fast,
                           train_plain, with_lengths)
 from .recipes import load_plain
@@ -63,7 +62,7 @@ def ratio(
 # %% ../nbs/08a_benchmark.ipynb #234ef3ce
 def _other_attention(model, run):
     "The run with the attention that a GPU would use; on a CPU the plain one is the faster, backward above all."
-    base = getattr(model, "get_base_model", lambda: model)()
+    base = plain_model(model)
     base.set_attn_implementation({"text_config": "sdpa"})
     try: return run()
     finally: base.set_attn_implementation({"text_config": "eager"})
@@ -132,7 +131,7 @@ def count_epoch(
     "Matrix operations of one pass over the questions, forward and backward; the kernels that take most of a step's time."
     model = add_lora(load_base(study.preset), study.preset, study.preset.lora_rank, 42)
     features, device = cache_features(study, model, processor, rows), model.device.type
-    batches = TrainingBatches(pack_rows(study, processor, rows, features), features, replace(study.preset, epochs=1), 42,
+    batches = TrainingBatches(pack_rows(study, processor, rows, features), features, study.preset.one_pass(), 42,
                               processor.tokenizer.pad_token_id)
     def step(batch):
         with autocast(device): answer_loss(model, send_to_device(batch, model.device)).backward()

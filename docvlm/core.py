@@ -2,13 +2,17 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'StudyError', 'Preset', 'get_preset', 'digest_of', 'replacing', 'flush', 'write_json', 'read_json',
-           'set_seed', 'root', 'base_digest', 'Study', 'open_study', 'save_figure']
+           'set_seed', 'end_with_parent', 'process_pool', 'root', 'base_digest', 'Study', 'open_study', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #cell-002
 import hashlib
+import importlib
 import json
+import multiprocessing
 import os
 import random
+import threading
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -52,6 +56,7 @@ class Preset:
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     ablation_ranks: tuple[int, ...] = (16, 32, 64)
     ablation_precisions: tuple[str, ...] = ("int8", "nf4")  # of the base under an adapter of `lora_rank`
+    min_steps: int = 150  # a collection with fewer batches is passed over again, up to so many optimizer steps
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -65,6 +70,10 @@ class Preset:
     benchmark_pages: int = 24
     benchmark_repeats: int = 5
 
+    def one_pass(self):
+        "The same preset with one pass over the training pages, however few."
+        return replace(self, epochs=1, min_steps=1)
+
     def __repr__(self): return f"Preset({self.name}: {self.base}, {self.source} pages, rank {self.lora_rank})"
 
 # %% ../nbs/00_core.ipynb #cell-006
@@ -76,11 +85,11 @@ _nano = dict(base="data/nano", revision="", source="generated", max_train_questi
              tokens_in_flight=16384, **PROTOCOLS["docvlm"].settings())
 PRESETS = {preset.name: preset for preset in (
     Preset("smoke", **_nano, train_pages=dict.fromkeys(_types, 2), test_pages=dict.fromkeys(_types, 2), epochs=1,
-           learning_rate=1e-3, tokens_per_row=512, tokens_per_batch=2048, seeds=(42, 43), ablation_ranks=(16, 32),
+           learning_rate=1e-3, tokens_per_row=512, tokens_per_batch=2048, min_steps=1, seeds=(42, 43), ablation_ranks=(16, 32),
            resamples=200, latency_pages=2, latency_repeats=2, benchmark_pages=2, benchmark_repeats=1),
     Preset("nano", **_nano, train_pages=dict(zip(_types, (100, 120, 110, 80, 110, 130, 90, 90, 150))),
            test_pages=dict(zip(_types, (32, 32, 32, 24, 20, 40, 30, 30, 50))), epochs=1, learning_rate=5e-3,  # pages that are drawn cost less than a second pass over fewer
-           tokens_per_row=512, tokens_per_batch=2048, latency_pages=10),
+           tokens_per_row=512, tokens_per_batch=2048, latency_pages=8),
     Preset("qwen2-vl-2b", base="Qwen/Qwen2-VL-2B-Instruct", revision="895c3a49bc3fa70a340399125c650a463535e71c", **_hub),
     Preset("qwen2-vl-7b", base="Qwen/Qwen2-VL-7B-Instruct", revision="eed13092ef92e448dd6875b2a00151bd3f7db0ac", **_hub),
 )}
@@ -158,6 +167,22 @@ def set_seed(
     "Seed every generator that a library below us may use."
     import torch
     random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
+
+# %% ../nbs/00_core.ipynb #pool
+def end_with_parent() -> None:
+    "In a worker process: end it as soon as its parent is gone; after kill -9 it would wait for work for ever."
+    parent = multiprocessing.parent_process()
+    def watch():
+        parent.join()
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+def process_pool(
+    processes: int,  # at work at a time
+) -> ProcessPoolExecutor:
+    "Fresh Python processes (none is a fork of one that holds threads or a GPU) that end with this one."
+    end = importlib.import_module("docvlm.core").end_with_parent  # the library's: a new process cannot see a notebook's cells
+    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=end)
 
 # %% ../nbs/00_core.ipynb #cell-013
 @lru_cache

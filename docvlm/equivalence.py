@@ -4,8 +4,6 @@
 __all__ = ['ExactFeatures', 'exact_features', 'compare_losses', 'check_equivalence']
 
 # %% ../nbs/08d_equivalence.ipynb #17505927
-from dataclasses import replace
-
 import torch
 from accelerate.utils import send_to_device
 
@@ -56,7 +54,7 @@ def compare_losses(
     rows,  # to train on
 ) -> dict:  # loss and relative differences
     "Loss and gradients of all rows: packed on shared pages, and one question a row."
-    preset, batch_size = replace(study.preset, epochs=1), 8
+    preset, batch_size = study.preset.one_pass(), 8
     ours, plain = (_wake(add_lora(model, preset, preset.lora_rank, 42)) for model in (ours, plain))
     def packed(features):
         pages = pack_rows(study, processor, rows, features)

@@ -5,10 +5,8 @@ __all__ = ['CPU_PRICE', 'time_answers', 'quantiles', 'measure_precision', 'cost_
 
 # %% ../nbs/08_latency.ipynb #cell-002
 import importlib
-import multiprocessing
 import resource
 import time
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
@@ -17,7 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .answering import answer, read_pages
-from .core import Study, StudyError, root
+from .core import Study, StudyError, process_pool, root
 from .data import load_splits
 from .model import autocast, cannot_run, encode_pages, has_bf16, load_base, load_processor, prepare_images
 from .packing import chat_template, encode_text
@@ -107,7 +105,7 @@ def measure_latency(
         if precision == "bf16" and not has_bf16("cuda" if torch.cuda.is_available() else "cpu"):
             notes.append("bf16 is slower than fp32 on this processor and is not measured")
             continue
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with process_pool(1) as pool:
             try: rows += pool.submit(measure, study, precision).result()
             except StudyError: raise
             except (RuntimeError, ValueError, ImportError, NotImplementedError, AttributeError, BrokenProcessPool) as error:

@@ -91,7 +91,7 @@ def train_fast(
     tokens_per_row: int | None = None,  # None: the preset's; 1 gives each page a row of its own
 ) -> float:  # questions a second
     "Our training."
-    preset, features = replace(study.preset, epochs=1), cache_features(study, model, processor, rows)
+    preset, features = study.preset.one_pass(), cache_features(study, model, processor, rows)
     packed = pack_rows(study, processor, rows, features)
     rowed = replace(preset, tokens_per_row=tokens_per_row or preset.tokens_per_row)
     batches = TrainingBatches(packed, features, rowed, 42, processor.tokenizer.pad_token_id)

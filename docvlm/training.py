@@ -48,13 +48,15 @@ def pack_rows(
 
 # %% ../nbs/04_training.ipynb #cell-008
 class TrainingBatches(torch.utils.data.Dataset):
-    "The batches of a whole run: each epoch shuffled, pages of similar length together, up to a token budget; of several processes each takes its part of every batch."
+    "The batches of a whole run: each pass shuffled, pages of similar length together, up to a token budget; of several processes each takes its part of every batch."
     def __init__(self, packed, features, preset, seed, pad_token_id, processes=1):
         self.packed, self.features, self.pad_token_id, self.tokens_per_row = packed, features, pad_token_id, preset.tokens_per_row
         self.processes = processes
-        rng, self.batches = np.random.default_rng(seed), []
-        for _ in range(int(np.ceil(preset.epochs))): self.batches += self._epoch(preset.tokens_per_batch, rng)
-        self.batches = self.batches[:max(1, round(len(self.batches)*preset.epochs/np.ceil(preset.epochs)))]
+        rng, passes = np.random.default_rng(seed), []
+        while len(passes) < preset.epochs or sum(map(len, passes)) < preset.min_steps: passes.append(self._epoch(preset.tokens_per_batch, rng))
+        batches = sum(passes, [])
+        self.batches = batches[:max(1, round(len(batches)*preset.epochs/len(passes)), preset.min_steps)]
+        self.epochs = len(self.batches)*len(passes)/len(batches)
 
     def _epoch(self, budget, rng):
         order = rng.permutation(len(self.packed))
@@ -219,7 +221,7 @@ def _record(trainer, batches, study, lora_rank, seed, questions, seconds):
     return {"lora_rank": lora_rank, "lora_alpha": preset.lora_alpha_per_rank*lora_rank, "seed": seed,
             "trainable_parameters": trainable, "total_parameters": total - trainable, "trainable_percent": 100*trainable/(total - trainable),
             "loss": [{"step": r["step"], "loss": r["loss"], "learning_rate": r["learning_rate"]} for r in trainer.state.log_history if "loss" in r],
-            "steps": len(batches.batches), "processes": batches.processes, "questions": questions, "train_s": seconds, "questions_per_s": questions*preset.epochs/seconds,
+            "steps": len(batches.batches), "processes": batches.processes, "questions": questions, "train_s": seconds, "epochs": batches.epochs, "questions_per_s": questions*batches.epochs/seconds,
             "padding_share": batches.padding_share(), "peak_memory_bytes": peak}
 
 def _publish(work, folder, record):
@@ -246,7 +248,7 @@ def train_study(
                       "target_modules": list(preset.target_modules), "trainable_parameters": first["trainable_parameters"],
                       "total_parameters": first["total_parameters"], "trainable_percent": first["trainable_percent"],
                       "vision_trainable_parameters": 0},
-            "setup": {"epochs": preset.epochs, "learning_rate": preset.learning_rate, "schedule": "cosine", "optimizer": "AdamW",
+            "setup": {"epochs": first["epochs"], "learning_rate": preset.learning_rate, "schedule": "cosine", "optimizer": "AdamW",
                       "warmup_ratio": preset.warmup_ratio, "weight_decay": preset.weight_decay, "max_grad_norm": preset.max_grad_norm,
                       "tokens_per_row": preset.tokens_per_row, "tokens_per_batch": preset.tokens_per_batch,
                       "precision": "bf16 autocast" if has_bf16("cuda" if torch.cuda.is_available() else "cpu") else "fp32",

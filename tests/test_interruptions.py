@@ -104,3 +104,29 @@ def test_a_kernel_that_dies_is_named(monkeypatch):
         monkeypatch.setitem(steps.STEPS, "dying", ("_dying", (), ()))
         with pytest.raises(StudyError, match="_dying.ipynb: its kernel died.*run the same command to go on"): run_study(open_study("smoke"), "dying")
     finally: path.unlink()
+
+
+def test_workers_end_when_their_parent_is_killed():
+    code = """
+import time
+from docvlm.core import process_pool
+pool = process_pool(2)
+list(pool.map(time.sleep, [0.1, 0.1]))
+print(*pool._processes, flush=True)
+time.sleep(600)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+    assert workers and all(worker.is_running() for worker in workers)
+    parent.kill()
+    parent.wait()
+    assert not psutil.wait_procs(workers, timeout=20)[1]
+
+
+def test_a_dying_drawing_process_is_one_clear_line(tmp_path, monkeypatch):
+    from docvlm import data
+    monkeypatch.setattr(data, "partial", lambda function, *given: _die)
+    with pytest.raises(StudyError, match="memory"): list(data.draw_pages(tmp_path, "test", data.page_plan({"forms": 2}, "test", 7), 1))
+
+
+def _die(planned): os.kill(os.getpid(), signal.SIGKILL)
