@@ -38,6 +38,7 @@ APART = {  # as `STEPS`: run by commands of their own, and shown in the report i
     "benchmark": ("08a_benchmark", (), ("data/hardware.csv",)),
 }
 
+@lru_cache(maxsize=None)  # a step asks for the same modules many times over
 def _bare(source):
     "Python source without comments, docstrings and layout."
     tree = ast.parse(source)
@@ -48,6 +49,7 @@ def _bare(source):
             body[:] = body[1:] or [ast.Pass()]
     return ast.unparse(tree)
 
+@lru_cache(maxsize=None)
 def _imported(source):
     "Names of the docvlm modules that Python source imports."
     nodes, names = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom)], set()
@@ -55,13 +57,13 @@ def _imported(source):
         package = node.module in (None, "docvlm") and (node.level == 1 or node.module == "docvlm")
         if package: names |= {alias.name for alias in node.names}
         elif node.level == 1 or node.module.startswith("docvlm."): names.add(node.module.removeprefix("docvlm."))
-    return names
+    return frozenset(names)
 
 def import_closure(
     source: str,  # Python source
 ) -> list[str]:
     "The docvlm modules that the source imports, directly or through others, sorted."
-    found, todo = set(), _imported(source)
+    found, todo = set(), set(_imported(source))
     while todo:
         found.add(module := todo.pop())
         todo |= _imported((root()/"docvlm"/f"{module}.py").read_text(encoding="utf-8")) - found
