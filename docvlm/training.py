@@ -207,8 +207,9 @@ def train_adapter(
         raise StudyError("Not enough memory for a training step; lower tokens_per_batch, or tokens_per_row and max_pixels (00_core)") from error
     record = _record(trainer, batches, study, lora_rank, seed, len(rows), clock.seconds()) | {
         "key": key, "precision": precision, "base_digest": base_digest(study.preset)}
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # from all processes, where FSDP has spread them
     if workers.is_main_process:
-        model.save_pretrained(work/"adapter")
+        model.save_pretrained(work/"adapter", state_dict=weights)
         _publish(work, folder, record)
     workers.wait_for_everyone()
     return read_json(folder/"record.json")

@@ -1,5 +1,6 @@
 "Two processes (gloo, as `accelerate launch` or `torchrun` starts them) train and answer as one does."
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,14 +16,18 @@ BIN = Path(sys.executable).parent
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 
 
-def run(folder, processes, command):
-    "A docvlm command in a copy of the repository, under so many processes; what it printed."
-    whole = study_command(open_study("smoke"), folder)
+def launch(folder, *arguments):
+    "A command in a copy of the repository, one thread a process."
+    whole = study_command(open_study("smoke"), folder) | {"args": arguments}
     whole["env"] |= {"OMP_NUM_THREADS": "1"}
-    whole["args"] = [*LAUNCH, str(processes), BIN/f"docvlm-{command}", "--preset", "smoke"]
     done = subprocess.run(**whole, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    return done
+
+
+def run(folder, processes, command):
+    "A docvlm command under so many processes; what it printed."
+    return launch(folder, *LAUNCH, str(processes), BIN/f"docvlm-{command}", "--preset", "smoke").stdout
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +48,45 @@ def test_two_processes_take_the_steps_of_one(folders):
     ours, theirs = weights(folders[1]), weights(folders[2])
     assert ours.keys() == theirs.keys()
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 5e-3  # Adam's first steps are as long as the learning rate
+
+
+SPREAD = """
+"docvlm-train; accelerate spreads a model over GPUs only, so it is told that the processes have one each."
+import sys
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
+from docvlm import cli, training
+
+begin, record = PartialState.__init__, training._record
+
+def with_gpus(self, *args, **kwargs):
+    begin(self, *args, **kwargs)
+    if self.distributed_type == DistributedType.MULTI_CPU: self.distributed_type = DistributedType.MULTI_GPU
+
+def counting(trainer, *rest):
+    spread = [isinstance(p, DTensor) for p in trainer.model.parameters()]
+    print("all spread" if all(spread) else f"{spread.count(False)} of {len(spread)} parameters are whole", file=sys.stderr)
+    return record(trainer, *rest)
+
+PartialState.__init__, training._record = with_gpus, counting
+cli.train()
+"""
+
+
+def test_a_model_spread_by_fsdp_takes_the_steps_of_one_process(folders, tmp_path):
+    folder, script = copy_sources(tmp_path/"spread"), tmp_path/"spread.py"
+    script.write_text(SPREAD)
+    for part in ("cache", "results"): shutil.copytree(folders[1]/"data"/part, folder/"data"/part)
+    done = launch(folder, BIN/"accelerate", "launch", "--config_file", folder/"data"/"fsdp.yaml", "--num_processes", "2",
+                  "--mixed_precision", "no", script, "--preset", "smoke")
+    assert "all spread" in done.stderr
+    one, spread = record(folders[1]), record(folder)
+    assert spread["processes"] == 2 and one["trainable_parameters"] == spread["trainable_parameters"]
+    for a, b in zip(one["loss"], spread["loss"], strict=True): assert abs(a["loss"] - b["loss"]) < 2e-3*a["loss"], (a, b)
+    ours, theirs = weights(folders[1]), weights(folder)
+    assert ours.keys() == theirs.keys()
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 5e-3
 
 
 def test_two_processes_give_the_answers_of_one(folders):
