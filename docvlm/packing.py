@@ -128,7 +128,7 @@ def collate_rows(
     pages: list[PackedPage],  # in any order
     tokens_per_row: int,  # see `fill_rows`
     pad_token_id: int,  # of the tokenizer
-) -> dict:  # input_ids, labels (B, T), position_ids (3, B, T), attention_mask bool (B, 1, T, T), pages in image order
+) -> dict:  # input_ids, labels (B, T), position_ids (3, B, T), attention_mask bool (B, 1, T, T), pages in image order, pages_in_row
     "Rows of packed pages, padded on the right to the longest row."
     rows = fill_rows([len(page) for page in pages], tokens_per_row)
     length = max(sum(len(pages[i]) for i in row) for row in rows)
@@ -142,4 +142,4 @@ def collate_rows(
             ids[b, span], labels[b, span], question[b, span] = page.input_ids, page.labels, page.question
             positions[:, b, span], owner[b, span] = page.position_ids, number
     return {"input_ids": ids, "labels": labels, "position_ids": positions,
-            "attention_mask": block_mask(owner, question), "pages": [pages[i] for row in rows for i in row]}
+            "attention_mask": block_mask(owner, question), "pages": [pages[i] for row in rows for i in row], "pages_in_row": list(map(len, rows))}

@@ -3,8 +3,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
-from docvlm import answering
+from docvlm import answering, training
 from docvlm.answering import answer_rows
 from docvlm.core import get_preset, open_study, read_json, root
 from docvlm.data import load_splits
@@ -14,7 +15,7 @@ from docvlm.nano import build_model, build_processor
 from docvlm.packing import collate_rows
 from docvlm.objectives import Speller
 from docvlm.pretraining import LEVELS, Recipe, Stage, load_shipped, pretrain
-from docvlm.training import TrainingBatches, answer_loss, pack_rows
+from docvlm.training import AnswerTrainer, TrainingBatches, answer_loss, pack_rows
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +116,33 @@ def test_the_shipped_base_can_be_trained_on():
     for name, weight in model.state_dict().items():
         if "speller" not in name: assert torch.equal(weight, shipped[name]), name
     assert not torch.equal(before, model.speller.from_patch.weight) and all(p.requires_grad for p in model.parameters())
+
+
+def test_a_step_that_runs_out_of_memory_goes_on_in_parts(parts, monkeypatch):
+    study, processor, _, rows, features = parts
+    preset = replace(study.preset, tokens_per_batch=2000, min_steps=2)
+    batches = TrainingBatches(pack_rows(study, processor, rows, features), features, preset, 3, processor.tokenizer.pad_token_id)
+    real, seen = training.answer_loss, []
+
+    def cramped(model, batch, *rest):
+        seen.append(len(batch["labels"]))
+        if seen[-1] > most: raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is.")
+        return real(model, batch, *rest)
+
+    def trained():
+        model = add_lora(load_base(study.preset, "fp32"), preset, 8, 1)
+        settings = TrainingArguments(output_dir="unused", max_steps=2, per_device_train_batch_size=1, use_cpu=True, save_strategy="no",
+                                     report_to="none", remove_unused_columns=False, train_sampling_strategy="sequential", learning_rate=1e-3)
+        found = AnswerTrainer(model, settings, train_dataset=batches, data_collator=lambda items: items[0]).train()
+        return found.training_loss, {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+    monkeypatch.setattr(training, "answer_loss", cramped)
+    most = 99
+    loss, weights = trained()
+    assert max(seen) >= 4
+    most, seen = 1, []
+    with pytest.warns(UserWarning, match="1 rows at a time"): loss_in_parts, weights_in_parts = trained()
+    assert seen.count(1) > 4 and abs(loss_in_parts/loss - 1) < 1e-5
+    for name, weight in weights.items(): assert (weight - weights_in_parts[name]).norm() <= 1e-3*weight.norm() + 1e-6, name
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError): trained()
