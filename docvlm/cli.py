@@ -6,6 +6,7 @@ __all__ = ['study', 'train', 'evaluate', 'bench', 'ask', 'demo', 'measure', 'pla
 # %% ../nbs/11_cli.ipynb #cell-002
 import json
 import sys
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -86,13 +87,14 @@ def train(
         if report_to in ("wandb", "tensorboard", "trackio") and find_spec(report_to) is None:
             raise StudyError(f"{report_to} is not installed; `.venv/bin/pip install {report_to}` and try again")
         from docvlm.model import team
-        from docvlm.steps import run_study
+        from docvlm.steps import alone, run_study
         from docvlm.training import train_adapter
         opened = _affordable(_opened(preset, documents))
         workers = team()
         if workers.is_main_process: run_study(opened, "data")
         workers.wait_for_everyone()
-        record = train_adapter(opened, lora_rank or opened.preset.lora_rank, seed, report_to)
+        with alone(opened) if workers.is_main_process else nullcontext():
+            record = train_adapter(opened, lora_rank or opened.preset.lora_rank, seed, report_to)
         if workers.is_main_process: print(json.dumps({k: v for k, v in record.items() if k != "loss"}, indent=1))
     _plainly(run)
 
@@ -108,6 +110,7 @@ def evaluate(
     def run():
         from docvlm.evaluation import compare_groups, predict_systems
         from docvlm.model import team
+        from docvlm.steps import alone
         from docvlm.training import adapter_folder, check_base
         opened = _opened(preset, documents)
         seed = opened.preset.seeds[0]
@@ -122,7 +125,7 @@ def evaluate(
         record, own = folder/"record.json", folder.resolve().parent == adapter_folder(opened, 1, 1).resolve().parent
         if record.exists(): seed = read_json(record)["seed"]
         name = folder.name if own else f"{folder.resolve().name}-{digest_of(folder/'adapter_model.safetensors')}"  # the study's own answers stay
-        frames, _ = predict_systems(opened, {name: folder})
+        with alone(opened) if team().is_main_process else nullcontext(): frames, _ = predict_systems(opened, {name: folder})
         cells = compare_groups(frames["base"], [frames[name]], [seed], opened.preset.resamples, frames["base"].benchmark)
         if team().is_main_process: print(json.dumps(cells, indent=1))
     _plainly(run)

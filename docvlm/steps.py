@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'APART', 'PROVENANCE', 'import_closure', 'notebook_code', 'code_digests', 'content_digest', 'Step',
-           'git_state', 'environment', 'check_parameters', 'run_step', 'run_study']
+           'git_state', 'environment', 'check_parameters', 'run_step', 'alone', 'run_study']
 
 # %% ../nbs/00a_steps.ipynb #cell-002
 import ast
@@ -10,6 +10,7 @@ import json
 import platform
 import subprocess
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -17,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fastcore.basics import patch
+from filelock import FileLock, Timeout
 
 from .core import Study, StudyError, base_digest, digest_of, read_json, root, write_json
 
@@ -224,23 +226,32 @@ def run_step(
                          "run the same command to go on.") from error
 
 # %% ../nbs/00a_steps.ipynb #cell-018
+@contextmanager
+def alone(
+    study: Study,  # whose files are about to change
+    work: str = "run",  # what is going on: one of a kind at a time
+):
+    "Within it no other process does the same to the study; StudyError if one is at it."
+    study.run_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(study.run_dir/f".{work}.lock")
+    try: lock.acquire(timeout=0)
+    except Timeout: raise StudyError(f"Another {work} of the study {study.name!r} is in progress in this folder; wait for it to end") from None
+    try: yield
+    finally: lock.release()
+
 def run_study(
     study: Study,  # preset and documents
     only: str = "",  # one step; "" for all
 ) -> list[str]:  # the steps that had to run
     "Run every step that is not up to date, in order; one study at a time in a folder."
-    from filelock import FileLock, Timeout
-    study.run_dir.mkdir(parents=True, exist_ok=True)
     ran, steps = [], [study.step(name) for name in ([only] if only else STEPS)]
-    try:
-        with FileLock(study.run_dir/".lock", timeout=0):
-            for number, step in enumerate(steps, 1):
-                state, started = step.state(), time.perf_counter()
-                print(f"[{number}/{len(steps)}] {step.name}: {'up to date' if state == 'fresh' else state}", flush=True)
-                if state == "fresh": continue
-                run_step(step)
-                ran.append(step.name)
-                print(f"[{number}/{len(steps)}] {step.name}: done in {time.perf_counter() - started:.0f} s", flush=True)
-    except Timeout: raise StudyError(f"Another run of the study {study.name!r} is in progress in this folder; wait for it to end") from None
+    with alone(study):
+        for number, step in enumerate(steps, 1):
+            state, started = step.state(), time.perf_counter()
+            print(f"[{number}/{len(steps)}] {step.name}: {'up to date' if state == 'fresh' else state}", flush=True)
+            if state == "fresh": continue
+            run_step(step)
+            ran.append(step.name)
+            print(f"[{number}/{len(steps)}] {step.name}: done in {time.perf_counter() - started:.0f} s", flush=True)
     print(f"{study.name}: " + (f"ran {', '.join(ran)}" if ran else "everything is up to date, nothing to do"))
     return ran

@@ -13,10 +13,9 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from .core import PRESETS, Study, StudyError, digest_of, open_study, read_json, root
-from .steps import PROVENANCE, STEPS, import_closure, notebook_code
+from .steps import PROVENANCE, STEPS, alone, import_closure, notebook_code
 
 # %% ../nbs/00b_trust.ipynb #c67087dd
 def leaves(
@@ -184,13 +183,10 @@ def check(
     "Run the study again in an empty folder and compare; a stopped check goes on where it stopped."
     if not published(study): raise StudyError(f"{study.name}: nothing to compare with; run `docvlm-study --preset {study.preset.name}` first")
     folder = study.run_dir/"check"
-    study.run_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(study.run_dir/".check.lock", timeout=0):
-            last = folder/study.step("report").path.relative_to(root())
-            if last.exists(): shutil.rmtree(folder)  # a finished check is no new one
-            folder.mkdir(parents=True, exist_ok=True)
-            ran = subprocess.run(**study_command(study, copy_sources(folder)))
-            if ran.returncode: raise StudyError(f"The rerun stopped (exit code {ran.returncode}); its messages are above, its files in {folder.relative_to(root())}")
-            return compare_folders(study, folder)
-    except Timeout: raise StudyError(f"Another check of the study {study.name!r} is in progress in this folder; wait for it to end") from None
+    with alone(study, "check"):
+        last = folder/study.step("report").path.relative_to(root())
+        if last.exists(): shutil.rmtree(folder)  # a finished check is no new one
+        folder.mkdir(parents=True, exist_ok=True)
+        ran = subprocess.run(**study_command(study, copy_sources(folder)))
+        if ran.returncode: raise StudyError(f"The rerun stopped (exit code {ran.returncode}); its messages are above, its files in {folder.relative_to(root())}")
+        return compare_folders(study, folder)

@@ -91,7 +91,7 @@ def test_a_killed_run_leaves_no_lock_and_no_kernel(clone):
     while not (children := psutil.Process(process.pid).children(recursive=True)): time.sleep(.1)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    with FileLock(clone/"data"/"runs"/"smoke"/".lock", timeout=0): pass
+    with FileLock(clone/"data"/"runs"/"smoke"/".run.lock", timeout=0): pass
     _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive, "the kernel goes on without its study"
 

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from filelock import FileLock
 
 from docvlm import steps
 from docvlm.core import StudyError, open_study, read_json, write_json
 from docvlm.metrics import score
-from docvlm.steps import STEPS, run_study
+from docvlm.steps import STEPS, alone, run_study
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -89,7 +88,7 @@ def test_second_run_does_nothing_and_a_hand_edit_is_noticed(study):
 
 
 def test_two_studies_do_not_share_a_folder(study):
-    with FileLock(study.run_dir/".lock"):
+    with alone(study):
         with pytest.raises(StudyError, match="Another run"): run_study(study)
 
 
