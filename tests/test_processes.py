@@ -41,13 +41,19 @@ def record(folder): return json.loads((folder/"data/runs/smoke/adapters/lora-r16
 def weights(folder): return load_file(folder/"data/runs/smoke/adapters/lora-r16-seed42/adapter_model.safetensors")
 
 
-def test_two_processes_take_the_steps_of_one(folders):
-    one, two = record(folders[1]), record(folders[2])
+def trained_alike(folder, other):
+    "One process trained in `folder` and two in `other`: the same steps, losses and weights."
+    one, two = record(folder), record(other)
     assert (one["processes"], two["processes"]) == (1, 2) and one["steps"] == two["steps"]
+    assert one["trainable_parameters"] == two["trainable_parameters"]
     for a, b in zip(one["loss"], two["loss"], strict=True): assert abs(a["loss"] - b["loss"]) < 2e-3*a["loss"], (a, b)
-    ours, theirs = weights(folders[1]), weights(folders[2])
+    ours, theirs = weights(folder), weights(other)
     assert ours.keys() == theirs.keys()
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 5e-3  # Adam's first steps are as long as the learning rate
+
+
+def test_two_processes_take_the_steps_of_one(folders):
+    trained_alike(folders[1], folders[2])
 
 
 SPREAD = """
@@ -81,12 +87,7 @@ def test_a_model_spread_by_fsdp_takes_the_steps_of_one_process(folders, tmp_path
     done = launch(folder, BIN/"accelerate", "launch", "--config_file", folder/"data"/"fsdp.yaml", "--num_processes", "2",
                   "--mixed_precision", "no", script, "--preset", "smoke")
     assert "all spread" in done.stderr
-    one, spread = record(folders[1]), record(folder)
-    assert spread["processes"] == 2 and one["trainable_parameters"] == spread["trainable_parameters"]
-    for a, b in zip(one["loss"], spread["loss"], strict=True): assert abs(a["loss"] - b["loss"]) < 2e-3*a["loss"], (a, b)
-    ours, theirs = weights(folders[1]), weights(folder)
-    assert ours.keys() == theirs.keys()
-    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 5e-3
+    trained_alike(folders[1], folder)
 
 
 def test_two_processes_give_the_answers_of_one(folders):
