@@ -134,7 +134,7 @@ def study(request, ranks, tmp_path_factory):
     assert request.param or parameters == 2_208_985_600
     gc.collect()
     preset = replace(get_preset("qwen2-vl-2b"), base=str(folder/"base"), revision="", max_pixels=64*28*28, tokens_per_row=400,
-                     tokens_per_batch=150, seeds=(42,), resamples=50,
+                     tokens_per_batch=150, seeds=(42,), resamples=50, min_steps=1,
                      max_new_tokens=dict.fromkeys(("docvqa", "infovqa", "chartqa"), 4))
     opened = Study(preset, str(folder/f"random-2b-{request.param}"))
     shutil.rmtree(opened.run_dir, ignore_errors=True)
