@@ -73,7 +73,8 @@ class Recipe:
                                  Stage("finish", 600, 8, (), 0.4824, 600, 0.02, 0.25, 1.0, 0.25),
                                  Stage("scenes", 300, 8, (), 0.7, 0, 0.02, 0.25, 1.0, 0.25),
                                  Stage("quiet", 1150, 8, (), 0.45, 1150, 0.02, 0.25, 1.0, 0.25),
-                                 Stage("last", 550, 8, (), 0.3, 550, 0.01, 0.25, 1.0, 0.25))
+                                 Stage("last", 550, 8, (), 0.3, 550, 0.01, 0.25, 1.0, 0.25),
+                                 Stage("words", 2000, 8, (), 0.45, 2000, 0.01, 0.25, 1.0, 0.25))
     steps_per_round: int = 50  # between checkpoints
     patches_per_batch: int = 6144
     tokens_per_batch: int = 4500

@@ -20,10 +20,13 @@ def _place(rng): return pick(rng, (f"hall {rng.integers(1, 40)}", f"the {make_na
 def _thing(rng): return make_name(rng).lower()
 def _hour(rng): return f"{rng.integers(6, 22):02}:{5*rng.integers(0, 12):02}"
 
-_slots = {"event": _thing, "thing": _thing, "weekday": lambda r: pick(r, _weekdays), "place": _place, "time": _hour, "sum": make_amount,
+_slots = {"event": lambda r: "meeting" if r.random() < 0.4 else _thing(r), "thing": _thing, "weekday": lambda r: pick(r, _weekdays), "place": _place, "time": _hour, "sum": make_amount,
           "code": make_code, "date": make_date, "person": make_person, "phone": make_phone, "firm": make_firm, "number": make_number}
-_when, _where, _pay = ("When's the {event}?", "Which weekday is the {event}?"), ("Where's the {event}?", "Where does the {event} take place?"), ("How much is it?", "How much money?", "Which sum is named?")
-_reference, _about = ("Which number should be quoted?", "Which reference is it?", "What's the number of the file?"), ("What is it about?", "What do they talk about?", "Topic?")
+_when = ("When's the {event}?", "Which weekday is the {event}?", "Day of the {event}?", "The {event} is when?", "Name the weekday of the {event}.")
+_where = ("Where's the {event}?", "Where does the {event} take place?", "Place of the {event}?", "At which place is the {event}?", "The {event} is held where?")
+_pay = ("How much is it?", "How much money?", "Which sum is named?", "Amount named?", "Sum in the text?", "Name the amount of money.")
+_reference = ("Which number should be quoted?", "Which reference is it?", "What's the number of the file?", "Reference named?", "Reference number?", "File: which number?")
+_about = ("What is it about?", "What do they talk about?", "Topic?", "What's discussed?", "Name the topic.", "About what?")
 SENTENCES = (
     ("The {event} on {weekday} takes place at {place}.", {"weekday": _when, "place": _where, "event": ("What takes place?",)}),
     ("Our {event} is at {place} on {weekday}, {time}.", {"weekday": _when, "place": _where, "time": ("At what time is it?", "Which hour?")}),
@@ -61,10 +64,14 @@ def _wrap(sheet, text, width):
 
 # %% ../nbs/10g_scenes.ipynb #scenes-letter
 _letter_wordings = {
-    "signer": ("Whose letter is it?", "Who puts their name to it?", "Who sends it?", "Name of the writer?", "Which person signs?"),
-    "reader": ("Who gets it?", "Who is it written to?", "Who should read it?", "Name of the reader?"),
-    "date": ("When was it sent?", "Date of writing?", "On which day was it written?", "Which date is at its head?"),
-    "job": ("What is the writer's job?", "As what does the writer sign?", "Position of the person who signs?"),
+    "signer": ("Whose letter is it?", "Who puts their name to it?", "Who sends it?", "Name of the writer?", "Which person signs?",
+               "Sender?", "Name the sender.", "Letter by whom?", "By whom was it written?", "Sender's name?", "Author of the letter?"),
+    "reader": ("Who gets it?", "Who is it written to?", "Who should read it?", "Name of the reader?", "Addressed to whom?", "Who is addressed?",
+               "Greeting: to whom?", "Name in the greeting?", "Letter to whom?", "Whom do they greet?"),
+    "date": ("When was it sent?", "Date of writing?", "On which day was it written?", "Which date is at its head?", "Date of this letter?", "Written when?",
+             "Letter: which date?"),
+    "job": ("What is the writer's job?", "As what does the writer sign?", "Position of the person who signs?", "Sender: which role?",
+            "Role of the sender?", "Position of the writer?", "Writer's role?"),
     "firm": ("Which business writes?", "Which name is on the letterhead?", "Whose letterhead is it?")}
 _jobs = ("Buyer", "Head of Sales", "Clerk", "Office Manager", "Owner", "Engineer", "Accountant", "Branch Manager", "Assistant")
 

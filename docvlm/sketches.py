@@ -40,10 +40,12 @@ def _ask_fields(sheet, rng, entries):
             _ask(sheet, rng, _claim_wordings, "Yes" if claim == value else "No", -1, k=label, v=claim)
 
 # %% ../nbs/10e_sketches.ipynb #a6053fca
-_most_wordings = ("Most{of}?", "Who or what leads{of}?", "Top{of}?", "Largest{of}: which one?", "Name the greatest{of}.")
-_least_wordings = ("Least{of}?", "Who or what is last{of}?", "Smallest{of}: which one?", "Name the weakest{of}.")
-_more_wordings = ("More{of}: {a} or {b}?", "{a} against {b}{of}: who leads?", "The greater of {a} and {b}{of}?")
-_beats_wordings = ("Does {a} beat {b}{of}?", "Is {a} above {b}{of}?", "{a} more than {b}{of}?")
+_most_wordings = ("Most{of}?", "Who or what leads{of}?", "Top{of}?", "Largest{of}: which one?", "Name the greatest{of}.",
+                  "Highest{of}?", "Who or what is highest{of}?", "Highest value{of}: where?", "Largest value{of} has?")
+_least_wordings = ("Least{of}?", "Who or what is last{of}?", "Smallest{of}: which one?", "Name the weakest{of}.",
+                   "Lowest{of}?", "Who or what is lowest{of}?", "Lowest value{of}: where?", "Smallest value{of} has?")
+_more_wordings = ("More{of}: {a} or {b}?", "{a} against {b}{of}: who leads?", "The greater of {a} and {b}{of}?", "Larger{of}: {a} or {b}?", "Higher{of}: {a} or {b}?")
+_beats_wordings = ("Does {a} beat {b}{of}?", "Is {a} above {b}{of}?", "{a} more than {b}{of}?", "{a} higher than {b}{of}?", "Has {a} a larger value than {b}{of}?")
 _count_wordings = ("Count them.", "Number of entries?", "How long is the list?", "How many are shown?", "How many rows?")
 
 def _ask_order(sheet, rng, names, spans, values, of=""):
@@ -230,7 +232,8 @@ def _series(sheet, rng, room, count):
              [sheet.fitting(lambda r: make_name(r, 1 + (room > 90)), room, rng) for _ in range(count)])
     return names, values, texts
 
-_value_wordings = ("{k}", "How much is {k}?", "Value at {k}?", "Read {k}.", "Number for {k}?", "What's at {k}?")
+_value_wordings = ("{k}", "How much is {k}?", "Value at {k}?", "Read {k}.", "Number for {k}?", "What's at {k}?", "Figure for {k}?", "Value for {k}?", "What's shown for {k}?",
+                   "What goes with {k}?")
 
 def _ask_series(sheet, rng, names, values, texts, name_spans, text_spans, side):
     "Questions about a chart's printed values; a value finds its name at `side`."
@@ -243,7 +246,8 @@ def _ask_series(sheet, rng, names, values, texts, name_spans, text_spans, side):
     if len(set(texts)) == len(texts):
         _ask_order(sheet, rng, names, name_spans, values)
         best = int(np.argmax(values)) if rng.uniform() < 0.5 else int(np.argmin(values))
-        _ask(sheet, rng, ("Largest number?", "Peak value?") if values[best] == max(values) else ("Smallest number?", "Lowest point?"), texts[best], text_spans[best][0])
+        _ask(sheet, rng, ("Largest number?", "Peak value?", "Highest value?") if values[best] == max(values) else
+             ("Smallest number?", "Lowest point?", "Lowest value?"), texts[best], text_spans[best][0])
 
 # %% ../nbs/10e_sketches.ipynb #write-ticks
 def _write_ticks(sheet, box, rng):
