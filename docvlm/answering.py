@@ -67,9 +67,9 @@ def answer(
     allowed = torch.cat([seen[:, None, :].expand(-1, length, -1), own | torch.eye(length, dtype=torch.bool, device=device)], 2)
     seen, active = torch.cat([seen, valid], 1), torch.arange(len(questions), device=device)
     answers, probabilities = [[] for _ in questions], [[] for _ in questions]
-    for _ in range(max_new_tokens):
-        last = (torch.arange(ids.shape[1], device=device) == ids.shape[1] - 1).expand_as(ids)
-        with last_mlp_at(model, last) if ids.shape[1] > 1 else nullcontext():
+    ends = (torch.arange(length, device=device) == length - 1).expand_as(ids)
+    for number in range(max_new_tokens):
+        with nullcontext() if number else last_mlp_at(model, ends):
             logits = model(input_ids=ids, position_ids=position.expand(3, -1, -1), attention_mask=attention_mask(model, allowed[:, None]),
                            past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
         probability, token = logits.softmax(-1).max(-1)

@@ -32,6 +32,12 @@ def _opened(preset, documents):
     "The study; documents are named from where the command was typed."
     return open_study(preset, documents and str(Path(documents).resolve()))
 
+def _alone(study):
+    "The study's lock, which one of several processes takes for all of them."
+    from docvlm.model import team
+    from docvlm.steps import alone
+    return alone(study) if team().is_main_process else nullcontext()
+
 def _affordable(study):
     "The study, if its base is here or this machine can take it; asked before anything is downloaded."
     if not (root()/study.preset.base).is_dir():
@@ -87,13 +93,13 @@ def train(
         if report_to in ("wandb", "tensorboard", "trackio") and find_spec(report_to) is None:
             raise StudyError(f"{report_to} is not installed; `.venv/bin/pip install {report_to}` and try again")
         from docvlm.model import team
-        from docvlm.steps import alone, run_study
+        from docvlm.steps import run_study
         from docvlm.training import train_adapter
         opened = _affordable(_opened(preset, documents))
         workers = team()
         if workers.is_main_process: run_study(opened, "data")
         workers.wait_for_everyone()
-        with alone(opened) if workers.is_main_process else nullcontext():
+        with _alone(opened):
             record = train_adapter(opened, lora_rank or opened.preset.lora_rank, seed, report_to)
         if workers.is_main_process: print(json.dumps({k: v for k, v in record.items() if k != "loss"}, indent=1))
     _plainly(run)
@@ -110,7 +116,6 @@ def evaluate(
     def run():
         from docvlm.evaluation import compare_groups, predict_systems
         from docvlm.model import team
-        from docvlm.steps import alone
         from docvlm.training import adapter_folder, check_base
         opened = _opened(preset, documents)
         seed = opened.preset.seeds[0]
@@ -125,7 +130,7 @@ def evaluate(
         record, own = folder/"record.json", folder.resolve().parent == adapter_folder(opened, 1, 1).resolve().parent
         if record.exists(): seed = read_json(record)["seed"]
         name = folder.name if own else f"{folder.resolve().name}-{digest_of(folder/'adapter_model.safetensors')}"  # the study's own answers stay
-        with alone(opened) if team().is_main_process else nullcontext(): frames, _ = predict_systems(opened, {name: folder})
+        with _alone(opened): frames, _ = predict_systems(opened, {name: folder})
         cells = compare_groups(frames["base"], [frames[name]], [seed], opened.preset.resamples, frames["base"].benchmark)
         if team().is_main_process: print(json.dumps(cells, indent=1))
     _plainly(run)

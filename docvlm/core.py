@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'StudyError', 'Preset', 'get_preset', 'digest_of', 'replacing', 'flush', 'write_json', 'read_json',
-           'set_seed', 'end_with_parent', 'process_pool', 'root', 'base_digest', 'Study', 'open_study', 'save_figure']
+           'set_seed', 'end_with_parent', 'in_library', 'process_pool', 'root', 'base_digest', 'Study', 'open_study',
+           'save_figure']
 
 # %% ../nbs/00_core.ipynb #cell-002
 import hashlib
@@ -177,12 +178,18 @@ def end_with_parent() -> None:
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
+def in_library(
+    name: str,  # e.g. "data.draw_page"
+):  # the function
+    "The library's own copy of a function that a notebook defines: a new process cannot see a notebook's cells."
+    module, _, function = name.rpartition(".")
+    return getattr(importlib.import_module(f"docvlm.{module}"), function)
+
 def process_pool(
     processes: int,  # at work at a time
 ) -> ProcessPoolExecutor:
     "Fresh Python processes (none is a fork of one that holds threads or a GPU) that end with this one."
-    end = importlib.import_module("docvlm.core").end_with_parent  # the library's: a new process cannot see a notebook's cells
-    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=end)
+    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=in_library("core.end_with_parent"))
 
 # %% ../nbs/00_core.ipynb #cell-013
 @lru_cache

@@ -7,7 +7,6 @@ __all__ = ['page_plan', 'question_rows', 'page_record', 'question_records', 'dra
 
 # %% ../nbs/02_data.ipynb #cell-002
 import hashlib
-import importlib
 import io
 import json
 import os
@@ -23,7 +22,7 @@ from filelock import FileLock
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
-from .core import Study, StudyError, digest_of, flush, process_pool, read_json, root, write_json
+from .core import Study, StudyError, digest_of, flush, in_library, process_pool, read_json, root, write_json
 from .documents import UNSEEN_SHARE, make_page
 from .folder import load_folder
 from .hub import check_sources, load_hub
@@ -89,7 +88,7 @@ def draw_pages(
     pages_per_process: int = 50,  # fewer are not worth a process' start
 ):  # an iterator over `draw_page` of each, in the plan's order
     "Draw the pages of a plan with as many processes as there are cores and work for them."
-    draw = partial(importlib.import_module("docvlm.data").draw_page, folder, split)  # the library's: a new process cannot see a notebook's cells
+    draw = partial(in_library("data.draw_page"), folder, split)
     processes = min(len(os.sched_getaffinity(0)), len(plan)//pages_per_process)
     if processes < 2: yield from map(draw, plan); return
     try:

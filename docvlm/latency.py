@@ -4,7 +4,6 @@
 __all__ = ['CPU_PRICE', 'time_answers', 'quantiles', 'measure_precision', 'cost_per_1000_images', 'measure_latency']
 
 # %% ../nbs/08_latency.ipynb #cell-002
-import importlib
 import resource
 import time
 from concurrent.futures.process import BrokenProcessPool
@@ -15,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .answering import answer, read_pages
-from .core import Study, StudyError, process_pool, root
+from .core import Study, StudyError, in_library, process_pool, root
 from .data import load_splits
 from .model import autocast, cannot_run, encode_pages, has_bf16, load_base, load_processor, prepare_images
 from .packing import chat_template, encode_text
@@ -99,14 +98,13 @@ def measure_latency(
     precisions: tuple[str, ...] = ("fp32", "bf16", "int8", "nf4"),
 ) -> dict:
     "Every precision that runs on this machine; the latency result of the contract."
-    measure = importlib.import_module("docvlm.latency").measure_precision  # the library's: a new process cannot see a notebook's cells
     rows, notes = [], []
     for precision in tqdm(precisions, desc="latency", unit="precision"):
         if precision == "bf16" and not has_bf16("cuda" if torch.cuda.is_available() else "cpu"):
             notes.append("bf16 is slower than fp32 on this processor and is not measured")
             continue
         with process_pool(1) as pool:
-            try: rows += pool.submit(measure, study, precision).result()
+            try: rows += pool.submit(in_library("latency.measure_precision"), study, precision).result()
             except StudyError: raise
             except (RuntimeError, ValueError, ImportError, NotImplementedError, AttributeError, BrokenProcessPool) as error:
                 notes.append(cannot_run(precision, error))

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'TOWER', 'Level', 'Stage', 'Recipe', 'stack_scans', 'PracticeBatches', 'build_optimizers', 'save_state',
-           'load_state', 'pretrain', 'load_shipped']
+           'load_state', 'train_round', 'pretrain', 'load_shipped']
 
 # %% ../nbs/10c_pretraining.ipynb #cell-002
 import json
@@ -74,7 +74,8 @@ class Recipe:
                                  Stage("scenes", 300, 8, (), 0.7, 0, 0.02, 0.25, 1.0, 0.25),
                                  Stage("quiet", 1150, 8, (), 0.45, 1150, 0.02, 0.25, 1.0, 0.25),
                                  Stage("last", 550, 8, (), 0.3, 550, 0.01, 0.25, 1.0, 0.25),
-                                 Stage("words", 2000, 8, (), 0.45, 2000, 0.01, 0.25, 1.0, 0.25))
+                                 Stage("words", 800, 8, (), 0.45, 800, 0.274, 0.25, 1.0, 0.25),
+                                 Stage("close", 600, 8, (), 0.274, 600, 0.01, 0.25, 1.0, 0.25))
     steps_per_round: int = 50  # between checkpoints
     patches_per_batch: int = 6144
     tokens_per_batch: int = 4500
@@ -224,7 +225,14 @@ def load_state(
     return progress
 
 # %% ../nbs/10c_pretraining.ipynb #cell-015
-def _train_round(model, optimizers, recipe, batches, first_step, bar):
+def train_round(
+    model: nn.Module,  # with its speller
+    optimizers: dict,  # from `build_optimizers`
+    recipe: Recipe,  # learning rates
+    batches: PracticeBatches,  # of the round
+    first_step: int,  # its place in the recipe
+    bar: tqdm,  # moves by one a step
+) -> dict[str, float]:
     "One round of steps; the mean of each figure, answers at the top level apart."
     log, stage = [], recipe.at(first_step)[0]
     loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=3)
@@ -260,7 +268,7 @@ def pretrain(
             step, started, (stage, done) = progress["step"], time.perf_counter(), recipe.at(progress["step"])
             if done == 0: progress.update(level=stage.first_level, rounds_here=0)
             batches = PracticeBatches(recipe, progress["level"], step, processor, stage.spelling)
-            figures = _train_round(model, optimizers, recipe, batches, step, bar)
+            figures = train_round(model, optimizers, recipe, batches, step, bar)
             name = "tower" if progress["level"] is None else LEVELS[progress["level"]].name
             log.append({"step": step + recipe.steps_per_round, "stage": stage.name, "level": name,
                         "seconds": time.perf_counter() - started} | figures)

@@ -2,19 +2,21 @@
 
 # %% auto #0
 __all__ = ['FONTS', 'SCANS', 'HELD_OUT', 'BORDER', 'TASKS', 'CARD', 'character_accuracy', 'answer_similarity', 'measure_reading',
-           'practice_overlap', 'export_base', 'pretraining_record']
+           'practice_overlap', 'export_base', 'time_recipe', 'pretraining_record']
 
 # %% ../nbs/10_nano_base.ipynb #cell-002
 import copy
 import io
 import shutil
+import time
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from .answering import answer, read_pages
 from .core import flush
@@ -26,7 +28,7 @@ from .nano import build_processor, merge_order, patchify
 from .packing import chat_template
 from .objectives import see
 from .practice import CHARACTERS
-from .pretraining import LEVELS, Recipe
+from .pretraining import LEVELS, PracticeBatches, Recipe, build_optimizers, train_round
 from .rendering import SEEN_FONTS, UNSEEN_FONTS
 from .scanning import PATCH, practice_line, practice_page, scan
 from .scenes import write_bill, write_letter
@@ -140,9 +142,10 @@ tags: [document-question-answering, qwen2_vl, nano]
 ---
 # docvlm nano base
 
-A Qwen2-VL of {parameters:,} parameters, trained from nothing by `nbs/10_nano_base.ipynb` on two CPU cores in {hours:.1f} hours, so that
+A Qwen2-VL of {parameters:,} parameters, trained from nothing by `nbs/10_nano_base.ipynb` on two CPU cores, so that
 the docvlm study runs end to end without a GPU. It was trained on generated pages of up to {width} × {height} pixels; how well it reads them is
-in the tables below. **It is not Qwen2-VL-2B, and no figure measured on it says anything about the 2B.**
+in the tables below. The run took {hours:.1f} hours, on several machines; the same steps take {timed:.1f} hours on one like the last ({cpu}, timed by a
+few steps of each stage and level). **It is not Qwen2-VL-2B, and no figure measured on it says anything about the 2B.**
 
 **Data.** Pages drawn by `docvlm.practice`: fields, tables, running text, charts, letters and bills of common words, pseudo words, names,
 numbers, amounts, dates, codes and random characters, in {fonts} open fonts, then degraded. Nothing from the study's generator: of
@@ -184,7 +187,8 @@ def export_base(
     rows = lambda rows, *keys: "\n".join("| " + " | ".join(f"{row[k]:.3f}" if isinstance(row[k], float) else str(row[k]) for k in keys) + " |" for row in rows)
     columns, lines = max((size for level in LEVELS for size in level.sizes), key=np.prod)
     (partial/"README.md").write_text(CARD.format(width=28*columns, height=28*lines,
-        overlap=record["overlap"], parameters=record["parameters"], hours=record["train_s"]/3600, fonts=len(SEEN_FONTS),
+        overlap=record["overlap"], parameters=record["parameters"], hours=record["train_s"]/3600, timed=record["timing"]["hours"],
+        cpu=record["env"]["cpu"], fonts=len(SEEN_FONTS),
         recipe=_recipe_text(record["recipe"]),
         characters=rows(record["reading"]["characters"], "fonts", "text_height_px", "accuracy"),
         scans=rows(record["reading"]["scans"], "fonts", "scan", "accuracy"),
@@ -199,6 +203,27 @@ def _recipe_text(recipe):
                        for s in recipe["stages"])
     return f"{stages}. " + ", ".join(f"`{k}` {v}" for k, v in recipe.items() if k != "stages") + "."
 
+def time_recipe(
+    model,  # with its speller; a copy is trained
+    recipe: Recipe,  # its stages
+    log: list[dict],  # of `pretrain`: how long each stage stayed at each level
+    steps: int = 3,  # timed of each, beyond the first
+) -> dict:  # seconds a step by stage and level, and hours of the whole recipe at that
+    "What the recipe takes on this machine, whatever machines the run was spread over."
+    model, processor, rounds = copy.deepcopy(model).train(), build_processor(), Counter((row["stage"], row["level"]) for row in log)
+    optimizers, stages = build_optimizers(model, recipe), {stage.name: stage for stage in recipe.stages}
+    index, rows = {level.name: i for i, level in enumerate(LEVELS)} | {"tower": None}, []
+    for name, level in tqdm(rounds, desc="timing", unit="stage"):
+        first = next(row["step"] for row in log if (row["stage"], row["level"]) == (name, level)) - recipe.steps_per_round
+        clock = [time.perf_counter()]
+        for count in (1, 1 + steps):  # what starts the process that draws is in both
+            batches = PracticeBatches(replace(recipe, steps_per_round=count), index.get(level, len(LEVELS) - 1), first, processor, stages[name].spelling)
+            train_round(model, optimizers, recipe, batches, first, tqdm(disable=True))
+            clock.append(time.perf_counter())
+        rows.append({"stage": name, "level": level, "steps": recipe.steps_per_round*rounds[name, level],
+                     "step_s": (clock[2] - 2*clock[1] + clock[0])/steps})
+    return {"rows": rows, "hours": sum(row["steps"]*row["step_s"] for row in rows)/3600}
+
 def pretraining_record(
     model,  # trained, with its speller
     recipe: Recipe,  # it was trained by
@@ -206,5 +231,6 @@ def pretraining_record(
 ) -> dict:
     "What the run was and what came out, for data/results/nano/pretraining.json."
     reading = measure_reading(model, build_processor())
-    return {"step": "pretraining", "recipe": asdict(recipe), "reading": reading, "overlap": practice_overlap(), "log": log, "env": environment(), "code": git_state(),
+    return {"step": "pretraining", "recipe": asdict(recipe), "reading": reading, "overlap": practice_overlap(), "log": log,
+            "timing": time_recipe(model, recipe, log), "env": environment(), "code": git_state(),
             "parameters": sum(p.numel() for n, p in model.named_parameters() if "speller" not in n), "train_s": sum(r["seconds"] for r in log)}
