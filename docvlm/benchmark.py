@@ -22,7 +22,7 @@ from .core import Study, get_preset, open_study
 from .cost import median_s
 from .data import load_splits
 from .equivalence import check_equivalence
-from .model import add_lora, autocast, has_bf16, load_base, load_processor, plain_model
+from .model import TEXT_ATTENTION, add_lora, autocast, has_bf16, load_base, load_processor, plain_model
 from .rates import (BATCH_SIZE, ScratchStudy, answer_fast, answer_plain, changed, fill_cache, some_pages, train_fast,
                           train_plain, with_lengths)
 from .recipes import load_plain
@@ -65,7 +65,7 @@ def _other_attention(model, run):
     base = plain_model(model)
     base.set_attn_implementation({"text_config": "sdpa"})
     try: return run()
-    finally: base.set_attn_implementation({"text_config": "eager"})
+    finally: base.set_attn_implementation({"text_config": TEXT_ATTENTION})
 
 def _runs(study, model, off, run):
     "Ours, and ours with each switch off; on a CPU also with the other attention."

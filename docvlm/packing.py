@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .model import TEXT_ATTENTION
+
 # %% ../nbs/04a_packing.ipynb #cell-004
 @dataclass(frozen=True)
 class Template:
@@ -108,7 +110,7 @@ def attention_mask(
     allowed: torch.Tensor,  # bool, True where a token may look
 ) -> torch.Tensor:
     "The mask as the model's attention takes it: as it is for fused kernels, added to the scores for the plain one."
-    if model.config.get_text_config()._attn_implementation != "eager": return allowed
+    if model.config.get_text_config()._attn_implementation != TEXT_ATTENTION: return allowed
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, torch.finfo(torch.float32).min)
 
 def fill_rows(

@@ -12,13 +12,11 @@ from docvlm.answering import answer_rows
 from docvlm.core import Study, open_study
 from docvlm.data import load_splits
 from docvlm.equivalence import exact_features
-from docvlm.model import PAGE_ATTENTION, add_lora, load_base, load_processor
+from docvlm.model import CPU_ATTENTION, add_lora, load_base, load_processor
 from docvlm.packing import collate_rows
 from docvlm.recipes import generate_answers, load_plain, question_batch
 from docvlm.features import FreshFeatures, PageFeatures, cache_features, pages_of
 from docvlm.training import answer_loss, pack_rows
-
-FAST = {"vision_config": PAGE_ATTENTION, "text_config": "eager"}
 
 
 def small_pages(image_tokens, max_new_tokens=8):
@@ -38,7 +36,7 @@ def wide_model(processor):
         vision_config={"depth": 2, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_size": 1536}, tie_word_embeddings=True,
         image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"), vision_start_token_id=token("<|vision_start|>"))
     torch.manual_seed(0)
-    return Qwen2VLForConditionalGeneration._from_config(config, attn_implementation=FAST, dtype=torch.float32).eval()
+    return Qwen2VLForConditionalGeneration._from_config(config, attn_implementation=CPU_ATTENTION, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
