@@ -19,7 +19,8 @@ from accelerate import PartialState
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AttentionInterface, AutoProcessor, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import AttentionInterface, AttentionMaskInterface, AutoProcessor, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers.masking_utils import eager_mask
 
 from .core import Preset, StudyError, root
 
@@ -47,6 +48,7 @@ def text_attention(module, query, key, value, attention_mask, scaling, dropout=0
 PAGE_ATTENTION, TEXT_ATTENTION = "page_attention", "text_attention"
 AttentionInterface.register(PAGE_ATTENTION, page_attention)
 AttentionInterface.register(TEXT_ATTENTION, text_attention)
+AttentionMaskInterface.register(TEXT_ATTENTION, eager_mask)  # for `generate`, which leaves the mask to the library
 CPU_ATTENTION = {"vision_config": PAGE_ATTENTION, "text_config": TEXT_ATTENTION}
 
 # %% ../nbs/03_model.ipynb #last-mlp
