@@ -246,7 +246,7 @@ def train_round(
         log.append((batch["top"], figures))
         bar.update()
     top = [figures for at_top, figures in log if at_top] or [figures for _, figures in log]
-    return {key: float(np.mean([f[key] for f in top])) for key in top[0]}
+    return {key: float(np.mean([f[key] for f in top if key in f])) for key in dict.fromkeys(key for f in top for key in f)}  # spelling has no answers
 
 def pretrain(
     recipe: Recipe,  # what to do

@@ -207,7 +207,7 @@ def time_recipe(
     model,  # with its speller; a copy is trained
     recipe: Recipe,  # its stages
     log: list[dict],  # of `pretrain`: how long each stage stayed at each level
-    steps: int = 3,  # timed of each, beyond the first
+    steps: int = 2,  # timed of each, beyond the first
 ) -> dict:  # seconds a step by stage and level, and hours of the whole recipe at that
     "What the recipe takes on this machine, whatever machines the run was spread over."
     model, processor, rounds = copy.deepcopy(model).train(), build_processor(), Counter((row["stage"], row["level"]) for row in log)
