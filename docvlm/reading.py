@@ -145,7 +145,7 @@ tags: [document-question-answering, qwen2_vl, nano]
 A Qwen2-VL of {parameters:,} parameters, trained from nothing by `nbs/10_nano_base.ipynb` on two CPU cores, so that
 the docvlm study runs end to end without a GPU. It was trained on generated pages of up to {width} × {height} pixels; how well it reads them is
 in the tables below. The run took {hours:.1f} hours, on several machines; the same steps take {timed:.1f} hours on one like the last ({cpu}, timed by a
-few steps of each stage and level). **It is not Qwen2-VL-2B, and no figure measured on it says anything about the 2B.**
+few steps of each level). **It is not Qwen2-VL-2B, and no figure measured on it says anything about the 2B.**
 
 **Data.** Pages drawn by `docvlm.practice`: fields, tables, running text, charts, letters and bills of common words, pseudo words, names,
 numbers, amounts, dates, codes and random characters, in {fonts} open fonts, then degraded. Nothing from the study's generator: of
@@ -206,22 +206,20 @@ def _recipe_text(recipe):
 def time_recipe(
     model,  # with its speller; a copy is trained
     recipe: Recipe,  # its stages
-    log: list[dict],  # of `pretrain`: how long each stage stayed at each level
-    steps: int = 2,  # timed of each, beyond the first
-) -> dict:  # seconds a step by stage and level, and hours of the whole recipe at that
-    "What the recipe takes on this machine, whatever machines the run was spread over."
-    model, processor, rounds = copy.deepcopy(model).train(), build_processor(), Counter((row["stage"], row["level"]) for row in log)
-    optimizers, stages = build_optimizers(model, recipe), {stage.name: stage for stage in recipe.stages}
+    log: list[dict],  # of `pretrain`: how long it stayed at each level
+    steps: int = 3,  # timed of each, beyond the first
+) -> dict:  # seconds a step by level, and hours of the whole recipe at that
+    "What the recipe takes on this machine, whatever machines the run was spread over; each level as its last stage has it, with the most losses."
+    model, processor, rounds = copy.deepcopy(model).train(), build_processor(), Counter(row["level"] for row in log)
+    optimizers, last = build_optimizers(model, recipe), {row["level"]: row["step"] - recipe.steps_per_round for row in log}
     index, rows = {level.name: i for i, level in enumerate(LEVELS)} | {"tower": None}, []
-    for name, level in tqdm(rounds, desc="timing", unit="stage"):
-        first = next(row["step"] for row in log if (row["stage"], row["level"]) == (name, level)) - recipe.steps_per_round
+    for level, first in tqdm(last.items(), desc="timing", unit="level"):
         clock = [time.perf_counter()]
         for count in (1, 1 + steps):  # what starts the process that draws is in both
-            batches = PracticeBatches(replace(recipe, steps_per_round=count), index.get(level, len(LEVELS) - 1), first, processor, stages[name].spelling)
+            batches = PracticeBatches(replace(recipe, steps_per_round=count), index.get(level, len(LEVELS) - 1), first, processor, recipe.at(first)[0].spelling)
             train_round(model, optimizers, recipe, batches, first, tqdm(disable=True))
             clock.append(time.perf_counter())
-        rows.append({"stage": name, "level": level, "steps": recipe.steps_per_round*rounds[name, level],
-                     "step_s": (clock[2] - 2*clock[1] + clock[0])/steps})
+        rows.append({"level": level, "steps": recipe.steps_per_round*rounds[level], "step_s": (clock[2] - 2*clock[1] + clock[0])/steps})
     return {"rows": rows, "hours": sum(row["steps"]*row["step_s"] for row in rows)/3600}
 
 def pretraining_record(
