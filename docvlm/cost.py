@@ -7,6 +7,7 @@ __all__ = ['FUSED_ATTENTION', 'base_config', 'meta_base', 'fused_attention', 'Le
 # %% ../nbs/03a_cost.ipynb #92abf513
 import time
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -165,15 +166,17 @@ def measure_machine(
     preset: Preset,  # whose matrices are multiplied
     tokens: int,  # rows of the products: tokens of a training step
 ) -> Machine:
-    "Matrix-multiply rate at the MLP's shape, bandwidth of a product of two activations, time of an empty kernel."
+    "Matrix-multiply rate at the MLP's shape, bandwidth over a gate and a softmax, time of an empty kernel; on other data each time, as in a step."
     device, text = "cuda" if torch.cuda.is_available() else "cpu", base_config(preset).text_config
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     draw = lambda *shape: torch.randn(shape, dtype=dtype, device=device)
-    states, weight = draw(tokens, text.hidden_size), draw(text.intermediate_size, text.hidden_size)
-    wide, other = draw(tokens, text.intermediate_size), draw(tokens, text.intermediate_size)
+    weight, (states, wide) = draw(text.intermediate_size, text.hidden_size), ([draw(tokens, width) for _ in range(8)]
+                                                                           for width in (text.hidden_size, text.intermediate_size))
+    turn, few = cycle(range(8)), wide[0][0, :1]
+    def gate(): x = wide[next(turn)]; return torch.softmax(torch.nn.functional.silu(x)*x, -1)
     with torch.no_grad(), autocast(device):
-        linear_s = median_s(lambda: torch.nn.functional.linear(states, weight), device)
-        product_s = median_s(lambda: wide*other, device)
-        kernel_s = median_s(lambda: [wide[0, :1].add(1) for _ in range(1000)], device)/1000
+        linear_s = median_s(lambda: torch.nn.functional.linear(states[next(turn)], weight), device)
+        gate_s = median_s(gate, device)
+        kernel_s = median_s(lambda: [few.add(1) for _ in range(1000)], device)/1000
     name = torch.cuda.get_device_name() if device == "cuda" else environment()["cpu"]
-    return Machine(name, 2*states.numel()*len(weight)/linear_s, 3*wide.nbytes/product_s, 0.0 if device == "cuda" else kernel_s)
+    return Machine(name, 2*states[0].numel()*len(weight)/linear_s, 7*wide[0].nbytes/gate_s, 0.0 if device == "cuda" else kernel_s)
