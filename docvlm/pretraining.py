@@ -75,7 +75,8 @@ class Recipe:
                                  Stage("quiet", 1150, 8, (), 0.45, 1150, 0.02, 0.25, 1.0, 0.25),
                                  Stage("last", 550, 8, (), 0.3, 550, 0.01, 0.25, 1.0, 0.25),
                                  Stage("words", 800, 8, (), 0.45, 800, 0.274, 0.25, 1.0, 0.25),
-                                 Stage("close", 600, 8, (), 0.274, 600, 0.01, 0.25, 1.0, 0.25))
+                                 Stage("close", 600, 8, (), 0.274, 600, 0.01, 0.25, 1.0, 0.25),
+                                 Stage("legends", 1000, 8, (), 0.35, 1000, 0.01, 0.25, 1.0, 0.25))
     steps_per_round: int = 50  # between checkpoints
     patches_per_batch: int = 6144
     tokens_per_batch: int = 4500

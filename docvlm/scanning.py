@@ -11,10 +11,11 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
+from .plots import write_bars, write_facts, write_groups, write_pie
 from .practice import CHARACTERS, Sheet, blank_sheet, make_name, make_token, pick
 from .rendering import SEEN_FONTS, degrade
 from .scenes import write_bill, write_letter
-from .sketches import tint, write_bars, write_facts, write_fields, write_grid, write_lines
+from .sketches import tint, write_fields, write_grid, write_lines
 
 # %% ../nbs/10d_scanning.ipynb #454d81ad
 def practice_line(
@@ -34,8 +35,8 @@ def practice_line(
     sheet.ask(pick(rng, ("Read.", "Read the text.", "What's written here?")), " ".join(texts))
     return sheet
 
-_layouts = (write_fields, write_grid, write_lines, write_bars, write_facts, write_letter, write_bill)
-_layout_bounds = (0.2, 0.4, 0.46, 0.6, 0.72, 0.86, 1.0)  # cumulative shares
+_layouts = (write_fields, write_grid, write_lines, write_bars, write_facts, write_letter, write_bill, write_groups, write_pie)
+_layout_bounds = (0.17, 0.38, 0.41, 0.51, 0.61, 0.74, 0.86, 0.93, 1.0)  # cumulative shares
 
 def practice_page(
     width: int,  # pixels
