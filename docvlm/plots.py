@@ -134,8 +134,6 @@ def _write_legend(sheet, x0, x1, y, names, colors):
         spans.append(sheet.last(name))
     return spans
 
-def _names_in_legend(sheet, rng, x0, x1, count): return [sheet.fitting(make_name, (x1 - x0)/2 - sheet.size_px - 8, rng) for _ in range(count)]
-
 # %% ../nbs/10h_plots.ipynb #plots-groups
 def write_groups(
     sheet: Sheet,  # to write on
@@ -148,7 +146,7 @@ def write_groups(
     slot = sheet.size_px*(3.0 if lying else 4.6 if kind == "standing" else 3.2)
     count = min(int((y1 - y0 if lying else x1 - x0)/slot), int(rng.integers(3, 6)))
     if count < 2 or y1 - y0 < 6*sheet.size_px or x1 - x0 < 12*sheet.size_px: return write_bars(sheet, box, rng)
-    colors, titles = _colors(rng, 2), _names_in_legend(sheet, rng, x0, x1, 2)
+    colors, titles = _colors(rng, 2), [sheet.fitting(make_name, (x1 - x0)/2 - sheet.size_px - 8, rng) for _ in range(2)]
     title_spans = _write_legend(sheet, x0, x1, y0 - sheet.size_px - 8, titles, colors)
     room = (x1 - x0)*0.35 if lying else (x1 - x0)/count - 4
     names, *_ = _series(sheet, rng, room, count)
