@@ -9,13 +9,12 @@ from contextlib import nullcontext
 import numpy as np
 import pandas as pd
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm.auto import tqdm
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .core import Study
-from .model import autocast, last_mlp_at
+from .model import autocast, last_mlp_at, within_memory
 from .packing import Template, attention_mask, chat_template, encode_text, page_positions
 from .features import PageFeatures, asked_pages
 
@@ -143,13 +142,7 @@ def answer_rows(
                 found[row] = (tokenizer.decode(answered, skip_special_tokens=True).strip(), confidence, len(answered))
             bar.update(len(asked))
 
-    budget = study.preset.tokens_in_flight
-    while None in found:
-        try: run(budget)
-        except RuntimeError as error:
-            if budget < 2 or not should_reduce_batch_size(error): raise
-            budget //= 2
-            clear_device_cache(garbage_collection=True)
+    within_memory(run, study.preset.tokens_in_flight)  # a second attempt leaves out what `found` holds
     bar.close()
     return pd.DataFrame(found, columns=["prediction", "confidence", "answer_tokens"])
 

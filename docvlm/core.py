@@ -219,8 +219,10 @@ class Study:
 
     @property
     def name(self):
-        "The preset's name, with the documents folder's if there is one."
-        return f"{self.preset.name}-{Path(self.documents).resolve().name}" if self.documents else self.preset.name
+        "The preset's name; with documents also the folder's, and a mark of where it lies: two folders of one name are two studies."
+        if not self.documents: return self.preset.name
+        folder = (root()/self.documents).resolve()
+        return f"{self.preset.name}-{folder.name}-{digest_of(os.path.relpath(folder, root()))[:4]}"
     @property
     def generated(self):
         "Whether docvlm drew the pages itself, so that it knows their words, boxes and templates."

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import datasets
 import torch
-from accelerate.utils import find_executable_batch_size
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from .core import Study, StudyError, base_digest, digest_of, replacing, root
-from .model import autocast, has_bf16, encode_pages, prepare_images, team
+from .model import autocast, encode_pages, has_bf16, prepare_images, team, within_memory
 
 # %% ../nbs/04d_features.ipynb #2ecdb3c1
 class PageFeatures:
@@ -133,13 +132,13 @@ def cache_features(
     tokens = sum(_image_tokens(page, images, processor) for page in todo)
     _check_room(study, len(todo), 2*model.config.get_text_config().hidden_size*tokens)
     groups = [todo[i:i + pages_per_batch] for i in range(0, len(todo), pages_per_batch)]
-    @find_executable_batch_size(starting_batch_size=max(1, study.preset.patches_per_batch))
-    def encode(patches, pixels, grids):
+    patches = max(1, study.preset.patches_per_batch)
+    def encode(patches):
         with torch.no_grad(), autocast(model.device.type): return encode_pages(model, pixels, grids, patches)
     prepared = _ahead(lambda some: prepare_images(processor, [rows[page["rows"][0]]["image"] for page in some]), groups)
     with tqdm(total=len(todo), desc="page features", unit="page", disable=not todo) as bar:
         for some, (pixels, grids) in zip(groups, prepared):
-            encoded = encode(pixels, grids)
+            encoded, patches = within_memory(encode, patches)
             for page, grid, feature in zip(some, grids, encoded): features.put(page["key"], feature.cpu(), grid)
             bar.update(len(some))
     workers.wait_for_everyone()

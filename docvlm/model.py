@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['PAGE_ATTENTION', 'TEXT_ATTENTION', 'CPU_ATTENTION', 'page_attention', 'text_attention', 'plain_model', 'last_mlp_at',
            'prepare_images', 'encode_pages', 'has_bf16', 'autocast', 'team', 'load_processor', 'load_base',
-           'cannot_run', 'add_lora', 'parameter_table', 'load_adapter', 'qwen2_vl_2b_config', 'meta_qwen2_vl_2b']
+           'cannot_run', 'within_memory', 'add_lora', 'parameter_table', 'load_adapter', 'qwen2_vl_2b_config',
+           'meta_qwen2_vl_2b']
 
 # %% ../nbs/03_model.ipynb #cell-002
 import logging
@@ -16,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from accelerate import PartialState
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -199,6 +201,20 @@ def _open(loader, preset, source, **options):
     except (OSError, SafetensorError, ValueError) as error:
         raise StudyError(f"Cannot open base model {preset.base!r}: {(str(error) or type(error).__name__).splitlines()[0]} Check the files, the connection and "
                          "HF_HUB_OFFLINE, or give a local folder as the preset's base") from error
+
+# %% ../nbs/03_model.ipynb #memory
+def within_memory(
+    run,  # takes how much to compute at a time
+    size: int,  # to begin with
+) -> tuple:  # what `run` returned; the size that was enough
+    "`run(size)`; where memory runs out again with half of it, down to one at a time."
+    while True:
+        try: return run(size), size
+        except RuntimeError as error:
+            if size < 2 or not should_reduce_batch_size(error): raise
+        size //= 2  # out here, where the error no longer holds the tensors of the failed attempt
+        warnings.warn(f"Memory ran out; trying half as much at a time ({size})", stacklevel=2)
+        clear_device_cache(garbage_collection=True)
 
 # %% ../nbs/03_model.ipynb #cell-016
 def add_lora(

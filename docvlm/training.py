@@ -9,21 +9,20 @@ import json
 import resource
 import shutil
 import time
-import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import should_reduce_batch_size
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .core import Study, StudyError, base_digest, digest_of, flush, read_json, root, set_seed, write_json
 from .data import load_splits
 from .features import PageFeatures, asked_pages, cache_features
-from .model import add_lora, has_bf16, last_mlp_at, load_base, load_processor, team
+from .model import add_lora, has_bf16, last_mlp_at, load_base, load_processor, team, within_memory
 from .packing import PackedPage, attention_mask, chat_template, collate_rows, encode_text, fill_rows, pack_page
 
 # %% ../nbs/04_training.ipynb #cell-007
@@ -124,15 +123,14 @@ class AnswerTrainer(Trainer):
     rows_at_once = 2**20  # no batch has more
     def training_step(self, model, inputs, num_items_in_batch=None):
         step, inputs = super().training_step, self._prepare_inputs(inputs)
-        while True:
-            rows = min(self.rows_at_once, len(inputs["labels"]))
-            try: return sum(step(model, part, num_items_in_batch) for part in row_groups(inputs, rows))
-            except RuntimeError as error:
-                if rows == 1 or team().num_processes > 1 or not should_reduce_batch_size(error): raise  # several processes would have to split alike
-            self.rows_at_once = rows//2
-            warnings.warn(f"Memory ran out in a training step: from now on {rows//2} rows at a time", stacklevel=2)
-            model.zero_grad()
-            clear_device_cache(garbage_collection=True)
+        def run(rows):
+            model.zero_grad()  # of an attempt that ran out of memory
+            return sum(step(model, part, num_items_in_batch) for part in row_groups(inputs, rows))
+        rows = min(self.rows_at_once, len(inputs["labels"]))
+        if team().num_processes > 1: return run(rows)  # several processes would have to split alike
+        loss, enough = within_memory(run, rows)
+        if enough < rows: self.rows_at_once = enough
+        return loss
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = answer_loss(model, inputs, inputs["answer_tokens"], self.answer_logits)
         return (loss, {}) if return_outputs else loss
