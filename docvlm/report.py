@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['QUESTION_KINDS', 'verdict', 'answer_gain', 'answer_types', 'answer_failures', 'provenance', 'settings',
-           'scores_at_scale', 'is_right', 'mark', 'slug', 'first_page', 'picture', 'render', 'to_html', 'to_pdf',
-           'current_systems', 'read_results', 'report_values', 'build_report']
+           'scores_at_scale', 'is_right', 'mark', 'slug', 'first_page', 'picture', 'code_span', 'render', 'to_html',
+           'to_pdf', 'current_systems', 'read_results', 'report_values', 'build_report']
 
 # %% ../nbs/09_report.ipynb #cell-002
 import re
@@ -141,6 +141,11 @@ def picture(
     return Markup(f'\n![{markdown(caption)}](<{path}>){{width={width} alt="{quiet}"}}\n')
 
 # %% ../nbs/09_report.ipynb #cell-016
+def code_span(text: str) -> Markup:
+    "Text as code, where an escape would show: between more backticks than it has in a row."
+    fence, pad = "`"*(1 + max(map(len, re.findall("`+", text)), default=0)), " "*("`" in text)
+    return Markup(f"{fence}{pad}{' '.join(text.split())}{pad}{fence}")
+
 def render(
     template: str,  # Jinja source
     **values,  # for the template
@@ -148,6 +153,7 @@ def render(
     "Fill a template; undefined names are errors, values are escaped as Markdown."
     environment = Environment(undefined=StrictUndefined, autoescape=True, finalize=markdown, trim_blocks=True, lstrip_blocks=True,
                               loader=FileSystemLoader(root()/"paper"), keep_trailing_newline=True)
+    environment.filters["code"] = code_span
     return environment.from_string(template).render(**values)
 
 # %% ../nbs/09_report.ipynb #cell-018
