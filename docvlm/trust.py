@@ -135,10 +135,13 @@ def compare(
 
 # %% ../nbs/00b_trust.ipynb #3844d7ef
 def copy_sources(
+    study: Study,  # is to run in the copy
     folder: Path,  # takes the copy; sources already there are replaced
 ) -> Path:  # the folder
-    "The repository as a clone would have it: no results, no runs, no cache."
-    unwanted = shutil.ignore_patterns("runs", "cache", "results", "__pycache__", ".ipynb_checkpoints", "paper.html", "paper.pdf")
+    "The repository as a clone would have it, but for the results of the study's steps; what its report shows beside them is there."
+    made = shutil.ignore_patterns("runs", "cache", "__pycache__", ".ipynb_checkpoints", "paper.html", "paper.pdf")
+    found = {f"{step}.json" for step in STEPS}
+    def unwanted(place, names): return made(place, names) | (found if Path(place) == study.results_dir else set())
     for name in ("nbs", "docvlm", "data", "paper"):
         if (folder/name).exists() and name != "data": shutil.rmtree(folder/name)
         shutil.copytree(root()/name, folder/name, ignore=unwanted, dirs_exist_ok=True)
@@ -187,6 +190,6 @@ def check(
         last = folder/study.step("report").path.relative_to(root())
         if last.exists(): shutil.rmtree(folder)  # a finished check is no new one
         folder.mkdir(parents=True, exist_ok=True)
-        ran = subprocess.run(**study_command(study, copy_sources(folder)))
+        ran = subprocess.run(**study_command(study, copy_sources(study, folder)))
         if ran.returncode: raise StudyError(f"The rerun stopped (exit code {ran.returncode}); its messages are above, its files in {folder.relative_to(root())}")
         return compare_folders(study, folder)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory): return copy_sources(tmp_path_factory.mktemp("clone"))
+def clone(tmp_path_factory): return copy_sources(open_study("smoke"), tmp_path_factory.mktemp("clone"))
 
 
 def command(clone, *arguments, **options):

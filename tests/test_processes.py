@@ -32,7 +32,7 @@ def run(folder, processes, command):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    found = {processes: copy_sources(tmp_path_factory.mktemp(f"with-{processes}")) for processes in (1, 2)}
+    found = {processes: copy_sources(open_study("smoke"), tmp_path_factory.mktemp(f"with-{processes}")) for processes in (1, 2)}
     for processes, folder in found.items(): run(folder, processes, "train")
     return found
 
@@ -81,7 +81,7 @@ cli.train()
 
 
 def test_a_model_spread_by_fsdp_takes_the_steps_of_one_process(folders, tmp_path):
-    folder, script = copy_sources(tmp_path/"spread"), tmp_path/"spread.py"
+    folder, script = copy_sources(open_study("smoke"), tmp_path/"spread"), tmp_path/"spread.py"
     script.write_text(SPREAD)
     for part in ("cache", "results"): shutil.copytree(folders[1]/"data"/part, folder/"data"/part)
     done = launch(folder, BIN/"accelerate", "launch", "--config_file", folder/"data"/"fsdp.yaml", "--num_processes", "2",

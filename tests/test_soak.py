@@ -65,7 +65,7 @@ def assert_same(study, calm, rough):
 
 def test_kills_at_random_moments_change_nothing(tmp_path):
     study, rng, kills, completed = open_study(PRESET), random.Random(SEED), 0, 0
-    calm, rough, began = root() if PRESET == "nano" else copy_sources(tmp_path/"calm"), copy_sources(tmp_path/"rough"), time.perf_counter()
+    calm, rough, began = root() if PRESET == "nano" else copy_sources(study, tmp_path/"calm"), copy_sources(study, tmp_path/"rough"), time.perf_counter()
     with (tmp_path/"log").open("w") as log:
         assert start(study, calm, log).wait() == 0, (tmp_path/"log").read_text()[-3000:]
         longest = 120 if PRESET == "nano" else (time.perf_counter() - began)/3
@@ -81,7 +81,8 @@ def test_kills_at_random_moments_change_nothing(tmp_path):
                 assert code == 0, (tmp_path/"log").read_text()[-3000:]
                 assert_same(study, calm, rough)
                 completed += 1
-                for name in ("runs", "cache", "results"): shutil.rmtree(rough/"data"/name)
+                shutil.rmtree(rough)
+                copy_sources(study, rough)
         assert start(study, rough, log).wait() == 0, (tmp_path/"log").read_text()[-3000:]
     print(f"{kills} kills, {completed + 1} studies completed")
     assert_same(study, calm, rough)
@@ -97,7 +98,7 @@ found = prepare_data(open_study("smoke", sys.argv[1]))
 print(found["splits"]["train"]["pages"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     peak = {}
-    clone = copy_sources(tmp_path/"clone")
+    clone = copy_sources(open_study("smoke"), tmp_path/"clone")
     for pages in (1_000, 10_000):
         documents = tmp_path/f"documents-{pages}"
         for split, count in (("train", pages), ("test", 20)):
