@@ -97,9 +97,9 @@ def pointing_loss(
 
 def linking_loss(
     attention: torch.Tensor,  # (B, heads, T, T), probabilities
-    links: torch.Tensor,  # (N, 3 + cells): page, side, position that looks, positions to look at or -1
+    links: torch.Tensor,  # (N, 3 + cells): page, side, position of the value, positions of its label or -1
 ) -> tuple[torch.Tensor, float]:  # scalar, and the share of values that give their label over half of their attention
-    "How far the heads of a layer are from looking where they should: from a value at its label, from a question at its evidence; any part will do."
+    "How far the heads of a layer are from looking at a value's label; any part of the label will do."
     if not len(links): return attention.sum()*0, 0.0
     page, side, value = links[:, :3].T
     rows, labels = attention[page, torch.tensor(LINKING_HEADS)[side], value], links[:, 3:]  # (N, T)
@@ -119,7 +119,6 @@ def _answer_losses(model, batch, features):
     wanted, weight = labels[labels != -100], answer_weights(labels)
     loss = (nn.functional.cross_entropy(logits, wanted, reduction="none")*weight).sum()/weight.sum()
     pointing = [pointing_loss(looks[i], labels, batch["cells"]) for i in POINTING_LAYERS]
-    weighing, weighed = linking_loss(looks[POINTING_LAYERS[0]], batch["evidence"])
     links = [linking_loss(looks[i], batch["cell_links"])[0] for i in LINKING_LAYERS]
-    return loss, sum(p for p, _ in pointing) + weighing, sum(links), {
-        "answers": (right := logits.argmax(-1) == wanted).float().mean().item(), "first": right[weight > 1].float().mean().item(), "answer_loss": loss.item(), "looks": max(share for _, share in pointing), "weighs": weighed}
+    return loss, sum(p for p, _ in pointing), sum(links), {
+        "answers": (right := logits.argmax(-1) == wanted).float().mean().item(), "first": right[weight > 1].float().mean().item(), "answer_loss": loss.item(), "looks": max(share for _, share in pointing)}

@@ -33,10 +33,10 @@ def _ask_series(sheet, rng, names, values, texts, name_spans, text_spans, side):
         sheet.links.append((span, name_span, side))
         if names.count(name) == 1:
             _ask(sheet, rng, _value_wordings, text, span[0], k=name)
-            if texts.count(text) == 1 and rng.uniform() < 0.25: _ask(sheet, rng, _label_wordings, name, name_span[0], [span], v=text)
+            if texts.count(text) == 1 and rng.uniform() < 0.25: _ask(sheet, rng, _label_wordings, name, name_span[0], v=text)
     _ask_count(sheet, rng, names)
     if len(set(texts)) == len(texts):
-        _ask_order(sheet, rng, names, name_spans, values, text_spans)
+        _ask_order(sheet, rng, names, name_spans, values)
         best = int(np.argmax(values)) if rng.uniform() < 0.5 else int(np.argmin(values))
         _ask(sheet, rng, ("Largest number?", "Peak value?", "Highest value?") if values[best] == max(values) else
              ("Smallest number?", "Lowest point?", "Lowest value?"), texts[best], text_spans[best][0])
@@ -157,7 +157,7 @@ def write_groups(
         for name, name_span, span in zip(names, spans["names"], row):
             sheet.links += [(span, name_span, LEFT if lying else BELOW), (span, title_span, ABOVE)]
             if names.count(name) == 1 and titles[0] != titles[1]: _ask(sheet, rng, _cell_wordings, _text_at(sheet, span), span[0], r=name, c=title)
-        if titles[0] != titles[1]: _ask_order(sheet, rng, names, spans["names"], numbers, row, f" {pick(rng, ('of', 'in', 'by'))} {title}")
+        if titles[0] != titles[1]: _ask_order(sheet, rng, names, spans["names"], numbers, f" {pick(rng, ('of', 'in', 'by'))} {title}")
     _ask_count(sheet, rng, names)
 
 def _text_at(sheet, span): return "".join(char for char, *_ in sheet.characters[slice(*span)])

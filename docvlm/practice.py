@@ -142,7 +142,7 @@ class Sheet:
     family: str
     size_px: int
     characters: list[tuple[str, float, float]] = field(default_factory=list)  # (character, x, y) in pixels
-    questions: list[tuple[str, str, int, tuple]] = field(default_factory=list)  # question, answer, index of its first character or -1, evidence
+    questions: list[tuple[str, str, int]] = field(default_factory=list)  # question, answer, index of its first character or -1
     links: list[tuple[tuple, tuple, int]] = field(default_factory=list)  # value and its label as spans of characters, side
 
     def width(self, text, bold=False, size_px=None):
@@ -164,10 +164,9 @@ class Sheet:
         "The span of characters of `text`, which was written last."
         return len(self.characters) - len(text.replace(" ", "")), len(self.characters)
 
-    def ask(self, question, answer, start=None, evidence=()):
-        """Add a question; its answer was written last, or begins at character `start`, or is nowhere on the page (-1). `evidence`: spans of
-        the one or two values that must be looked at first, where the answer is not simply read."""
-        self.questions.append((question, answer, self.last(answer)[0] if start is None else start, tuple(evidence)))
+    def ask(self, question, answer, start=None):
+        "Add a question; its answer was written last, or begins at character `start`, or is nowhere on the page (-1)."
+        self.questions.append((question, answer, self.last(answer)[0] if start is None else start))
 
     def fitting(self, make, width, rng, bold=False):
         "Something that `make(rng)` makes and that fits into `width` pixels."
@@ -175,16 +174,6 @@ class Sheet:
             if self.width(text := make(rng), bold) <= width: return text
         while len(text) > 1 and self.width(text, bold) > width: text = text[:-1]
         return text.strip() or "x"
-
-    def check(self):
-        "AssertionError unless every answer but `Yes`, `No` and counts stands at the characters it names, and every value knows its label."
-        written, whole = "".join(char for char, *_ in self.characters), lambda span: 0 <= span[0] < span[1] <= len(self.characters)
-        for question, answer, start, evidence in self.questions:
-            assert answer and set(answer) <= set(CHARACTERS), (question, answer)
-            worked_out = start == -1 and (answer in ("Yes", "No") or answer.isdigit())
-            assert worked_out or written[start:].startswith(answer.replace(" ", "")), (question, answer)
-            assert len(evidence) <= 2 and all(map(whole, evidence)), (question, evidence)
-        for value, label, side in self.links: assert whole(value) and whole(label), side
 
 # %% ../nbs/10a_practice.ipynb #cell-010
 def blank_sheet(

@@ -22,7 +22,7 @@ from .model import has_bf16, load_base
 from .nano import build_model, build_processor, merge_order
 from .objectives import Speller, practice_losses
 from .packing import chat_template, collate_rows, pack_page
-from .scanning import LABEL_CELLS, PATCH, answer_cells, cells_of, link_cells, practice_line, practice_page, scan, stretched
+from .scanning import LABEL_CELLS, PATCH, answer_cells, link_cells, practice_line, practice_page, scan, stretched
 
 # %% ../nbs/10c_pretraining.ipynb #cell-004
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ class Recipe:
                                  Stage("last", 550, 8, (), 0.3, 550, 0.01, 0.25, 1.0, 0.25),
                                  Stage("words", 800, 8, (), 0.45, 800, 0.274, 0.25, 1.0, 0.25),
                                  Stage("close", 600, 8, (), 0.274, 600, 0.01, 0.25, 1.0, 0.25),
-                                 Stage("legends", 1000, 8, (), 0.35, 1000, 0.01, 0.25, 1.0, 0.25),
-                                 Stage("weighing", 600, 8, (), 0.45, 600, 0.01, 0.15, 1.0, 0.25))
+                                 Stage("legends", 1000, 8, (), 0.35, 1000, 0.01, 0.25, 1.0, 0.25))
     steps_per_round: int = 50  # between checkpoints
     patches_per_batch: int = 6144
     tokens_per_batch: int = 4500
@@ -153,13 +152,12 @@ class PracticeBatches(torch.utils.data.Dataset):
         return batch if spell else batch | self._questions(sheets, written, most, grid, rng)
 
     def _questions(self, sheets, written, most, grid, rng):
-        encode, pages, cells, evidence = self.tokenizer.encode, [], [], []
+        encode, pages, cells = self.tokenizer.encode, [], []
         for sheet, characters in zip(sheets, written):
             asked = [qa for qa in sheet.questions if len(qa[1]) <= self.recipe.max_answer_characters] or sheet.questions[:1]
             asked = [asked[i] for i in rng.permutation(len(asked))[:most]]
-            pages.append(pack_page(self.template, grid, [encode(q) for q, *_ in asked], [encode(a) for _, a, *_ in asked]))
-            evidence.append([spans for *_, spans in asked])
-            cells.append([cell for _, a, start, _ in asked for cell in ([-1]*(len(a) + 1) if start < 0 else
+            pages.append(pack_page(self.template, grid, [encode(q) for q, *_ in asked], [encode(a) for _, a, _ in asked]))
+            cells.append([cell for _, a, start in asked for cell in ([-1]*(len(a) + 1) if start < 0 else
                           answer_cells(a, characters[start:], grid[2]//2, grid[1]//2))])
         rows = collate_rows(pages, 1, self.tokenizer.pad_token_id)
         order = {id(page): i for i, page in enumerate(pages)}
@@ -169,20 +167,7 @@ class PracticeBatches(torch.utils.data.Dataset):
         links[:, 3:][links[:, 3:] > links[:, 2:3]] = -1  # the language model looks back only
         links = links[(links[:, 3:] >= 0).any(1)]
         links[:, 2:] = torch.where(links[:, 2:] < 0, -1, links[:, 2:] + first)
-        weighed = self._evidence([(pages[i], evidence[i], written[i]) for i in order], grid, first)
-        return rows | {"order": order, "cells": torch.where(cells < 0, -1, cells + first), "cell_links": links, "evidence": weighed}
-
-    def _evidence(self, rows, grid, first):
-        "As links (N, 3 + LABEL_CELLS): row, first or second value, token before the answer, cells of the value or -1; image tokens begin at `first`."
-        found = []
-        for row, (page, evidence, characters) in enumerate(rows):
-            answered = page.labels != -100
-            before = (answered & ~torch.nn.functional.pad(answered, (1, 0))[:-1]).nonzero()[:, 0].tolist()
-            for token, spans in zip(before, evidence, strict=True):
-                for which, span in enumerate(spans):
-                    cells = [first + cell for cell in cells_of(span, characters, grid[2]//2, grid[1]//2, 2*PATCH)[:LABEL_CELLS]]
-                    found.append([row, which, token, *cells, *[-1]*(LABEL_CELLS - len(cells))])
-        return torch.tensor(found, dtype=torch.long).view(-1, 3 + LABEL_CELLS)
+        return rows | {"order": order, "cells": torch.where(cells < 0, -1, cells + first), "cell_links": links}
 
 # %% ../nbs/10c_pretraining.ipynb #cell-013
 def _orthogonal(grad, ns_coefficients, ns_steps, eps):

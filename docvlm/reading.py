@@ -97,7 +97,7 @@ def answer_similarity(
     with torch.no_grad(), autocast("cpu"):
         read = read_pages(model, template, encode_pages(model, list(pixels), grids), grids)
         ids, _ = answer(model, template, read, [processor.tokenizer.encode(q) for _, q, *_ in asked], [p for p, *_ in asked], 50)
-    scores = [anls(processor.tokenizer.decode(i, skip_special_tokens=True), [a]) for i, (_, _, a, *_) in zip(ids, asked)]
+    scores = [anls(processor.tokenizer.decode(i, skip_special_tokens=True), [a]) for i, (*_, a, _) in zip(ids, asked)]
     return {"anls": float(np.mean(scores)), "questions": len(scores)}
 
 # %% ../nbs/10_nano_base.ipynb #cell-006
@@ -131,7 +131,7 @@ def practice_overlap(
     rng, level, taught, asked = np.random.default_rng(HELD_OUT), LEVELS[-1], [], []
     for i in range(pages):
         sheet = practice_page(336, 336, rng, **level.text)
-        taught += rows(f"practice-{i}", sheet.image, [(q, [a]) for q, a, *_ in sheet.questions])
+        taught += rows(f"practice-{i}", sheet.image, [(q, [a]) for q, a, _ in sheet.questions])
     for page in make_pages(pages, split="test"): asked += rows(page.doc_id, page.image, [(q.question, list(q.answers)) for q in page.questions])
     found = find_leaks(rows_dataset(taught), rows_dataset(asked))
     return {key: value for key, value in found.items() if key != "pairs"}

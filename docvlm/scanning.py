@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['CHARACTERS_PER_PATCH', 'PATCH', 'LABEL_CELLS', 'practice_line', 'practice_page', 'patch_targets', 'scan',
-           'answer_cells', 'cell_of', 'cells_of', 'link_cells', 'stretched']
+           'answer_cells', 'cell_of', 'link_cells', 'stretched']
 
 # %% ../nbs/10d_scanning.ipynb #77fb6036
 from bisect import bisect_right
@@ -115,16 +115,6 @@ def cell_of(
     _, x, y = character
     return min(max(int(y//size_px), 0), rows - 1)*columns + min(max(int(x//size_px), 0), columns - 1)
 
-def cells_of(
-    span: tuple[int, int],  # of characters
-    characters: list[tuple[str, float, float]],  # of `scan`
-    columns: int,  # of the page, in cells
-    rows: int,
-    size_px: int,  # of a cell
-) -> list[int]:
-    "All cells that hold a character of the span."
-    return sorted({cell_of(characters[i], columns, rows, size_px) for i in range(*span)})
-
 LABEL_CELLS = 12
 
 def link_cells(
@@ -135,7 +125,7 @@ def link_cells(
     size_px: int,  # of a cell
 ) -> list[tuple[int, int, list[int]]]:  # side, cell of the value, cells of its label
     "Which cells a value's cells would have to look at to know their label."
-    at = lambda span: cells_of(span, characters, columns, rows, size_px)
+    at = lambda span: sorted({cell_of(characters[i], columns, rows, size_px) for i in range(*span)})
     return [(side, cell, at(label)[:LABEL_CELLS]) for value, label, side in links for cell in at(value)]
 
 # %% ../nbs/10d_scanning.ipynb #stretched1

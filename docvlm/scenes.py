@@ -196,14 +196,13 @@ def _write_goods(sheet, box, rng, step, count):
     for price in prices:
         name = sheet.fitting(make_name, room, rng)
         sheet.write(x0, y, name)
-        name_span = sheet.last(name)
+        goods.append((name, price, sheet.last(name)))
         if many:
             units = str(rng.integers(1, 13))
             sheet.write(x1 - column - middle, y, units)
             units_span = sheet.last(units)
         sheet.write(x1 - 2 - sheet.width(price), y, price)
-        goods.append((name, price, name_span, sheet.last(price)))
-        sheet.links += [(goods[-1][3], name_span, LEFT)] + ([(goods[-1][3], above, ABOVE)] if above else [])
+        sheet.links += [(sheet.last(price), goods[-1][2], LEFT)] + ([(sheet.last(price), above, ABOVE)] if above else [])
         _ask(sheet, rng, _price_wordings, price, k=name)
         if many: _ask(sheet, rng, _count_of, units, units_span[0], k=name)
         y += step
@@ -217,10 +216,10 @@ def _write_goods(sheet, box, rng, step, count):
     return y + step
 
 def _ask_goods(sheet, rng, goods):
-    "What costs most, how many there are, whether something is among them; `goods` are names, prices and the spans of both."
-    prices = [float(price) for _, price, *_ in goods]
-    name, _, name_span, price_span = goods[int(np.argmax(prices))]
-    if prices.count(max(prices)) == 1: _ask(sheet, rng, _dearest, name, name_span[0], [price_span])
+    "What costs most, how many there are, whether something is among them; `goods` are names, prices and the names' spans."
+    prices = [float(price) for _, price, _ in goods]
+    name, _, span = goods[int(np.argmax(prices))]
+    if prices.count(max(prices)) == 1: _ask(sheet, rng, _dearest, name, span[0])
     _ask(sheet, rng, _lines_wordings, str(len(goods)), -1)
     known = pick(rng, goods)[0] if rng.random() < 0.5 else make_name(rng)
     _ask(sheet, rng, _bought, "Yes" if known in [name for name, *_ in goods] else "No", -1, k=known)

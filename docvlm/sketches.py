@@ -16,9 +16,9 @@ from .rendering import SEEN_FONTS
 # %% ../nbs/10e_sketches.ipynb #d6d97e57
 LEFT, ABOVE, BELOW = 0, 1, 2  # where a value finds its label
 
-def _ask(sheet, rng, wordings, answer, start=None, evidence=(), **names):
+def _ask(sheet, rng, wordings, answer, start=None, **names):
     names = {name: value.lower() if rng.uniform() < 0.25 else value for name, value in names.items()}
-    sheet.ask(pick(rng, wordings).format(**names), answer, start, evidence)
+    sheet.ask(pick(rng, wordings).format(**names), answer, start)
 
 _field_wordings = ("{k}", "{k}?", "Tell me the {k}.", "Read the value of {k}.", "What does {k} say?", "Read {k}.",
                    "Which entry does {k} have?", "Find {k} on this page.", "Give the {k}.", "What's written for {k}?",
@@ -34,10 +34,10 @@ def _ask_fields(sheet, rng, entries):
         sheet.links.append((value_span, label_span, side))
         if labels[label.lower()] > 1: continue
         _ask(sheet, rng, _field_wordings, value, value_span[0], k=label)
-        if values[value] == 1 and rng.uniform() < 0.25: _ask(sheet, rng, _label_wordings, label, label_span[0], [value_span], v=value)
-        if rng.uniform() < 0.3:
+        if values[value] == 1 and rng.uniform() < 0.12: _ask(sheet, rng, _label_wordings, label, label_span[0], v=value)
+        if rng.uniform() < 0.15:
             claim = value if rng.uniform() < 0.5 else pick(rng, entries)[1]
-            _ask(sheet, rng, _claim_wordings, "Yes" if claim == value else "No", -1, [value_span], k=label, v=claim)
+            _ask(sheet, rng, _claim_wordings, "Yes" if claim == value else "No", -1, k=label, v=claim)
 
 # %% ../nbs/10e_sketches.ipynb #a6053fca
 _most_wordings = ("Most{of}?", "Who or what leads{of}?", "Top{of}?", "Largest{of}: which one?", "Name the greatest{of}.",
@@ -48,16 +48,15 @@ _more_wordings = ("More{of}: {a} or {b}?", "{a} against {b}{of}: who leads?", "T
 _beats_wordings = ("Does {a} beat {b}{of}?", "Is {a} above {b}{of}?", "{a} more than {b}{of}?", "{a} higher than {b}{of}?", "Has {a} a larger value than {b}{of}?")
 _count_wordings = ("Count them.", "Number of entries?", "How long is the list?", "How many are shown?", "How many rows?")
 
-def _ask_order(sheet, rng, names, name_spans, values, value_spans, of=""):
-    "Extremes and comparisons over named numbers; `of` begins with a space."
+def _ask_order(sheet, rng, names, spans, values, of=""):
+    "Extremes, comparisons and a count over named numbers; `of` begins with a space."
     if len(set(names)) < len(names) or len(set(values)) < len(values): return
     for wordings, i in ((_most_wordings, np.argmax(values)), (_least_wordings, np.argmin(values))):
-        _ask(sheet, rng, wordings, names[i], name_spans[i][0], [value_spans[i]], of=of)
-    for wordings in (_more_wordings, _beats_wordings)*2:
-        a, b = rng.choice(len(names), 2, replace=False)
-        more = a if values[a] > values[b] else b
-        answer, start = (names[more], name_spans[more][0]) if wordings is _more_wordings else ("Yes" if more == a else "No", -1)
-        _ask(sheet, rng, wordings, answer, start, [value_spans[a], value_spans[b]], a=names[a], b=names[b], of=of)
+        if rng.uniform() < 0.7: _ask(sheet, rng, wordings, names[i], spans[i][0], of=of)
+    a, b = rng.choice(len(names), 2, replace=False)
+    more = a if values[a] > values[b] else b
+    _ask(sheet, rng, _more_wordings, names[more], spans[more][0], a=names[a], b=names[b], of=of)
+    if rng.uniform() < 0.7: _ask(sheet, rng, _beats_wordings, "Yes" if more == a else "No", -1, a=names[a], b=names[b], of=of)
 
 def _ask_count(sheet, rng, names):
     if rng.uniform() < 0.6: _ask(sheet, rng, _count_wordings, str(len(names)), -1)
@@ -193,7 +192,7 @@ def _ask_grid(sheet, rng, cells):
     for column, (title, *_) in list(enumerate(head))[1:]:
         values = [row[column][1] for row in body]
         if None not in values and heads[title] == 1:
-            _ask_order(sheet, rng, [row[0][0] for row in body], [row[0][2] for row in body], values, [row[column][2] for row in body], f" {pick(rng, ('of', 'in', 'by'))} {title}")
+            _ask_order(sheet, rng, [row[0][0] for row in body], [row[0][2] for row in body], values, f" {pick(rng, ('of', 'in', 'by'))} {title}")
 
 # %% ../nbs/10e_sketches.ipynb #67a9645c
 _next_wordings = ("What comes after {w}?", "{w} is followed by", "Read on after {w}.", "Next word after {w}?")
