@@ -175,6 +175,15 @@ class Sheet:
         while len(text) > 1 and self.width(text, bold) > width: text = text[:-1]
         return text.strip() or "x"
 
+    def check(self):
+        "AssertionError unless every answer but `Yes`, `No` and counts stands at the characters it names, and every value knows its label."
+        written = "".join(char for char, *_ in self.characters)
+        for question, answer, start in self.questions:
+            assert answer and set(answer) <= set(CHARACTERS), (question, answer)
+            worked_out = start == -1 and (answer in ("Yes", "No") or answer.isdigit())
+            assert worked_out or written[start:].startswith(answer.replace(" ", "")), (question, answer)
+        for value, label, _ in self.links: assert 0 <= value[0] < value[1] <= len(written) and 0 <= label[0] < label[1] <= len(written)
+
 # %% ../nbs/10a_practice.ipynb #cell-010
 def blank_sheet(
     width: int,  # pixels
