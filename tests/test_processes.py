@@ -83,7 +83,7 @@ cli.train()
 def test_a_model_spread_by_fsdp_takes_the_steps_of_one_process(folders, tmp_path):
     folder, script = copy_sources(open_study("smoke"), tmp_path/"spread"), tmp_path/"spread.py"
     script.write_text(SPREAD)
-    for part in ("cache", "results"): shutil.copytree(folders[1]/"data"/part, folder/"data"/part)
+    for part in ("cache", "results"): shutil.copytree(folders[1]/"data"/part, folder/"data"/part, dirs_exist_ok=True)
     done = launch(folder, BIN/"accelerate", "launch", "--config_file", folder/"data"/"fsdp.yaml", "--num_processes", "2",
                   "--mixed_precision", "no", script, "--preset", "smoke")
     assert "all spread" in done.stderr
