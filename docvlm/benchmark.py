@@ -61,7 +61,7 @@ def ratio(
 
 # %% ../nbs/08a_benchmark.ipynb #234ef3ce
 def _other_attention(model, run):
-    "The run with the attention that a GPU would use; on a CPU the plain one is the faster, backward above all."
+    "The run with the attention that a GPU would use; which is the faster on a CPU differs from processor to processor."
     base = plain_model(model)
     base.set_attn_implementation({"text_config": "sdpa"})
     try: return run()

@@ -206,6 +206,7 @@ def _open(loader, preset, source, **options):
 def within_memory(
     run,  # takes how much to compute at a time
     size: int,  # to begin with
+    undo=lambda: None,  # called before another attempt, for what the failed one left behind
 ) -> tuple:  # what `run` returned; the size that was enough
     "`run(size)`; where memory runs out again with half of it, down to one at a time."
     while True:
@@ -214,6 +215,7 @@ def within_memory(
             if size < 2 or not should_reduce_batch_size(error): raise
         size //= 2  # out here, where the error no longer holds the tensors of the failed attempt
         warnings.warn(f"Memory ran out; trying half as much at a time ({size})", stacklevel=2)
+        undo()
         clear_device_cache(garbage_collection=True)
 
 # %% ../nbs/03_model.ipynb #cell-016

@@ -123,12 +123,10 @@ class AnswerTrainer(Trainer):
     rows_at_once = 2**20  # no batch has more
     def training_step(self, model, inputs, num_items_in_batch=None):
         step, inputs = super().training_step, self._prepare_inputs(inputs)
-        def run(rows):
-            model.zero_grad()  # of an attempt that ran out of memory
-            return sum(step(model, part, num_items_in_batch) for part in row_groups(inputs, rows))
+        def run(rows): return sum(step(model, part, num_items_in_batch) for part in row_groups(inputs, rows))
         rows = min(self.rows_at_once, len(inputs["labels"]))
         if team().num_processes > 1: return run(rows)  # several processes would have to split alike
-        loss, enough = within_memory(run, rows)
+        loss, enough = within_memory(run, rows, model.zero_grad)
         if enough < rows: self.rows_at_once = enough
         return loss
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
