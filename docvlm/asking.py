@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 
-from .answering import answer, read_pages
+from .answering import answer
 from .core import Study, StudyError
 from .data import load_splits
 from .folder import open_page
@@ -58,8 +58,7 @@ def ask(self: Asker,
         for system in self.systems:
             started = time.perf_counter()
             with self.model.disable_adapter() if system == "base" and len(self.systems) > 1 else nullcontext():
-                read = read_pages(self.model, self.template, vision, grids, merge_size)
-                ids, confidences = answer(self.model, self.template, read, asked, [0]*len(asked), preset.max_new_tokens[benchmark])
+                ids, confidences = answer(self.model, self.template, vision, grids, asked, [0]*len(asked), preset.max_new_tokens[benchmark], merge_size)
             seconds = seen_s + time.perf_counter() - started
             found += [{"question": question, "system": system, "answer": tokenizer.decode(said, skip_special_tokens=True).strip(),
                        "confidence": confidence, "seconds": seconds} for question, said, confidence in zip(questions, ids, confidences)]

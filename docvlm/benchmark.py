@@ -10,6 +10,7 @@ import resource
 import tempfile
 import time
 from contextlib import redirect_stderr
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,13 @@ import torch
 from accelerate.utils import send_to_device
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
+from transformers import AttentionInterface
 
 from .core import Study, get_preset, open_study
 from .cost import median_s
 from .data import load_splits
 from .equivalence import check_equivalence
-from .model import TEXT_ATTENTION, add_lora, autocast, has_bf16, load_base, load_processor, plain_model
+from .model import ATTENTION, add_lora, autocast, has_bf16, load_base, load_processor, plain_model, text_attention
 from .rates import (BATCH_SIZE, ScratchStudy, answer_fast, answer_plain, changed, fill_cache, some_pages, train_fast,
                           train_plain, with_lengths)
 from .recipes import load_plain
@@ -60,18 +62,20 @@ def ratio(
     return spread([a/b for a, b in zip(rates["ours"], rates[other])])
 
 # %% ../nbs/08a_benchmark.ipynb #234ef3ce
+AttentionInterface.register("other_attention", partial(text_attention, products=not has_bf16("cpu")))
+
 def _other_attention(model, run):
-    "The run with the attention that a GPU would use; which is the faster on a CPU differs from processor to processor."
+    "The run with the kernel that `text_attention` did not choose: fused, or as matrix products."
     base = plain_model(model)
-    base.set_attn_implementation({"text_config": "sdpa"})
+    base.set_attn_implementation({"text_config": "other_attention"})
     try: return run()
-    finally: base.set_attn_implementation({"text_config": TEXT_ATTENTION})
+    finally: base.set_attn_implementation(ATTENTION)
 
 def _runs(study, model, off, run):
     "Ours, and ours with each switch off; on a CPU also with the other attention."
     ours = {"ours": lambda: run(study)}
     switched = {name: lambda change=change: run(changed(study, **change)) for name, change in off.items()}
-    attention = {"plain attention": lambda: _other_attention(model, lambda: run(study))} if model.device.type == "cpu" else {}
+    attention = {"chosen attention": lambda: _other_attention(model, lambda: run(study))} if model.device.type == "cpu" else {}
     return ours | switched | attention
 
 def training_runs(

@@ -83,7 +83,7 @@ _hub = dict(source="hub", train_pages={}, test_pages={}, max_train_questions=Non
             learning_rate=1e-4, tokens_per_row=4096, tokens_per_batch=8192, tokens_in_flight=65536,
             **PROTOCOLS["lmms-eval"].settings())
 _nano = dict(base="data/nano", revision="", source="generated", max_train_questions=None, max_test_questions=None,
-             tokens_in_flight=16384, **PROTOCOLS["docvlm"].settings())
+             tokens_in_flight=32768, **PROTOCOLS["docvlm"].settings())
 PRESETS = {preset.name: preset for preset in (
     Preset("smoke", **_nano, train_pages=dict.fromkeys(_types, 2), test_pages=dict.fromkeys(_types, 2), epochs=1,
            learning_rate=1e-3, tokens_per_row=512, tokens_per_batch=2048, min_steps=1, seeds=(42, 43), ablation_ranks=(16, 32),

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import flop_registry
 from transformers import AttentionInterface, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from .core import Preset, StudyError, get_preset, root
-from .model import CPU_ATTENTION, add_lora, autocast, qwen2_vl_2b_config
+from .model import ATTENTION, add_lora, autocast, qwen2_vl_2b_config
 from .steps import environment
 
 # %% ../nbs/03a_cost.ipynb #c993df7a
@@ -37,7 +37,7 @@ def meta_base(
     device: str = "cuda",  # where it would run: decides precision and attention kernel, as `load_base` does
 ) -> Qwen2VLForConditionalGeneration:
     "The base with shapes and no weights."
-    attention = (CPU_ATTENTION if device == "cpu" else
+    attention = (ATTENTION if device == "cpu" else
                  {"vision_config": FUSED_ATTENTION, "text_config": FUSED_ATTENTION})
     with torch.device("meta"):
         return Qwen2VLForConditionalGeneration._from_config(base_config(preset), attn_implementation=attention,

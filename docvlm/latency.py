@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from .answering import answer, read_pages
+from .answering import answer
 from .core import Study, StudyError, in_library, process_pool, root
 from .data import load_splits
 from .model import autocast, cannot_run, encode_pages, has_bf16, load_base, load_processor, prepare_images
@@ -34,8 +34,7 @@ def time_answers(
     pixels, grids = prepare_images(processor, images)
     with torch.no_grad(), autocast(model.device.type, precision):
         features = encode_pages(model, [patches.to(model.dtype) for patches in pixels], grids)
-        pages = read_pages(model, template, features, grids, processor.image_processor.merge_size)
-        answer(model, template, pages, questions, list(range(len(images))), max_new_tokens)
+        answer(model, template, features, grids, questions, list(range(len(images))), max_new_tokens, processor.image_processor.merge_size)
     if torch.cuda.is_available(): torch.cuda.synchronize()
     return time.perf_counter() - started
 

@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import (PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration,
                           Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor)
 
-from .model import CPU_ATTENTION
+from .model import ATTENTION
 from .practice import CHARACTERS
 from .scanning import PATCH
 
@@ -61,7 +61,7 @@ def build_model(
         tie_word_embeddings=True)
     torch.manual_seed(seed)
     model = Qwen2VLForConditionalGeneration._from_config(
-        config, attn_implementation=CPU_ATTENTION, dtype=torch.float32)
+        config, attn_implementation=ATTENTION, dtype=torch.float32)
     model.generation_config.update(eos_token_id=token("<|im_end|>"), pad_token_id=token("<|endoftext|>"), do_sample=False)
     return model
 

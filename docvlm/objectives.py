@@ -11,7 +11,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .model import autocast
 from .nano import merge_order, patchify
-from .packing import attention_mask
 from .practice import CHARACTERS
 from .scanning import CHARACTERS_PER_PATCH
 
@@ -107,18 +106,17 @@ def linking_loss(
     return -there.clamp_min(1e-6).log().mean(), (there > 0.5).float().mean().item()
 
 def _answer_losses(model, batch, features):
-    labels, mask, looks = batch["labels"], attention_mask(model, batch["attention_mask"]), {}
-    def watch(number): return lambda module, given, out: looks.update({number: out[1]})
-    layers = model.model.language_model.layers
-    hooks = [layers[i].self_attn.register_forward_hook(watch(i)) for i in (*LINKING_LAYERS, *POINTING_LAYERS)]
-    try: logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=mask,
+    labels, looks = batch["labels"], {i: [] for i in (*LINKING_LAYERS, *POINTING_LAYERS)}
+    watched = [(model.model.language_model.layers[i].self_attn, seen) for i, seen in looks.items()]
+    for layer, seen in watched: layer.watch = seen
+    try: logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=batch["attention_mask"],
                         mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=tuple(features))},
                         logits_to_keep=labels != -100, use_cache=False).logits.float()
     finally:
-        for hook in hooks: hook.remove()
+        for layer, _ in watched: del layer.watch
     wanted, weight = labels[labels != -100], answer_weights(labels)
     loss = (nn.functional.cross_entropy(logits, wanted, reduction="none")*weight).sum()/weight.sum()
-    pointing = [pointing_loss(looks[i], labels, batch["cells"]) for i in POINTING_LAYERS]
-    links = [linking_loss(looks[i], batch["cell_links"])[0] for i in LINKING_LAYERS]
+    pointing = [pointing_loss(looks[i][0], labels, batch["cells"]) for i in POINTING_LAYERS]
+    links = [linking_loss(looks[i][0], batch["cell_links"])[0] for i in LINKING_LAYERS]
     return loss, sum(p for p, _ in pointing), sum(links), {
         "answers": (right := logits.argmax(-1) == wanted).float().mean().item(), "first": right[weight > 1].float().mean().item(), "answer_loss": loss.item(), "looks": max(share for _, share in pointing)}

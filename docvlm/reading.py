@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .answering import answer, read_pages
+from .answering import answer
 from .core import flush
 from .documents import make_pages
 from .leakage import find_leaks
@@ -95,8 +95,8 @@ def answer_similarity(
     grids = [(1, 2*cells[1], 2*cells[0])]*pages
     asked = [(page, *qa) for page, sheet in enumerate(sheets) for qa in sheet.questions[:4]]
     with torch.no_grad(), autocast("cpu"):
-        read = read_pages(model, template, encode_pages(model, list(pixels), grids), grids)
-        ids, _ = answer(model, template, read, [processor.tokenizer.encode(q) for _, q, *_ in asked], [p for p, *_ in asked], 50)
+        ids, _ = answer(model, template, encode_pages(model, list(pixels), grids), grids, [processor.tokenizer.encode(q) for _, q, *_ in asked],
+                        [p for p, *_ in asked], 50)
     scores = [anls(processor.tokenizer.decode(i, skip_special_tokens=True), [a]) for i, (*_, a, _) in zip(ids, asked)]
     return {"anls": float(np.mean(scores)), "questions": len(scores)}
 

@@ -23,7 +23,7 @@ from .core import Study, StudyError, base_digest, digest_of, flush, read_json, r
 from .data import load_splits
 from .features import PageFeatures, asked_pages, cache_features
 from .model import add_lora, has_bf16, last_mlp_at, load_base, load_processor, team, within_memory
-from .packing import PackedPage, attention_mask, chat_template, collate_rows, encode_text, fill_rows, pack_page
+from .packing import PackedPage, chat_template, collate_rows, encode_text, fill_rows, pack_page
 
 # %% ../nbs/04_training.ipynb #cell-007
 def pack_rows(
@@ -97,10 +97,10 @@ def answer_loss(
 ) -> torch.Tensor:  # scalar
     "Cross-entropy of the answer tokens, given page features and questions."
     whole, labels = getattr(model, "module", model), batch["labels"]
-    mask, asked = attention_mask(whole, batch["attention_mask"]), labels != -100
+    asked = labels != -100
     vision = BaseModelOutputWithPooling(pooler_output=tuple(f.float() for f in batch["features"]))
     with last_mlp_at(whole, asked) if answer_logits else nullcontext():
-        logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=mask, use_cache=False,
+        logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=batch["attention_mask"], use_cache=False,
                        mm_encoder_outputs={"image": vision}, logits_to_keep=asked if answer_logits else 0).logits
     wanted = labels[asked]
     if not answer_logits: logits = logits[asked]

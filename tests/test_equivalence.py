@@ -12,7 +12,7 @@ from docvlm.answering import answer_rows
 from docvlm.core import Study, open_study
 from docvlm.data import load_splits
 from docvlm.equivalence import exact_features
-from docvlm.model import CPU_ATTENTION, add_lora, load_base, load_processor
+from docvlm.model import ATTENTION, add_lora, load_base, load_processor
 from docvlm.packing import collate_rows
 from docvlm.recipes import generate_answers, load_plain, question_batch
 from docvlm.features import FreshFeatures, PageFeatures, cache_features, pages_of
@@ -36,7 +36,7 @@ def wide_model(processor):
         vision_config={"depth": 2, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_size": 1536}, tie_word_embeddings=True,
         image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"), vision_start_token_id=token("<|vision_start|>"))
     torch.manual_seed(0)
-    return Qwen2VLForConditionalGeneration._from_config(config, attn_implementation=CPU_ATTENTION, dtype=torch.float32).eval()
+    return Qwen2VLForConditionalGeneration._from_config(config, attn_implementation=ATTENTION, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +132,10 @@ def test_memory_that_runs_out_halves_the_batch_and_keeps_the_answers(asked, proc
     study, rows, want = asked
     some, base, sizes = rows.select(range(0, 120, 3)), load_base(study.preset, "fp32"), []
     plenty, answer = 12, answering.answer
-    def short_of_memory(model, template, pages, questions, *more):
+    def short_of_memory(model, template, features, grids, questions, *more):
         sizes.append(len(questions))
         if len(questions) > plenty: raise RuntimeError("CUDA out of memory. Tried to allocate more than there is.")
-        return answer(model, template, pages, questions, *more)
+        return answer(model, template, features, grids, questions, *more)
     monkeypatch.setattr(answering, "answer", short_of_memory)
     found = answer_rows(study, base, processor, some, exact_features(base, processor, some), "fp32")
     assert max(sizes) > plenty and found.prediction.tolist() == want[:120:3]

@@ -19,7 +19,7 @@ from transformers import Qwen2Tokenizer, Qwen2VLForConditionalGeneration, Traine
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from docvlm import training
-from docvlm.answering import answer, read_pages
+from docvlm.answering import answer
 from docvlm.core import Study, get_preset
 from docvlm.data import load_splits, prepare_data, prepared_folder
 from docvlm.evaluation import evaluate_study
@@ -198,7 +198,7 @@ def test_merged_and_unmerged_adapter_agree(study):
     asked = [processor.tokenizer.encode(f"What is item {i}?") for i in range(6)]
 
     def answers(model):
-        with torch.no_grad(): return answer(model, template, read_pages(model, template, *zip(*cached)), asked, [0, 0, 1, 1, 2, 2], 4)
+        with torch.no_grad(): return answer(model, template, *zip(*cached), asked, [0, 0, 1, 1, 2, 2], 4)
     base = answers(model)
     model = PeftModel.from_pretrained(model, adapter_folder(study, study.preset.lora_rank, 42)).eval()
     apart = answers(model)

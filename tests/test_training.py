@@ -75,10 +75,10 @@ def test_memory_halves_and_a_page_of_many_questions_is_split(parts, monkeypatch)
     many, sizes = rows.select([0]*30), []
     whole = answer_rows(study, base, processor, many, features, "fp32")
     real = answering.answer
-    def cramped(model, template, pages, questions, *rest):
+    def cramped(model, template, features, grids, questions, *rest):
         sizes.append(len(questions))
         if len(questions) > 8: raise RuntimeError("CUDA out of memory.")
-        return real(model, template, pages, questions, *rest)
+        return real(model, template, features, grids, questions, *rest)
     monkeypatch.setattr(answering, "answer", cramped)
     assert answer_rows(study, base, processor, many, features, "fp32").prediction.equals(whole.prediction)
     assert sizes[0] == 30 and max(sizes[-2:]) <= 8, sizes
