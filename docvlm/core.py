@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'StudyError', 'Preset', 'get_preset', 'digest_of', 'replacing', 'flush', 'write_json', 'read_json',
-           'set_seed', 'end_with_parent', 'in_library', 'process_pool', 'root', 'base_digest', 'Study', 'open_study',
-           'save_figure']
+           'set_seed', 'end_with_parent', 'in_library', 'check_started', 'process_pool', 'root', 'base_digest', 'Study',
+           'open_study', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #cell-002
 import hashlib
@@ -184,6 +184,11 @@ def in_library(
     "The library's own copy of a function that a notebook defines: a new process cannot see a notebook's cells."
     module, _, function = name.rpartition(".")
     return getattr(importlib.import_module(f"docvlm.{module}"), function)
+
+def check_started() -> None:
+    "StudyError in a new process that is still importing the script that started it: what it waits for there, its parent holds."
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise StudyError('A new process imports the script that started it; put what the script does under `if __name__ == "__main__":`')
 
 def process_pool(
     processes: int,  # at work at a time

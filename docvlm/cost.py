@@ -106,7 +106,7 @@ def training_cost(
         model = add_lora(meta_base(preset, device), preset, preset.lora_rank, 42)
         base, ledger = model.get_base_model(), Ledger()
         page = torch.empty(rows, tokens, base.config.get_text_config().hidden_size, dtype=base.dtype)
-        positions, mask = torch.empty(3, rows, tokens, dtype=torch.long), torch.empty(rows, 1, tokens, tokens, dtype=base.dtype)
+        positions, mask = torch.empty(3, rows, tokens, dtype=torch.long), torch.empty(rows, 1, tokens, tokens, dtype=torch.bool if device == "cpu" else base.dtype)
         last, padding = base.model.language_model.layers[-1].mlp, (0, 0, 0, rows*tokens - answers)
         whole = last.forward
         last.forward = lambda x: torch.nn.functional.pad(whole(x.flatten(0, 1)[:answers]), padding).view_as(x)  # as `last_mlp_at` leaves it

@@ -22,7 +22,7 @@ from filelock import FileLock
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
-from .core import Study, StudyError, digest_of, flush, in_library, process_pool, read_json, root, write_json
+from .core import Study, StudyError, check_started, digest_of, flush, in_library, process_pool, read_json, root, write_json
 from .documents import UNSEEN_SHARE, make_page
 from .folder import load_folder
 from .hub import check_sources, load_hub
@@ -93,7 +93,7 @@ def draw_pages(
     if processes < 2: yield from map(draw, plan); return
     try:
         with process_pool(processes) as pool: yield from pool.map(draw, plan, chunksize=8)
-    except BrokenProcessPool as error: raise StudyError("A process that draws pages died, often for want of memory; free some and run the same command again") from error
+    except BrokenProcessPool as error: raise StudyError("A process that draws pages died; if it left no message above, it was often for want of memory: free some and run the same command again") from error
 
 # %% ../nbs/02_data.ipynb #cell-010
 def _generate(study: Study, folder: Path) -> dict:
@@ -135,6 +135,7 @@ def prepared_folder(
                digest_of(preset.train_pages, preset.test_pages, preset.data_seed))
     folder = study.cache_dir/"data"/digest_of(code, content)
     if not folder.exists():
+        check_started()
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):  # a second process waits for the first one's pages
             if not folder.exists(): _prepare(study, folder)

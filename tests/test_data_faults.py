@@ -1,6 +1,8 @@
 "Bad input in a user's own documents: one clear error, or a counted and listed skip."
 import json
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -226,3 +228,14 @@ def test_odd_pages_get_an_answer():
         for said in asker.ask(page, ["What is the total?", "\u603b\u91d1\u989d?"]): assert isinstance(said["answer"], str) and 0 <= said["confidence"] <= 1
     with pytest.warns(UserWarning, match="made smaller"): said = asker.ask(Image.new("RGB", (3000, 2000), "white"), ["Date?"])
     assert 0 <= said[0]["confidence"] <= 1
+
+
+def test_a_script_without_a_main_guard_is_told_so_and_does_not_wait_for_itself(tmp_path):
+    (tmp_path/"script.py").write_text("""from dataclasses import replace
+from docvlm.core import open_study
+from docvlm.data import prepared_folder
+study = open_study("smoke")
+prepared_folder(replace(study, preset=replace(study.preset, train_pages={"forms": 100}, test_pages={"forms": 2})))
+""")
+    done = subprocess.run([sys.executable, tmp_path/"script.py"], cwd=REPO, capture_output=True, text=True, timeout=120)
+    assert done.returncode and 'under `if __name__ == "__main__":`' in done.stderr
