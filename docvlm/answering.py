@@ -68,7 +68,7 @@ def ask_pages(
     packed = [pack_page(template, grid, [questions[q] for q in asked], merge_size=merge_size) for grid, asked in zip(grids, on_page)]
     join, device, cache = lambda parts: torch.cat(parts, -1)[None].to(model.device), model.device, Cache(layer_class_to_replicate=RoomyLayer)
     ends = join([page.question.diff(append=torch.tensor([0])) != 0 for page in packed]) & (join([page.question for page in packed]) > 0)
-    masks = [block_mask(torch.ones_like(page.question)[None], page.question[None]).to(device) for page in packed]
+    masks = [block_mask(torch.ones_like(page.question)[None], page.question[None])[..., page.question > 0, :].to(device) for page in packed]
     vision = BaseModelOutputWithPooling(pooler_output=tuple(f.float().to(device) for f in features))
     with last_mlp_at(model, ends):
         logits = model(input_ids=join([page.input_ids for page in packed]), position_ids=join([page.position_ids for page in packed]).transpose(0, 1),

@@ -44,18 +44,27 @@ def page_attention(module, query, key, value, attention_mask, scaling, dropout=0
     else: out = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling)
     return out.transpose(1, 2).flatten(0, 1)[None], None
 
+def _page_and_questions(query, key, value, mask):
+    "The tokens that look back in order, and those under the mask."
+    first = mask.shape[-1] - mask.shape[-2]
+    if first: yield query[:, :, :first], key[:, :, :first], value[:, :, :first], None
+    if first < mask.shape[-1]: yield query[:, :, first:], key, value, mask
+
 def text_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, products=None, **_):
-    "Attention under a mask that is True where a token may look, or under a list of masks, of pages that follow one another in a row."
+    """Attention under a mask that is True where a token may look. A list of masks is for pages that follow one another in a row: one with fewer
+    rows than columns is for the page's last tokens, and those before look back in order."""
     if isinstance(attention_mask, list):
-        parts = zip(*(x.split([mask.shape[-1] for mask in attention_mask], 2) for x in (query, key, value)), attention_mask)
+        pages = zip(*(x.split([mask.shape[-1] for mask in attention_mask], 2) for x in (query, key, value)), attention_mask)
+        parts = [part for page in pages for part in _page_and_questions(*page)]
         return torch.cat([text_attention(module, *part, scaling, products=products)[0] for part in parts], 1), None
     if not (by_products(module, query.device.type) if products is None else products):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, is_causal=attention_mask is None)
     batch, heads, length, width = query.shape
     q = (query*scaling).reshape(batch, key.shape[1], -1, width)  # the heads that share a key one below the other: no copies of it
     scores = (q @ key.transpose(2, 3)).view(batch, heads, length, -1)
-    if attention_mask is not None and attention_mask.dtype != torch.bool: scores = scores + attention_mask  # from `generate`
-    elif attention_mask is not None: scores = scores.masked_fill_(~attention_mask, torch.finfo(scores.dtype).min)
+    if attention_mask is None: attention_mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    if attention_mask.dtype != torch.bool: scores = scores + attention_mask  # from `generate`
+    else: scores = scores.masked_fill_(~attention_mask, torch.finfo(scores.dtype).min)
     out = _softmax(module, scores, value).view(*q.shape[:3], -1) @ value
     return out.view(batch, heads, length, width).transpose(1, 2), None
 
