@@ -7,13 +7,14 @@ __all__ = ['LEAST_GOING', 'RoomyLayer', 'ask_pages', 'answer', 'answer_rows']
 import numpy as np
 import pandas as pd
 import torch
+from accelerate.utils import send_to_device
 from tqdm.auto import tqdm
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .core import Study
 from .model import autocast, last_mlp_at, within_memory
-from .packing import Template, block_mask, chat_template, encode_text, pack_page
+from .packing import Template, chat_template, collate_pages, encode_text, pack_page
 from .features import PageFeatures, asked_pages
 
 # %% ../nbs/04b_answering.ipynb #roomy
@@ -66,14 +67,12 @@ def ask_pages(
     "All pages with their questions in one row without padding; the cache then has a row for each question: its page and itself."
     on_page = [[q for q, page in enumerate(page_of) if page == number] for number in range(len(grids))]
     packed = [pack_page(template, grid, [questions[q] for q in asked], merge_size=merge_size) for grid, asked in zip(grids, on_page)]
-    join, device, cache = lambda parts: torch.cat(parts, -1)[None].to(model.device), model.device, Cache(layer_class_to_replicate=RoomyLayer)
-    ends = join([page.question.diff(append=torch.tensor([0])) != 0 for page in packed]) & (join([page.question for page in packed]) > 0)
-    masks = [block_mask(torch.ones_like(page.question)[None], page.question[None])[..., page.question > 0, :].to(device) for page in packed]
+    row, device, cache = send_to_device(collate_pages(packed), model.device), model.device, Cache(layer_class_to_replicate=RoomyLayer)
+    ends = torch.cat([(page.question > 0) & (page.question.diff(append=torch.tensor([0])) != 0) for page in packed])[None].to(device)
     vision = BaseModelOutputWithPooling(pooler_output=tuple(f.float().to(device) for f in features))
     with last_mlp_at(model, ends):
-        logits = model(input_ids=join([page.input_ids for page in packed]), position_ids=join([page.position_ids for page in packed]).transpose(0, 1),
-                       attention_mask={"full_attention": masks}, mm_encoder_outputs={"image": vision}, past_key_values=cache, use_cache=True,
-                       logits_to_keep=ends).logits.float()
+        logits = model(**{name: row[name] for name in ("input_ids", "position_ids", "attention_mask")}, mm_encoder_outputs={"image": vision},
+                       past_key_values=cache, use_cache=True, logits_to_keep=ends).logits.float()
     begins, seen, position = np.cumsum([0, *map(len, packed)]), [None]*len(questions), [None]*len(questions)
     for page, begin, asked in zip(packed, begins, on_page):
         for number, q in enumerate(asked, 1):

@@ -90,7 +90,6 @@ def training_runs(
            "answer-only logits": {"answer_logits": False}}
     return {"plain": lambda: train_plain(study, plain, processor, rows),
             "grouped": lambda: train_plain(study, plain, processor, rows, grouped=True),
-            "pages in a row": lambda: train_fast(study, ours, processor, rows, tokens_per_row=1),
             **_runs(study, ours, off, lambda study: train_fast(study, ours, processor, rows))}
 
 def evaluation_runs(
@@ -135,8 +134,7 @@ def count_epoch(
     "Matrix operations of one pass over the questions, forward and backward; the kernels that take most of a step's time."
     model = add_lora(load_base(study.preset), study.preset, study.preset.lora_rank, 42)
     features, device = cache_features(study, model, processor, rows), model.device.type
-    batches = TrainingBatches(pack_rows(study, processor, rows, features), features, study.preset.one_pass(), 42,
-                              processor.tokenizer.pad_token_id)
+    batches = TrainingBatches(pack_rows(study, processor, rows, features), features, study.preset.one_pass(), 42)
     def step(batch):
         with autocast(device): answer_loss(model, send_to_device(batch, model.device)).backward()
     with FlopCounterMode(display=False) as counter:

@@ -45,8 +45,8 @@ class Preset:
     max_new_tokens: dict  # by benchmark
     epochs: float
     learning_rate: float
-    tokens_per_row: int  # pages share a row up to so many tokens
-    tokens_per_batch: int  # rows of one optimizer step
+    tokens_per_page: int  # a page with its questions; those beyond come with a further copy of the page
+    tokens_per_batch: int  # of one optimizer step
     tokens_in_flight: int  # prompt tokens answered at a time in evaluation
     protocol: str  # one of `protocols.PROTOCOLS`, which gives pixels, prompt and answer lengths
     seeds: tuple[int, ...] = (42, 43, 44)
@@ -80,17 +80,17 @@ class Preset:
 # %% ../nbs/00_core.ipynb #cell-006
 _types = ("forms", "tables", "invoices", "receipts", "letters", "bar", "line", "pie", "infographics")
 _hub = dict(source="hub", train_pages={}, test_pages={}, max_train_questions=None, max_test_questions=None, epochs=1,
-            learning_rate=1e-4, tokens_per_row=4096, tokens_per_batch=8192, tokens_in_flight=65536,
+            learning_rate=1e-4, tokens_per_page=4096, tokens_per_batch=8192, tokens_in_flight=65536,
             **PROTOCOLS["lmms-eval"].settings())
 _nano = dict(base="data/nano", revision="", source="generated", max_train_questions=None, max_test_questions=None,
              tokens_in_flight=32768, **PROTOCOLS["docvlm"].settings())
 PRESETS = {preset.name: preset for preset in (
     Preset("smoke", **_nano, train_pages=dict.fromkeys(_types, 2), test_pages=dict.fromkeys(_types, 2), epochs=1,
-           learning_rate=1e-3, tokens_per_row=512, tokens_per_batch=2048, min_steps=1, seeds=(42, 43), ablation_ranks=(16, 32),
+           learning_rate=1e-3, tokens_per_page=512, tokens_per_batch=2048, min_steps=1, seeds=(42, 43), ablation_ranks=(16, 32),
            resamples=200, latency_pages=2, latency_repeats=2, benchmark_pages=2, benchmark_repeats=1),
     Preset("nano", **_nano, train_pages=dict(zip(_types, (100, 120, 110, 80, 110, 130, 90, 90, 150))),
            test_pages=dict(zip(_types, (32, 32, 32, 24, 20, 40, 30, 30, 50))), epochs=1, learning_rate=5e-3,  # pages that are drawn cost less than a second pass over fewer
-           tokens_per_row=512, tokens_per_batch=2048, latency_pages=8),
+           tokens_per_page=512, tokens_per_batch=2048, latency_pages=8),
     Preset("qwen2-vl-2b", base="Qwen/Qwen2-VL-2B-Instruct", revision="895c3a49bc3fa70a340399125c650a463535e71c", **_hub),
     Preset("qwen2-vl-7b", base="Qwen/Qwen2-VL-7B-Instruct", revision="eed13092ef92e448dd6875b2a00151bd3f7db0ac", **_hub),
 )}

@@ -96,8 +96,8 @@ class StepCost:
 
 def training_cost(
     preset: Preset,  # base and LoRA
-    rows: int,  # rows of the batch
-    tokens: int,  # of each row
+    pages: int,  # of the batch
+    tokens: int,  # of each page with its questions
     answers: int,  # positions whose next token is scored
     device: str = "cuda",  # see `meta_base`
 ) -> StepCost:
@@ -105,13 +105,13 @@ def training_cost(
     with torch.device("meta"):
         model = add_lora(meta_base(preset, device), preset, preset.lora_rank, 42)
         base, ledger = model.get_base_model(), Ledger()
-        page = torch.empty(rows, tokens, base.config.get_text_config().hidden_size, dtype=base.dtype)
-        positions, mask = torch.empty(3, rows, tokens, dtype=torch.long), torch.empty(rows, 1, tokens, tokens, dtype=torch.bool if device == "cpu" else base.dtype)
-        last, padding = base.model.language_model.layers[-1].mlp, (0, 0, 0, rows*tokens - answers)
+        states = torch.empty(pages, tokens, base.config.get_text_config().hidden_size, dtype=base.dtype)
+        positions, mask = torch.empty(3, pages, tokens, dtype=torch.long), torch.empty(pages, 1, tokens, tokens, dtype=torch.bool if device == "cpu" else base.dtype)
+        last, padding = base.model.language_model.layers[-1].mlp, (0, 0, 0, pages*tokens - answers)
         whole = last.forward
         last.forward = lambda x: torch.nn.functional.pad(whole(x.flatten(0, 1)[:answers]), padding).view_as(x)  # as `last_mlp_at` leaves it
         with ledger, torch.autograd.graph.saved_tensors_hooks(ledger.keep, lambda tensor: tensor):
-            states = base.model.language_model(inputs_embeds=page, position_ids=positions, attention_mask=mask,
+            states = base.model.language_model(inputs_embeds=states, position_ids=positions, attention_mask=mask,
                                                use_cache=False).last_hidden_state
             logits = base.lm_head(states.flatten(0, 1)[:answers]).float()
             torch.nn.functional.cross_entropy(logits, torch.empty(answers, dtype=torch.long)).backward()

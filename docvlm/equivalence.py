@@ -58,7 +58,7 @@ def compare_losses(
     ours, plain = (_wake(add_lora(model, preset, preset.lora_rank, 42)) for model in (ours, plain))
     def packed(features):
         pages = pack_rows(study, processor, rows, features)
-        return TrainingBatches(pages, features, preset, 42, processor.tokenizer.pad_token_id)
+        return TrainingBatches(pages, features, preset, 42)
     exact, stored = packed(exact_features(ours, processor, rows)), packed(cache_features(study, ours, processor, rows))
     count = sum(int((batch["labels"] != -100).sum()) for batch in exact)
     losses = lambda batches: (answer_loss(ours, send_to_device(batch, ours.device), count) for batch in batches)

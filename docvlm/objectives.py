@@ -67,8 +67,7 @@ def practice_losses(
         right = (by_patch.argmax(-1) == targets)[inked]
         figures = {"characters": right.float().mean().item(), "spelling_loss": spelling.item(), "links": linked}
         if "input_ids" not in batch: return spelling + linking*links, figures
-        features = out.pooler_output.chunk(len(batch["pixels"]))
-        answers, looking, more_links, answered = _answer_losses(model, batch, [features[i] for i in batch["order"]])
+        answers, looking, more_links, answered = _answer_losses(model, batch, out.pooler_output.chunk(len(batch["pixels"])))
     return answers + 0.5*spelling + pointing*looking + linking*(links + more_links), figures | answered
 
 # %% ../nbs/10f_objectives.ipynb #30b9903a

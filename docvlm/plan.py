@@ -45,13 +45,11 @@ def check_on_nano() -> dict | None:  # predicted_s, measured_s, ratio, comparabl
     if not all(study.step(name).path.exists() for name in ("data", "training")): return None
     record, data = read_json(study.step("training").path), read_json(study.step("data").path)
     setup, preset, run = record["setup"], study.preset, environment()
-    positions = setup["tokens_per_batch"]/(1 - setup["padding_share"])  # of a step, padding included
-    rows = max(1, round(positions/setup["tokens_per_row"]))
+    pages, tokens = (round(setup[name]) for name in ("pages_per_step", "tokens_per_page"))
     answer = data["splits"]["train"]["answer_characters"]["p50"] + 1  # a token a character, and the end
     answers = round(answer*setup["questions"]*setup["epochs"]/setup["steps"])
-    cost = training_cost(preset, rows, setup["tokens_per_row"], answers, "cpu")
-    machine = measure_machine(preset, rows*setup["tokens_per_row"])
-    predicted = machine.seconds(cost)*setup["steps"]*positions/(rows*setup["tokens_per_row"])
+    machine = measure_machine(preset, pages*tokens)
+    predicted = machine.seconds(training_cost(preset, pages, tokens, answers, "cpu"))*setup["steps"]
     measured = float(np.mean([seed["train_s"] for seed in record["seeds"].values()]))
     same = all(record["env"][key] == run[key] for key in ("cpu", "cpu_threads", "gpu"))
     return {"predicted_s": predicted, "measured_s": measured, "ratio": predicted/measured, "comparable": same,
@@ -104,8 +102,10 @@ class Budget:
     page_cache_bytes: int
     disk_bytes: int  # weights, data sets, page cache
     fixed_bytes: int  # GPU memory whatever the batch: weights, adapter, gradients, optimizer
-    row_bytes: int  # GPU memory of each row of `tokens_per_row` tokens in a batch
-    row: StepCost
+    token_bytes: float  # GPU memory of each token of a batch, at the longest pages
+    longest_page: int  # in tokens, questions included
+    typical_page: int
+    step: StepCost  # of one typical page
     page: StepCost  # of a page of `PAGE_PATCHES` patches
 
 PAGE_PATCHES = 2048
@@ -119,33 +119,33 @@ def budget_of(
     train = load[load.split == "train"]
     trainable = max(rank["trainable_parameters"] for rank in lora)
     tokens = int(preset.epochs*train.tokens.sum())
-    answers = round(preset.tokens_per_row*train.answer_tokens.sum()/train.tokens.sum())
-    row, page = training_cost(preset, 1, preset.tokens_per_row, answers), page_cost(preset, PAGE_PATCHES)
-    longest = max(preset.tokens_per_row, preset.max_pixels//784 + LONGEST_QUESTIONS)  # one page may be longer than a row should be
-    widest = training_cost(preset, 1, longest, answers)
+    typical, longest = round(train.tokens.sum()/train.pages.sum()), max(preset.tokens_per_page, preset.max_pixels//784 + LONGEST_QUESTIONS)
+    answers = round(train.answer_tokens.sum()/train.pages.sum())
+    step, page = training_cost(preset, 1, typical, answers), page_cost(preset, PAGE_PATCHES)
+    widest = training_cost(preset, 1, longest, round(longest*train.answer_tokens.sum()/train.tokens.sum()))
     visual = int((load.pages*load.image_tokens).sum())
     weights, cache = 2*total, 2*visual*base_config(preset).text_config.hidden_size
     return Budget(total_parameters=total, lora=lora, training_tokens=tokens, page_cache_bytes=cache,
-                  training_flops=row.flops*tokens/preset.tokens_per_row, feature_flops=page.flops*4*visual/PAGE_PATCHES,
+                  training_flops=step.flops*tokens/typical, feature_flops=page.flops*4*visual/PAGE_PATCHES,
                   disk_bytes=int(weights + load.disk_bytes.sum() + cache), fixed_bytes=weights + 16*trainable,
-                  row_bytes=widest.kept_bytes + widest.work_bytes, row=row, page=page)
+                  token_bytes=(widest.kept_bytes + widest.work_bytes)/longest, longest_page=longest, typical_page=typical, step=step, page=page)
 
 # %% ../nbs/03b_plan.ipynb #becd18c6
 def peak_memory_bytes(
     budget: Budget,
-    preset: Preset,  # batch and row length
+    preset: Preset,  # batch
     tokens_per_batch: int | None = None,  # None: the preset's
 ) -> int:
     "GPU memory of a training step."
-    return budget.fixed_bytes + budget.row_bytes*max(1, -(-(tokens_per_batch or preset.tokens_per_batch)//preset.tokens_per_row))
+    return int(budget.fixed_bytes + budget.token_bytes*max(tokens_per_batch or preset.tokens_per_batch, budget.longest_page))
 
 def largest_batch(
     budget: Budget,
-    preset: Preset,  # row length
     memory_bytes: int,  # of the GPU
-) -> int:  # tokens_per_batch; 0 if not even one row fits
+) -> int:  # tokens_per_batch; 0 if not even the longest page fits
     "The largest `tokens_per_batch` whose training step fits."
-    return int(max(0, (0.9*memory_bytes - budget.fixed_bytes)//budget.row_bytes))*preset.tokens_per_row
+    tokens = int((0.9*memory_bytes - budget.fixed_bytes)//budget.token_bytes)
+    return tokens if tokens >= budget.longest_page else 0
 
 def modelled_row(
     budget: Budget,
@@ -154,10 +154,10 @@ def modelled_row(
     memory_bytes: int,  # of the GPU
 ) -> dict:
     "Hours and memory of the study on one machine: one adapter, and all of them (seeds and ablation)."
-    train_s = machine.seconds(budget.row)*budget.training_tokens/preset.tokens_per_row
+    train_s = machine.seconds(budget.step)*budget.training_tokens/budget.typical_page
     feature_s = machine.seconds(budget.page)*budget.feature_flops/budget.page.flops
     adapters = len(preset.seeds) + len(set(preset.ablation_ranks) - {preset.lora_rank})
-    largest = largest_batch(budget, preset, memory_bytes)
+    largest = largest_batch(budget, memory_bytes)
     return {"device": machine.name, "kind": "modelled", "memory_bytes": memory_bytes,
             "peak_memory_bytes": peak_memory_bytes(budget, preset), "fits": preset.tokens_per_batch <= largest,
             "largest_tokens_per_batch": largest, "page_features_h": feature_s/3600, "train_h": train_s/3600,
@@ -192,8 +192,8 @@ def check_machine(
         raise StudyError(f"Preset {preset.name} needs a GPU and none is seen here; check nvidia-smi, or use --preset nano")
     budget, gb = budget or budget_of(preset), lambda size: f"{size/1e9:.0f} GB"
     memory = torch.cuda.get_device_properties(0).total_memory if memory_bytes is None else memory_bytes
-    if preset.tokens_per_batch > (largest := largest_batch(budget, preset, memory)):
-        remedy = f"set tokens_per_batch of the preset to {largest}" if largest else "set tokens_per_row and max_pixels lower"
+    if preset.tokens_per_batch > (largest := largest_batch(budget, memory)):
+        remedy = f"set tokens_per_batch of the preset to {largest}" if largest else "set tokens_per_page and max_pixels lower"
         raise StudyError(f"A training step of {preset.name} needs about {gb(peak_memory_bytes(budget, preset))} of GPU memory, "
                          f"this GPU has {gb(memory)}; {remedy} (nbs/00_core.ipynb), or take a larger GPU")
     cache = 0 if study.documents else budget.page_cache_bytes  # own pages are few beside the weights
@@ -222,10 +222,10 @@ def write_plan(
     budget = budget_of(preset)
     modelled = gpu_rows(budget, preset)
     if torch.cuda.is_available():
-        machine = measure_machine(preset, preset.tokens_per_row)
+        machine = measure_machine(preset, preset.tokens_per_batch)
         modelled.append(modelled_row(budget, preset, machine, torch.cuda.get_device_properties(0).total_memory) | {
             "compute": "bf16" if has_bf16("cuda") else "fp32", "hardware_source": "measured on this card", "study_usd": None})
-    counted = {k: v for k, v in vars(budget).items() if k not in ("row", "page")}
+    counted = {k: v for k, v in vars(budget).items() if k not in ("step", "page")}
     record = {
         "step": "plan", "preset": preset.name, "params": asdict(preset), **counted, "modelled": modelled,
         "visual_tokens": token_rows(preset), "workload": workload(preset).to_dict("records"), "check": check_on_nano(),

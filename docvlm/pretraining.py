@@ -21,7 +21,7 @@ from .core import get_preset, replacing
 from .model import has_bf16, load_base
 from .nano import build_model, build_processor, merge_order
 from .objectives import Speller, practice_losses
-from .packing import chat_template, collate_rows, pack_page
+from .packing import block_mask, chat_template, pack_page
 from .scanning import LABEL_CELLS, PATCH, answer_cells, link_cells, practice_line, practice_page, scan, stretched
 
 # %% ../nbs/10c_pretraining.ipynb #cell-004
@@ -130,6 +130,14 @@ def _in_merge_order(links, grid):
     links[:, 2:] = torch.where(links[:, 2:] < 0, -1, place[links[:, 2:]])
     return links
 
+def _rows(pages, pad_token_id):
+    "A page a row, padded on the right: the losses on attention take all pages' at once."
+    lay = lambda parts, fill: nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=fill)
+    owner = lay([torch.ones_like(page.question) for page in pages], 0)
+    return {"input_ids": lay([page.input_ids for page in pages], pad_token_id), "labels": lay([page.labels for page in pages], -100),
+            "position_ids": lay([page.position_ids.T for page in pages], 0).permute(2, 0, 1),
+            "attention_mask": block_mask(owner, lay([page.question for page in pages], 0))}
+
 class PracticeBatches(torch.utils.data.Dataset):
     "Batches by step: scanned pages, character targets, and (for language levels) packed questions."
     def __init__(self, recipe, level, first_step, processor, spelling=0.0):
@@ -159,15 +167,12 @@ class PracticeBatches(torch.utils.data.Dataset):
             pages.append(pack_page(self.template, grid, [encode(q) for q, *_ in asked], [encode(a) for _, a, _ in asked]))
             cells.append([cell for _, a, start in asked for cell in ([-1]*(len(a) + 1) if start < 0 else
                           answer_cells(a, characters[start:], grid[2]//2, grid[1]//2))])
-        rows = collate_rows(pages, 1, self.tokenizer.pad_token_id)
-        order = {id(page): i for i, page in enumerate(pages)}
-        order = [order[id(page)] for page in rows.pop("pages")]
-        cells, first = torch.tensor([cell for i in order for cell in cells[i]]), len(self.template.before)
-        links = _links([sheets[i] for i in order], [written[i] for i in order], grid[2]//2, grid[1]//2, 2*PATCH)
+        cells, first = torch.tensor(sum(cells, [])), len(self.template.before)
+        links = _links(sheets, written, grid[2]//2, grid[1]//2, 2*PATCH)
         links[:, 3:][links[:, 3:] > links[:, 2:3]] = -1  # the language model looks back only
         links = links[(links[:, 3:] >= 0).any(1)]
         links[:, 2:] = torch.where(links[:, 2:] < 0, -1, links[:, 2:] + first)
-        return rows | {"order": order, "cells": torch.where(cells < 0, -1, cells + first), "cell_links": links}
+        return _rows(pages, self.tokenizer.pad_token_id) | {"cells": torch.where(cells < 0, -1, cells + first), "cell_links": links}
 
 # %% ../nbs/10c_pretraining.ipynb #cell-013
 def _orthogonal(grad, ns_coefficients, ns_steps, eps):

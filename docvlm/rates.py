@@ -88,13 +88,11 @@ def train_fast(
     model,  # from `load_base`, with LoRA
     processor,  # of its base
     rows,  # a datasets.Dataset in the row schema
-    tokens_per_row: int | None = None,  # None: the preset's; 1 gives each page a row of its own
 ) -> float:  # questions a second
     "Our training."
     preset, features = study.preset.one_pass(), cache_features(study, model, processor, rows)
     packed = pack_rows(study, processor, rows, features)
-    rowed = replace(preset, tokens_per_row=tokens_per_row or preset.tokens_per_row)
-    batches = TrainingBatches(packed, features, rowed, 42, processor.tokenizer.pad_token_id)
+    batches = TrainingBatches(packed, features, preset, 42)
     return train_rate(AnswerTrainer, model, preset, batches, lambda items: items[0], len(rows), preset.answer_logits,
                       per_device_train_batch_size=1, train_sampling_strategy="sequential")
 

@@ -140,7 +140,7 @@ def test_pages_larger_than_every_budget_train_alike(study, base, rows):
     some, processor = rows.select(range(8)), load_processor(study.preset)
     features = fill(study, base, some)
     def loss(study):
-        batches = TrainingBatches(pack_rows(study, processor, some, features), features, study.preset.one_pass(), 0, 0)
+        batches = TrainingBatches(pack_rows(study, processor, some, features), features, study.preset.one_pass(), 0)
         with torch.no_grad(): return len(batches), sum(answer_loss(base, batch, 1).item() for batch in batches)
-    (few, whole), (many, tight) = loss(study), loss(changed(study, tokens_per_row=8, tokens_per_batch=8))
+    (few, whole), (many, tight) = loss(study), loss(changed(study, tokens_per_page=8, tokens_per_batch=8))
     assert many > few and abs(tight/whole - 1) < 1e-5

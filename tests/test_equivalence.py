@@ -13,7 +13,7 @@ from docvlm.core import Study, open_study
 from docvlm.data import load_splits
 from docvlm.equivalence import exact_features
 from docvlm.model import ATTENTION, add_lora, load_base, load_processor
-from docvlm.packing import collate_rows
+from docvlm.packing import collate_pages
 from docvlm.recipes import generate_answers, load_plain, question_batch
 from docvlm.features import FreshFeatures, PageFeatures, cache_features, pages_of
 from docvlm.training import answer_loss, pack_rows
@@ -67,8 +67,8 @@ def test_packed_pages_give_the_loss_and_gradients_of_plain_rows(rows, processor,
     for name, parameter in model.named_parameters():
         if "lora_B" in name: torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(len(name)))
 
-    batch = collate_rows(pack_rows(study, processor, some, features), 300, processor.tokenizer.pad_token_id)
-    batch["features"] = [features[page.page_key][0] for page in batch.pop("pages")]
+    packed = pack_rows(study, processor, some, features)
+    batch = collate_pages(packed) | {"features": [features[page.page_key][0] for page in packed]}
     found = loss_and_gradients(model, [answer_loss(model, batch)])
     with torch.no_grad(): whole = answer_loss(model, batch, answer_logits=False).item()
     base.set_attn_implementation("sdpa")

@@ -133,7 +133,7 @@ def study(request, ranks, tmp_path_factory):
     parameters = save_base(folder/"base", request.param, qwen_tokenizer(ranks))
     assert request.param or parameters == 2_208_985_600
     gc.collect()
-    preset = replace(get_preset("qwen2-vl-2b"), base=str(folder/"base"), revision="", max_pixels=64*28*28, tokens_per_row=400,
+    preset = replace(get_preset("qwen2-vl-2b"), base=str(folder/"base"), revision="", max_pixels=64*28*28, tokens_per_page=400,
                      tokens_per_batch=150, seeds=(42,), resamples=50, min_steps=1,
                      max_new_tokens=dict.fromkeys(("docvqa", "infovqa", "chartqa"), 4))
     opened = Study(preset, str(folder/f"random-2b-{request.param}"))

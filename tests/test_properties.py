@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from docvlm import steps
 from docvlm.core import digest_of, open_study, read_json, write_json
 from docvlm.metrics import BENCHMARK_METRICS, METRICS, anls, clustered_mean_ci, paired_delta, parse_number, score
-from docvlm.packing import Template, block_mask, collate_rows, fill_rows, pack_page, page_positions
+from docvlm.model import text_attention
+from docvlm.packing import Template, block_mask, collate_pages, pack_page, page_positions
 from docvlm.steps import PROVENANCE, Step, content_digest
 from docvlm.trust import leaves
 
@@ -104,29 +106,31 @@ def packed_pages(draw):
     return pages
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 60))
-def test_every_page_lies_in_one_row_and_no_row_is_too_long(lengths, room):
-    rows = fill_rows(lengths, room)
-    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
-    assert all(sum(lengths[i] for i in row) <= room or len(row) == 1 for row in rows)
-    filled = sorted(sum(lengths[i] for i in row) for row in rows)
-    assert len(rows) == 1 or filled[0] + filled[1] > room, "two rows would have fitted into one"
-
-
 @settings(max_examples=40)
-@given(packed_pages(), st.integers(1, 80))
-def test_rows_hold_every_token_once_and_each_token_sees_what_it_may(pages, room):
-    batch = collate_rows(pages, room, 0)
-    width, rows = batch["input_ids"].shape[1], fill_rows([len(page) for page in pages], room)
-    assert [page.page_key for page in batch["pages"]] == [pages[i].page_key for row in rows for i in row]
-    for b, row in enumerate(rows):
-        padding = width - sum(len(pages[i]) for i in row)
-        def laid(name, fill): return [value for i in row for value in getattr(pages[i], name).tolist()] + [fill]*padding
-        assert batch["input_ids"][b].tolist() == laid("input_ids", 0) and batch["labels"][b].tolist() == laid("labels", -100)
-        owner, question = [i for i in row for _ in range(len(pages[i]))] + [-1]*padding, laid("question", 0)
-        for i, seen in enumerate(batch["attention_mask"][b, 0].tolist()):
-            assert seen == [j <= i and owner[i] == owner[j] and question[j] in (0, question[i]) for j in range(width)]
-            assert any(seen), "a token that sees nothing has no attention"
+@given(packed_pages())
+def test_a_row_holds_every_token_once_and_each_token_sees_what_it_may(pages):
+    batch = collate_pages(pages)
+    for name in ("input_ids", "labels"): assert batch[name].tolist() == [[v for page in pages for v in getattr(page, name).tolist()]]
+    assert torch.equal(batch["position_ids"][:, 0], torch.cat([page.position_ids for page in pages], 1))
+    for page, mask in zip(pages, batch["attention_mask"]["full_attention"], strict=True):
+        question, first = page.question.tolist(), (page.question == 0).sum().item()
+        for i, seen in enumerate(mask[0, 0].tolist(), first):
+            assert seen == [j <= i and question[j] in (0, question[i]) for j in range(len(page))]
+
+
+@settings(max_examples=20)
+@given(packed_pages())
+def test_pages_of_a_row_are_attended_as_if_alone(pages):
+    layer, width = SimpleNamespace(num_key_value_groups=2, training=False, is_causal=True), 4
+    query, key, value = (torch.randn(1, heads, sum(map(len, pages)), width) for heads in (4, 2, 2))
+    for products in (True, False):
+        row, _ = text_attention(layer, query, key, value, collate_pages(pages)["attention_mask"]["full_attention"], .5, products=products)
+        start = 0
+        for page in pages:
+            span = slice(start, start := start + len(page))
+            mask = block_mask(torch.ones_like(page.question)[None], page.question[None])
+            alone, _ = text_attention(layer, query[:, :, span], key[:, :, span], value[:, :, span], mask, .5, products=True)
+            torch.testing.assert_close(row[:, span], alone)
 
 
 @given(packed_pages())

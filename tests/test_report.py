@@ -54,7 +54,7 @@ def synthetic_results(images, texts=("42.10",)):
         "training": {"model": {"base": "data/nano", "lora_rank": 16, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj"],
                                "trainable_parameters": 589824, "total_parameters": 7523456, "trainable_percent": 7.84,
                                "vision_trainable_parameters": 0},
-                     "setup": {"epochs": 3, "learning_rate": 2e-3, "schedule": "cosine", "padding_share": .08}, "seeds": seeds},
+                     "setup": {"epochs": 3, "learning_rate": 2e-3, "schedule": "cosine", "pages_per_step": 5.8}, "seeds": seeds},
         "evaluation": {"protocol": "docvlm", "systems": ["base", "lora-r16-seed42", "lora-r16-seed43"],
                        "benchmarks": {"docvqa": cell(.31, .22), "chartqa": cell(.25, .011) | {"metric": "relaxed_accuracy"}, "infovqa": cell(.28, .13)},
                        "by_document_type": {name: cell(.3, gain) for name, gain in (
