@@ -48,7 +48,6 @@ class RoomyLayer(DynamicLayer):
         layer.update(take(self.keys[0]), take(self.values[0]))
         return layer
 
-
 # %% ../nbs/04b_answering.ipynb #cell-004
 def _pad(sequences):
     "Index tensors as one (B, T), zeros behind them, and a mask that is True on what they hold."
@@ -83,7 +82,6 @@ def ask_pages(
     order = torch.tensor(sum(on_page, []), device=device).argsort()
     return logits[order], cache, held, torch.stack(position).to(device)
 
-
 # %% ../nbs/04b_answering.ipynb #cell-005
 LEAST_GOING = 0.75  # answered questions leave the batch when fewer go on: leaving copies the others' cache
 
@@ -117,7 +115,6 @@ def answer(
                        past_key_values=cache, use_cache=True).logits[:, -1].float()
         position = position + 1
     return [a[:-1] if a[-1] == template.end_token_id else a for a in answers], [float(np.mean(p)) for p in probabilities]
-
 
 # %% ../nbs/04b_answering.ipynb #cell-007
 def answer_rows(
@@ -165,4 +162,3 @@ def _batches(pages, features, found, budget, merge_size):
         if batch and used + tokens*len(part) > budget: yield batch; batch, used = [], 0
         batch.append((page, part)); used += tokens*len(part)
     if batch: yield batch
-

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_PIXELS', 'MAX_ASPECT', 'MAX_LINE_BYTES', 'MAX_CHARACTERS', 'MAX_TEXTS', 'REQUIRED', 'BENCHMARKS',
-           'to_rgb', 'open_page', 'clean_text', 'read_metadata', 'clean_record', 'page_path', 'store_page',
-           'load_split', 'load_folder']
+           'to_rgb', 'open_page', 'clean_text', 'read_metadata', 'clean_record', 'longest_answer', 'page_path',
+           'store_page', 'load_split', 'load_folder']
 
 # %% ../nbs/02c_folder.ipynb #cell-002
 import json
@@ -146,6 +146,21 @@ def clean_record(
         raise ValueError(f"unknown benchmark {benchmark!r}; known: {', '.join(BENCHMARKS)}")
     return {"file_name": file_name, "question": question, "answers": answers, "benchmark": benchmark,
             "doc_types": texts("question_types")}
+
+# %% ../nbs/02c_folder.ipynb #room
+def longest_answer(
+    documents: Path,  # folder with train/ and test/
+) -> dict:  # by benchmark
+    "Bytes of the longest answer to train on: no tokenizer makes more tokens of it. What is unusable is left to `load_folder`, which says why."
+    try: records, _ = read_metadata(documents/"train"/"metadata.jsonl")
+    except OSError: return {}
+    longest = {}
+    for _, record in records:
+        try: row = clean_record(record)
+        except ValueError: continue
+        longest[row["benchmark"]] = max(longest.get(row["benchmark"], 0), len(row["answers"][0].encode()))
+    return longest
+
 
 # %% ../nbs/02c_folder.ipynb #cell-013
 def page_path(

@@ -93,22 +93,22 @@ def pack_page(
 
 # %% ../nbs/04a_packing.ipynb #cell-010
 def block_mask(
-    page: torch.Tensor,  # (B, T): 1, 2, … for each page of the row, 0 on padding
-    question: torch.Tensor,  # (B, T): 0 on the page, 1, 2, … on its questions
-) -> torch.Tensor:  # bool (B, 1, T, T)
-    "Each token sees its own page, and of the questions only its own, up to itself; padding sees itself."
-    same_page = page[:, :, None] == page[:, None, :]
-    own = (question[:, None, :] == 0) | (question[:, :, None] == question[:, None, :])
-    length = page.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=page.device).tril()
-    return (same_page & own & causal)[:, None]
+    question: torch.Tensor,  # (B, T): 0 on the page, 1, 2, … on its questions, another number on padding behind them
+    first: int = 0,  # token from which on
+) -> torch.Tensor:  # bool (B, 1, T - first, T)
+    "Each token sees the page, and of the questions only its own, up to itself."
+    own = (question[:, None, :] == 0) | (question[:, first:, None] == question[:, None, :])
+    place = torch.arange(question.shape[1], device=question.device)
+    return (own & (place[first:, None] >= place))[:, None]
 
 def collate_pages(
     pages: list[PackedPage],  # in any order
+    features=None,  # a `features.PageFeatures`; with it the row holds the features of its pages
 ) -> dict:  # input_ids, labels (1, T), position_ids (3, 1, T), attention_mask: a mask (1, 1, question tokens, page tokens) a page
     "Packed pages one after the other in one row; attention takes them one by one (`text_attention`), so nothing is padded."
     join = lambda name: torch.cat([getattr(page, name) for page in pages], -1)[None]
-    masks = [block_mask(torch.ones_like(page.question)[None], page.question[None])[..., page.question > 0, :] for page in pages]
-    return {"input_ids": join("input_ids"), "labels": join("labels"), "position_ids": join("position_ids").transpose(0, 1),
-            "attention_mask": {"full_attention": masks}}
+    masks = [block_mask(page.question[None], int((page.question == 0).sum())) for page in pages]
+    row = {"input_ids": join("input_ids"), "labels": join("labels"), "position_ids": join("position_ids").transpose(0, 1),
+           "attention_mask": {"full_attention": masks}}
+    return row | {"features": [features.get(page.page_key)[0] for page in pages]} if features is not None else row
 

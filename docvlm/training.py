@@ -5,7 +5,6 @@ __all__ = ['pack_rows', 'TrainingBatches', 'answer_loss', 'page_groups', 'Answer
            'check_base', 'train_adapter', 'train_study']
 
 # %% ../nbs/04_training.ipynb #cell-002
-import json
 import resource
 import shutil
 import time
@@ -71,8 +70,7 @@ class TrainingBatches(torch.utils.data.Dataset):
         number, process = divmod(index, self.processes)
         pages = [self.packed[i] for i in self.batches[number]]
         mine = pages[process::self.processes] or [_unlabelled(pages[0])]
-        return collate_pages(mine) | {"features": [self.features.get(page.page_key)[0] for page in mine],
-                                      "answer_tokens": sum(int((page.labels != -100).sum()) for page in pages)/self.processes}
+        return collate_pages(mine, self.features) | {"answer_tokens": sum(int((page.labels != -100).sum()) for page in pages)/self.processes}
 
     def means(self):
         "Mean pages of a step, mean tokens of a page with its questions."
@@ -139,17 +137,18 @@ class Clock(TrainerCallback):
         if state.is_world_process_zero: write_json(self.file, {"seconds": self.seconds()})
 
 class LiveCurve(TrainerCallback):
-    "Redraws the loss curve in the notebook while training runs."
-    def __init__(self, title): self.title, self.handle, self.last = title, None, 0.0
+    "Redraws the loss curve in the notebook while training runs, in a fiftieth of the time at most."
+    def __init__(self, title): self.title, self.handle, self.next = title, None, 0.0
     def on_log(self, args, state, control, logs=None, **kwargs):
-        points = [(row["step"], row["loss"]) for row in state.log_history if "loss" in row]
-        if not state.is_world_process_zero or not points or (time.monotonic() - self.last < 2 and state.global_step < state.max_steps): return
+        points, started = [(row["step"], row["loss"]) for row in state.log_history if "loss" in row], time.monotonic()
+        if not state.is_world_process_zero or not points or (started < self.next and state.global_step < state.max_steps): return
         from IPython.display import display
         import matplotlib.pyplot as plt
-        self.last, figure = time.monotonic(), plt.figure(figsize=(5, 2.2))
+        figure = plt.figure(figsize=(5, 2.2))
         plt.plot(*zip(*points)); plt.xlabel("step"); plt.ylabel("loss"); plt.title(self.title); plt.close(figure)
         if self.handle: self.handle.update(figure)
         else: self.handle = display(figure, display_id=True)
+        self.next = started + 50*(time.monotonic() - started)
 
 # %% ../nbs/04_training.ipynb #cell-011
 def _arguments(study, seed, folder, steps, report_to):

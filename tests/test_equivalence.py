@@ -68,7 +68,7 @@ def test_packed_pages_give_the_loss_and_gradients_of_plain_rows(rows, processor,
         if "lora_B" in name: torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(len(name)))
 
     packed = pack_rows(study, processor, some, features)
-    batch = collate_pages(packed) | {"features": [features[page.page_key][0] for page in packed]}
+    batch = collate_pages(packed, features)
     found = loss_and_gradients(model, [answer_loss(model, batch)])
     with torch.no_grad(): whole = answer_loss(model, batch, answer_logits=False).item()
     base.set_attn_implementation("sdpa")
