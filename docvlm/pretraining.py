@@ -42,8 +42,7 @@ LEVELS = (
     Level("10 cells", ((10, 1), (5, 2), (8, 1))), Level("112 px", ((4, 4), (5, 3), (6, 3))),
     Level("168 px", ((6, 6), (7, 5), (5, 7))), Level("224 px", ((8, 8), (7, 9), (9, 7), (8, 6))),
     Level("280 px", ((10, 10), (9, 12), (8, 11), (10, 8), (7, 12))),
-    Level("420 px", ((12, 12), (10, 12), (12, 9), (11, 13), (13, 10), (9, 14), (12, 16), (15, 18), (15, 14), (13, 22)), (12, 24)),
-    Level("512 cells", ((16, 32), (15, 34), (13, 38), (12, 42), (17, 30), (19, 27), (22, 23), (27, 18), (14, 24), (15, 18), (13, 22), (12, 16), (15, 14), (12, 12)), (11, 24)))
+    Level("420 px", ((12, 12), (10, 12), (12, 9), (11, 13), (13, 10), (9, 14), (12, 16), (15, 18), (15, 14), (13, 22)), (12, 24)))
 TOWER = Level("tower", ((8, 8), (4, 4), (10, 6), (8, 1), (4, 2), (10, 12), (6, 8), (12, 1), (14, 14)), (9, 24))
 
 @dataclass(frozen=True)
@@ -59,7 +58,6 @@ class Stage:
     spelling: float = 0.0  # share of batches that only spell: more pages for the tower
     pointing: float = 0.0  # weight of the loss on where the language model looks while it answers
     linking: float = 0.0  # weight of the loss on where a value looks for its label
-    last_level: int = 8  # not to be passed
 
 @dataclass(frozen=True)
 class Recipe:
@@ -78,8 +76,7 @@ class Recipe:
                                  Stage("last", 550, 8, (), 0.3, 550, 0.01, 0.25, 1.0, 0.25),
                                  Stage("words", 800, 8, (), 0.45, 800, 0.274, 0.25, 1.0, 0.25),
                                  Stage("close", 600, 8, (), 0.274, 600, 0.01, 0.25, 1.0, 0.25),
-                                 Stage("legends", 1000, 8, (), 0.35, 1000, 0.01, 0.25, 1.0, 0.25),
-                                 Stage("tall", 450, 9, (), 0.3, 450, 0.01, 0.2, 1.0, 0.25, 9))
+                                 Stage("legends", 1000, 8, (), 0.35, 1000, 0.01, 0.25, 1.0, 0.25))
     steps_per_round: int = 50  # between checkpoints
     patches_per_batch: int = 6144
     tokens_per_batch: int = 4500
@@ -321,4 +318,4 @@ def _promote(progress, recipe, stage, figures):
     progress["rounds_here"] += 1
     most = dict(enumerate(stage.rounds_per_level, stage.first_level)).get(progress["level"], np.inf)
     ready = figures["answers"] >= recipe.promotion_accuracy or progress["rounds_here"] >= most
-    if ready and progress["level"] < stage.last_level: progress.update(level=progress["level"] + 1, rounds_here=0)
+    if ready and progress["level"] < len(LEVELS) - 1: progress.update(level=progress["level"] + 1, rounds_here=0)

@@ -2,8 +2,7 @@
 
 # %% auto #0
 __all__ = ['FONTS', 'SCANS', 'HELD_OUT', 'BORDER', 'TASKS', 'LARGE', 'CARD', 'character_accuracy', 'answer_similarity',
-           'measure_reading', 'practice_overlap', 'export_base', 'time_recipe', 'completed', 'recipe_hours',
-           'pretraining_record']
+           'measure_reading', 'practice_overlap', 'export_base', 'time_recipe', 'recipe_hours', 'pretraining_record']
 
 # %% ../nbs/10_nano_base.ipynb #cell-002
 import copy
@@ -117,7 +116,7 @@ def measure_reading(
             "answers": [{"fonts": name, "task": task, "level": level.name, "width_px": 28*level.sizes[0][0],
                          "height_px": 28*level.sizes[0][1]} | answer_similarity(model, processor, task, level, families, pages)
                         for name, families in FONTS.items() for task in TASKS
-                        for level in (strips if task == "line" else sheets[-2:] if task in LARGE else sheets)]}
+                        for level in (strips if task == "line" else sheets[-1:] if task in LARGE else sheets)]}
 
 # %% ../nbs/10_nano_base.ipynb #practice-overlap
 def practice_overlap(
@@ -208,9 +207,7 @@ def _recipe_text(recipe):
                        for s in recipe["stages"])
     return f"{stages}. " + ", ".join(f"`{k}` {v}" for k, v in recipe.items() if k != "stages") + "."
 
-def _timed(timings):
-    estimated = lambda timing: ", the last levels estimated" if any(row.get("estimated") for row in timing["rows"]) else ""
-    return " and ".join(f"{timing['hours']:.1f} hours on two cores of {timing['cpu']}{estimated(timing)}" for timing in timings)
+def _timed(timings): return " and ".join(f"{timing['hours']:.1f} hours on two cores of {timing['cpu']}" for timing in timings)
 
 def time_recipe(
     model,  # with its speller; a copy is trained
@@ -221,24 +218,15 @@ def time_recipe(
     "How fast this machine is at the recipe, whatever machines the run was spread over; each level as its last stage has it, with the most losses."
     model, processor = copy.deepcopy(model).train(), build_processor()
     optimizers, last = build_optimizers(model, recipe), {row["level"]: row["step"] - recipe.steps_per_round for row in log}
-    index, rows = {level.name: i for i, level in enumerate(LEVELS)} | {"tower": None, "336 px": 8}, []  # of that name level 8 began
+    index, rows = {level.name: i for i, level in enumerate(LEVELS)} | {"tower": None}, []  # a level that is no more is timed as the largest
     for level, first in tqdm(last.items(), desc="timing", unit="level"):
         clock = [time.perf_counter()]
         for count in (1, 1 + steps):  # what starts the process that draws is in both
-            batches = PracticeBatches(replace(recipe, steps_per_round=count), index[level], first, processor, recipe.at(first)[0].spelling)
+            batches = PracticeBatches(replace(recipe, steps_per_round=count), index.get(level, len(LEVELS) - 1), first, processor, recipe.at(first)[0].spelling)
             train_round(model, optimizers, recipe, batches, first, tqdm(disable=True))
             clock.append(time.perf_counter())
         rows.append({"level": level, "step_s": (clock[2] - 2*clock[1] + clock[0])/steps})
     return {"cpu": environment()["cpu"], "rows": rows}
-
-def completed(
-    timing: dict,  # of `time_recipe`, on a machine that is not at hand
-    here: dict,  # the same of this machine
-) -> dict:
-    "A timing with the levels that came after it, estimated: as much faster or slower than here as the median of the levels that it has."
-    known = {row["level"]: row["step_s"] for row in timing["rows"]}
-    pace = float(np.median([known[row["level"]]/row["step_s"] for row in here["rows"] if row["level"] in known]))
-    return timing | {"rows": timing["rows"] + [row | {"step_s": pace*row["step_s"], "estimated": True} for row in here["rows"] if row["level"] not in known]}
 
 def recipe_hours(
     timing: dict,  # of `time_recipe`, on any machine
@@ -257,7 +245,7 @@ def pretraining_record(
 ) -> dict:
     "What the run was and what came out, for data/results/nano/pretraining.json."
     reading, here = measure_reading(model, build_processor()), time_recipe(model, recipe, log)
-    timings = [*(completed(timing, here) for timing in timings if timing["cpu"] != here["cpu"]), here]
+    timings = [*(timing for timing in timings if timing["cpu"] != here["cpu"]), here]
     return {"step": "pretraining", "recipe": asdict(recipe), "reading": reading, "overlap": practice_overlap(), "log": log,
             "timings": [timing | {"hours": recipe_hours(timing, recipe, log)} for timing in timings], "env": environment(), "code": git_state(),
             "parameters": sum(p.numel() for n, p in model.named_parameters() if "speller" not in n), "train_s": sum(r["seconds"] for r in log)}

@@ -56,7 +56,6 @@ def practice_page(
         sheet.ask(pick(rng, ("Heading?", "Title of the page", "Read the heading.")), heading)
         top += int(size_px*1.6)
     cuts = [top, int(top + (height - top)*rng.uniform(0.35, 0.65)), height - 3] if height > 180 and rng.uniform() < 0.4 else [top, height - 3]
-    if height > 600 and rng.uniform() < 0.6: cuts = sorted({*cuts, *(int(top + (height - top)*at) for at in rng.uniform(0.2, 0.8, rng.integers(1, 3)))})
     for y0, y1 in zip(cuts, cuts[1:]):
         drawn = _layouts[bisect_right(_layout_bounds, rng.random())]
         (layout or drawn)(sheet, (margin, y0, width - margin, y1 - 2), rng)

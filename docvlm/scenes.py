@@ -146,7 +146,7 @@ def write_bill(
     (x0, y0, x1, y1), step = box, sheet.size_px*rng.uniform(1.2, 1.6)
     left = int((y1 - y0)//step)
     if left < 8 or x1 - x0 < 11*sheet.size_px: return write_fields(sheet, box, rng)
-    goods = int(rng.integers(2, min(max(6, left//4), left - 5) + 1))
+    goods = int(rng.integers(2, min(6, left - 5) + 1))
     heads = [("firm", make_firm), ("street", make_street), ("phone", make_phone)][:int(rng.integers(1, 4))]
     rest = [("date", make_date), ("time", _hour)][:int(rng.integers(1, 3))] + [("field", None)]*2
     heads, rest = heads[:max(1, left - goods - 4)], rest[:max(1, left - goods - 2 - len(heads))]
