@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .metadata import longest_answer
 from .protocols import PROTOCOLS
 
 # %% ../nbs/00_core.ipynb #cell-003
@@ -256,7 +257,6 @@ def open_study(
     preset, folder = get_preset(preset), root()/documents
     if not documents: return Study(preset)
     if not folder.is_dir(): raise FileNotFoundError(f"No documents folder {folder}; give a folder with train/ and test/, each holding metadata.jsonl")
-    from docvlm.folder import longest_answer
     longest = longest_answer(folder)
     room = {name: max(tokens, min(longest.get(name, 0) + 1, MOST_NEW_TOKENS)) for name, tokens in preset.max_new_tokens.items()}  # + 1: the end
     return Study(replace(preset, max_new_tokens=room), documents)

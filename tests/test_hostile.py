@@ -7,7 +7,8 @@ import pytest
 from hostile import EITHER, USED, cases, encoded, record
 
 from docvlm.core import write_json
-from docvlm.folder import BENCHMARKS, MAX_CHARACTERS, load_folder
+from docvlm.folder import load_folder
+from docvlm.metadata import BENCHMARKS, MAX_CHARACTERS
 from docvlm.sources import rows_dataset
 
 CASES = {case.name: case for case in cases()}
@@ -93,7 +94,7 @@ def test_a_split_without_a_usable_line_is_one_clear_error(tmp_path, make):
 
 
 def test_a_line_of_any_length_takes_bounded_memory(tmp_path):
-    from docvlm.folder import MAX_LINE_BYTES, read_metadata
+    from docvlm.metadata import MAX_LINE_BYTES, read_metadata
     path = tmp_path/"metadata.jsonl"
     with path.open("wb") as file:
         for _ in range(10): file.write(b"a"*MAX_LINE_BYTES)
