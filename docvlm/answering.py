@@ -13,7 +13,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .core import Study
-from .model import autocast, last_mlp_at, within_memory
+from .layers import last_layer_at
+from .model import autocast, within_memory
 from .packing import Template, chat_template, collate_pages, encode_text, pack_page
 from .features import PageFeatures, asked_pages
 
@@ -69,7 +70,7 @@ def ask_pages(
     row, device, cache = send_to_device(collate_pages(packed), model.device), model.device, Cache(layer_class_to_replicate=RoomyLayer)
     ends = torch.cat([(page.question > 0) & (page.question.diff(append=torch.tensor([0])) != 0) for page in packed])[None].to(device)
     vision = BaseModelOutputWithPooling(pooler_output=tuple(f.float().to(device) for f in features))
-    with last_mlp_at(model, ends):
+    with last_layer_at(model, ends):
         logits = model(**{name: row[name] for name in ("input_ids", "position_ids", "attention_mask")}, mm_encoder_outputs={"image": vision},
                        past_key_values=cache, use_cache=True, logits_to_keep=ends).logits.float()
     begins, seen, position = np.cumsum([0, *map(len, packed)]), [None]*len(questions), [None]*len(questions)

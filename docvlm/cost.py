@@ -17,6 +17,7 @@ from torch.utils.flop_counter import flop_registry
 from transformers import AttentionInterface, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from .core import Preset, StudyError, get_preset, root
+from .layers import faster
 from .model import ATTENTION, add_lora, autocast, qwen2_vl_2b_config
 from .steps import environment
 
@@ -40,8 +41,8 @@ def meta_base(
     attention = (ATTENTION if device == "cpu" else
                  {"vision_config": FUSED_ATTENTION, "text_config": FUSED_ATTENTION})
     with torch.device("meta"):
-        return Qwen2VLForConditionalGeneration._from_config(base_config(preset), attn_implementation=attention,
-                                                            dtype=torch.float32 if device == "cpu" else torch.bfloat16)
+        return faster(Qwen2VLForConditionalGeneration._from_config(base_config(preset), attn_implementation=attention,
+                                                                   dtype=torch.float32 if device == "cpu" else torch.bfloat16))
 
 def fused_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **_):
     "The kernel that attention takes on a GPU, named outright so that it can be counted without one."
@@ -109,7 +110,7 @@ def training_cost(
         positions, mask = torch.empty(3, pages, tokens, dtype=torch.long), torch.empty(pages, 1, tokens, tokens, dtype=torch.bool if device == "cpu" else base.dtype)
         last, padding = base.model.language_model.layers[-1].mlp, (0, 0, 0, pages*tokens - answers)
         whole = last.forward
-        last.forward = lambda x: torch.nn.functional.pad(whole(x.flatten(0, 1)[:answers]), padding).view_as(x)  # as `last_mlp_at` leaves it
+        last.forward = lambda x: torch.nn.functional.pad(whole(x.flatten(0, 1)[:answers]), padding).view_as(x)  # as `last_layer_at` leaves it
         with ledger, torch.autograd.graph.saved_tensors_hooks(ledger.keep, lambda tensor: tensor):
             states = base.model.language_model(inputs_embeds=states, position_ids=positions, attention_mask=mask,
                                                use_cache=False).last_hidden_state

@@ -21,7 +21,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .core import Study, StudyError, base_digest, digest_of, flush, read_json, root, set_seed, write_json
 from .data import load_splits
 from .features import PageFeatures, asked_pages, cache_features
-from .model import add_lora, has_bf16, last_mlp_at, load_base, load_processor, team, within_memory
+from .layers import last_layer_at
+from .model import add_lora, has_bf16, load_base, load_processor, team, within_memory
 from .packing import PackedPage, chat_template, collate_pages, encode_text, pack_page
 
 # %% ../nbs/04_training.ipynb #cell-007
@@ -86,13 +87,13 @@ def answer_loss(
     model,  # with or without LoRA
     batch: dict,  # from `TrainingBatches`
     answer_tokens: float | None = None,  # to divide by; None: those of the batch
-    answer_logits: bool = True,  # last MLP and projection at answer positions only; the loss is the same either way
+    answer_logits: bool = True,  # last layer and projection at answer positions only; the loss is the same either way
 ) -> torch.Tensor:  # scalar
     "Cross-entropy of the answer tokens, given page features and questions."
     whole, labels = getattr(model, "module", model), batch["labels"]
     asked = labels != -100
     vision = BaseModelOutputWithPooling(pooler_output=tuple(f.float() for f in batch["features"]))
-    with last_mlp_at(whole, asked) if answer_logits else nullcontext():
+    with last_layer_at(whole, asked) if answer_logits else nullcontext():
         logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=batch["attention_mask"], use_cache=False,
                        mm_encoder_outputs={"image": vision}, logits_to_keep=asked if answer_logits else 0).logits
     wanted = labels[asked]
