@@ -4,6 +4,8 @@
 __all__ = ['LEAST_GOING', 'RoomyLayer', 'ask_pages', 'answer', 'answer_rows']
 
 # %% ../nbs/04b_answering.ipynb #cell-002
+import math
+
 import numpy as np
 import pandas as pd
 import torch
@@ -151,15 +153,19 @@ def answer_rows(
     return pd.DataFrame(found, columns=["prediction", "confidence", "answer_tokens"])
 
 def _batches(pages, features, found, budget, merge_size):
-    "Unanswered questions by page, pages of similar size together, at most `budget` page tokens times questions (or one question)."
+    "Unanswered questions by page, pages of similar size together, in batches of like weight: at most `budget` page tokens times questions (or one question)."
     todo = []
     for page in pages:
         waiting = [row for row in page["rows"] if found[row] is None]
         tokens = int(np.prod(features.grid(page["key"])))//merge_size**2 + 64
         most = max(1, budget//tokens)
         todo += [(tokens, page, waiting[i:i + most]) for i in range(0, len(waiting), most)]
-    batch, used = [], 0
+    batch, used, before, closed, whole = [], 0, 0, 0, sum(tokens*len(part) for tokens, _, part in todo)
+    share = whole/max(1, math.ceil(whole/budget))
     for tokens, page, part in sorted(todo, key=lambda item: (item[0], len(item[2]))):
-        if batch and used + tokens*len(part) > budget: yield batch; batch, used = [], 0
-        batch.append((page, part)); used += tokens*len(part)
+        weight = tokens*len(part)
+        if batch and (used + weight > budget or before + used + weight/2 > share*(closed + 1)):
+            yield batch
+            batch, used, before, closed = [], 0, before + used, closed + 1
+        batch.append((page, part)); used += weight
     if batch: yield batch
