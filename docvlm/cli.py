@@ -196,11 +196,13 @@ def measure(
     def run():
         opened = _opened(preset, documents)
         from docvlm.endpoint import Endpoint
-        from docvlm.systems import measure_endpoint, measure_ocr
+        from docvlm.tables import empty_answers
+        from docvlm.systems import cautions, measure_endpoint, measure_ocr
         found = measure_ocr(opened) if system == "ocr" else measure_endpoint(
             opened, Endpoint(system, model, key_variable, concurrency, requests_per_minute, timeout_s), prompts)
-        shown = ("benchmarks", "failures", "seconds_per_question", "cost_per_1000_questions_usd")
+        shown = ("benchmarks", "failures", "unanswered", "seconds_per_question", "cost_per_1000_questions_usd")
         print(json.dumps({name: found[name] for name in shown}, indent=1))
+        for warning in cautions(found) + empty_answers({model or "the rules": found}): print(f"docvlm: {warning}", file=sys.stderr)
     _plainly(run)
 
 # %% ../nbs/11_cli.ipynb #154c30b2

@@ -13,10 +13,11 @@ import pandas as pd
 from rapidfuzz import fuzz, process
 from tqdm.auto import tqdm
 
-from .core import Study
+from .core import Study, StudyError
 from .ocr import (AROUND, BESIDE, CUTS_AROUND, Line, crossing, nearest, page_lines, side, split_labels, squeeze,
                         without_title)
 from .features import pages_of
+from .refusals import reason_of
 
 # %% ../nbs/05d_lookup.ipynb #f3b72900
 _STOP = set("""
@@ -217,15 +218,34 @@ def answer_by_rules(
     return "", 0.0
 
 # %% ../nbs/05d_lookup.ipynb #364b7802
+def _read_page(study, rows, page):
+    "Lines of a page and the seconds they took, or the kind of failure and the reason."
+    opened = []
+    def image():
+        opened.append(rows[page["rows"][0]]["image"])
+        return opened[0]
+    try: return page_lines(study, image, page["key"])
+    except StudyError: raise  # the engine cannot start, the disk is full
+    except Exception as error:
+        if not opened: return "unreadable page", reason_of(error)
+        width, height = opened[0].size
+        return "OCR error", f"{reason_of(error)} (page of {width}×{height} pixels)"
+
 def lookup_answers(
     study: Study,  # whose cache folder keeps the lines
     rows,  # a datasets.Dataset in the row schema
-) -> pd.DataFrame:  # a row a question: prediction, confidence, seconds (the page's share), failure (always None)
-    "The rules' answer to every question; each page is read once."
+) -> pd.DataFrame:  # a row a question: prediction, confidence, seconds (the page's share), failure and reason (or None)
+    """The rules' answer to every question; each page is read once.
+
+    A page that cannot be read fails its questions and a rule that raises fails its own; the others go on."""
     table, found = rows.select_columns(["question", "benchmark"])[:], [None]*len(rows)
     for page in tqdm(pages_of(rows).values(), desc="OCR", unit="page"):
-        lines, seconds = page_lines(study, lambda: rows[page["rows"][0]]["image"], page["key"])
+        lines, seconds = _read_page(study, rows, page)
         for row in page["rows"]:
-            answer, confidence = answer_by_rules(table["question"][row], lines, table["benchmark"][row])
-            found[row] = answer, confidence, seconds/len(page["rows"]), None
-    return pd.DataFrame(found, columns=["prediction", "confidence", "seconds", "failure"])
+            if isinstance(lines, str):
+                found[row] = "", None, None, lines, seconds
+                continue
+            try: answered = answer_by_rules(table["question"][row], lines, table["benchmark"][row])
+            except Exception as error: found[row] = "", None, None, "rule error", reason_of(error)
+            else: found[row] = *answered, seconds/len(page["rows"]), None, None
+    return pd.DataFrame(found, columns=["prediction", "confidence", "seconds", "failure", "reason"])

@@ -190,18 +190,22 @@ def _unchanged(result, name, remedy):
     if result.get("content") != content_digest(result): raise StudyError(f"{name} has been changed since it was written; {remedy}")
     return result
 
+def _failures_apart(found):
+    "Whether a system's scores leave out what it failed on; earlier versions counted that as zeros."
+    return all("answered" in cell or not cell["failed"] for cell in found["benchmarks"].values())
+
 def current_systems(
     study: Study,
     results: dict,  # of the steps
-) -> tuple[dict, list[str]]:  # systems by name; names of those measured on other questions or beside another evaluation
+) -> tuple[dict, list[str]]:  # systems by name; names of those measured on other questions, beside another evaluation, or otherwise
     "What `systems.json` holds of other systems, if it is there."
     file = study.results_dir/"systems.json"
     if not file.exists(): return {}, []
     systems = read_json(file)["systems"]
     now = {"questions": results["data"]["digest"]["test"], "evaluation": content_digest(results["evaluation"])}
+    current = {name: found for name, found in systems.items() if found["inputs"] == now and _failures_apart(found)}
     return ({name: _unchanged(found, f"{study.name}/systems: {name}", "run docvlm-measure again")
-             for name, found in systems.items() if found["inputs"] == now},
-            [name for name, found in systems.items() if found["inputs"] != now])
+             for name, found in current.items()}, [name for name in systems if name not in current])
 
 def read_results(study: Study) -> dict:  # by step
     "The results behind the report; StudyError names every one that is missing, stale, broken or edited by hand."

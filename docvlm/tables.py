@@ -3,8 +3,9 @@
 # %% auto #0
 __all__ = ['NOT_MEASURED', 'BENCHMARKS', 'METRICS', 'markdown', 'said', 'percent', 'points', 'interval', 'p_value', 'amount',
            'mib', 'table', 'benchmark_name', 'metric_name', 'present', 'cell_row', 'headline', 'main_results',
-           'by_group', 'by_template', 'measured_systems', 'published_systems', 'against_published', 'other_systems',
-           'data_tables', 'ablation', 'quantized', 'failure_types', 'latency', 'prices', 'plan_tables']
+           'by_group', 'by_template', 'answered', 'measured_systems', 'published_systems', 'against_published',
+           'other_systems', 'without_answer', 'empty_answers', 'data_tables', 'ablation', 'quantized', 'failure_types',
+           'latency', 'prices', 'plan_tables']
 
 # %% ../nbs/09a_tables.ipynb #cell-002
 import re
@@ -148,15 +149,23 @@ def by_template(evaluation: dict) -> Markup:
                   for group in groups for b in present(groups[group])], "Layouts and fonts seen or not seen in training")
 
 # %% ../nbs/09a_tables.ipynb #cell-018
+def answered(cell: dict) -> str:
+    "How many of a benchmark's questions another system answered."
+    count = cell["questions"] - cell["failed"]
+    return f"{amount(count)} of {amount(cell['questions'])} ({100*count/cell['questions']:.4g} %)"
+
 def measured_systems(
     evaluation: dict,
     others: dict | None = None,  # what `systems.json` holds of other systems, by name
 ) -> Markup:
-    "Systems measured here, one row each."
-    rows = pd.DataFrame([row for row in evaluation["comparison"] if row["kind"] == "measured"] + [
-        {"model": name, "size": "", "benchmark": benchmark, "value": cell["value"]}
+    "Systems measured here, one row each; beside the score of one that failed on questions stands how many it answered."
+    own = pd.DataFrame([row for row in evaluation["comparison"] if row["kind"] == "measured"] + [
+        {"model": name, "size": "", "benchmark": benchmark, "value": cell}
         for name, found in (others or {}).items() for benchmark, cell in found["benchmarks"].items()])
-    return _by_system(rows, ["model", "size"], lambda value: percent(value), "Measured here, on the same pages")
+    def show(value):
+        if not isinstance(value, dict): return percent(value)
+        return percent(value["value"]) + (f", {answered(value)} answered" if value["failed"] else "")
+    return _by_system(own, ["model", "size"], show, "Measured here, on the same pages")
 
 def published_systems() -> Markup:
     "Systems others measured, from `data/published_scores.csv`."
@@ -181,16 +190,34 @@ def _by_system(rows, keys, show, caption):
     return table(found, caption)
 
 def other_systems(others: dict) -> Markup:
-    "Other systems on the same questions, and the fine-tuned model's lead over them."
+    "Other systems on the same questions, and the fine-tuned model's lead over them, both where they answered."
     lead = lambda delta: {"lead": points(delta and delta["value"]), "95 % interval": interval(delta and delta["ci95"], points),
                           "p": p_value(delta and delta["p_value"])}
-    return table([{"system": name, "benchmark": benchmark_name(b), "questions": amount(found["benchmarks"][b]["questions"]),
-                   "without answer": amount(found["benchmarks"][b]["failed"]), "score": percent(found["benchmarks"][b]["value"]),
-                   "score, 95 %": interval(found["benchmarks"][b]["ci95"]), **lead(found["benchmarks"][b]["delta"]),
+    rows = [(name, b, found) for name, found in others.items() for b in present(found["benchmarks"])]
+    return table([{"system": name, "benchmark": benchmark_name(b), "answered": answered(cell := found["benchmarks"][b]),
+                   "score": percent(cell["value"]), "score, 95 %": interval(cell["ci95"]), **lead(cell["delta"]),
                    "s per question": amount(found["seconds_per_question"], 2),
                    "USD per 1,000 questions": amount(found["cost_per_1000_questions_usd"], 4)}
-                  for name, found in others.items() for b in present(found["benchmarks"])],
-                 "Other systems on the same questions (scores in percent; lead of the fine-tuned model in points)")
+                  for name, b, found in rows],
+                 "Other systems on the questions that they answered (scores in percent; lead of the fine-tuned model "
+                 "on these questions, in points)")
+
+def without_answer(others: dict) -> Markup:
+    "What other systems failed on, by kind, and the first of these questions; empty if there is none."
+    failed = {name: found for name, found in others.items() if found["failures"]}
+    if not failed: return Markup("")
+    kinds = [{"system": name, "kind": kind, "questions": amount(count)}
+             for name, found in failed.items() for kind, count in found["failures"].items()]
+    first = [{"system": name, "page": said(row["page"], 60), "kind": row["failure"], "reason": said(row["reason"])}
+             for name, found in failed.items() for row in found["unanswered"][:5]]
+    return table(kinds, "Questions without an answer, by kind of failure") + table(
+        first, "The first questions without an answer of each system, five at most")
+
+def empty_answers(others: dict) -> list[str]:
+    "A sentence for each benchmark that a system answered with nothing but empty texts."
+    cells = [(name, b, cell) for name, found in others.items() for b, cell in found["benchmarks"].items()]
+    return [f"All {amount(cell['empty'])} answers of {name} to {benchmark_name(b)} are empty texts."
+            for name, b, cell in cells if cell.get("empty") and cell["empty"] == cell["answered"]]
 
 # %% ../nbs/09a_tables.ipynb #cell-020
 def data_tables(data: dict) -> dict:
