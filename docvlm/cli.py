@@ -202,7 +202,8 @@ def measure(
             opened, Endpoint(system, model, key_variable, concurrency, requests_per_minute, timeout_s), prompts)
         shown = ("benchmarks", "failures", "unanswered", "seconds_per_question", "cost_per_1000_questions_usd")
         print(json.dumps({name: found[name] for name in shown}, indent=1))
-        for warning in cautions(found) + empty_answers({model or "the rules": found}): print(f"docvlm: {warning}", file=sys.stderr)
+        for caution in cautions(found) + empty_answers({model or "the rules": found}):
+            print(f"docvlm: {caution}", file=sys.stderr)
     _plainly(run)
 
 # %% ../nbs/11_cli.ipynb #154c30b2

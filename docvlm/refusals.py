@@ -86,7 +86,9 @@ def failure_of(
         return {"failure": "time-out", "reason": "the host takes no connection" if connecting else "no reply in time"}
     if isinstance(error, openai.APIConnectionError):
         return {"failure": "no connection", "reason": one_line(_no_connection(error), key)}
-    read = isinstance(error, (openai.OpenAIError, json.JSONDecodeError, UnicodeDecodeError))
+    if isinstance(error, json.JSONDecodeError):
+        return {"failure": "unreadable reply", "reason": f"no JSON, but: {one_line(error.doc, key)}"}
+    read = isinstance(error, (openai.OpenAIError, UnicodeDecodeError))
     return {"failure": "unreadable reply" if read else "failed request", "reason": reason_of(error, key)}
 
 # %% ../nbs/05g_refusals.ipynb #refusals-13

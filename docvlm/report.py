@@ -197,7 +197,7 @@ def _failures_apart(found):
 def current_systems(
     study: Study,
     results: dict,  # of the steps
-) -> tuple[dict, list[str]]:  # systems by name; names of those measured on other questions, beside another evaluation, or otherwise
+) -> tuple[dict, list[str]]:  # systems by name; names of those that cannot stand beside these results
     "What `systems.json` holds of other systems, if it is there."
     file = study.results_dir/"systems.json"
     if not file.exists(): return {}, []

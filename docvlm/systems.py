@@ -52,10 +52,9 @@ def system_cells(
     """
     if any(list(own.question_id) != list(frame.question_id) for own in ours):
         raise ValueError("The system answered other questions than the adapters")
-    answered, found = frame.failure.isna(), {}
+    found = {}
     for benchmark, asked in frame.groupby("benchmark"):
-        part = asked[answered]
-        keep = answered & (frame.benchmark == benchmark)
+        part, keep = asked[asked.failure.isna()], frame.failure.isna() & (frame.benchmark == benchmark)
         cell = compare(frame, ours or [frame], seeds if ours else [0], resamples, keep)
         scored = cell["baseline"] if cell else {"value": float(part.score.mean()) if len(part) else None, "ci95": None}
         found[benchmark] = {"metric": BENCHMARK_METRICS[benchmark], "questions": len(asked),
@@ -155,4 +154,5 @@ def cautions(
     asked, kinds = sum(cell["questions"] for _, cell in cells), counted(found["failures"])
     told = [f"{failed} of {asked} questions have no answer ({kinds}); scores are those of the others, and the same "
             "command asks these again"] if failed else []
-    return told + [f"No question of {name} was answered: it is not measured" for name, cell in cells if not cell["answered"]]
+    return told + [f"No question of {name} was answered: it is not measured"
+                   for name, cell in cells if not cell["answered"]]
