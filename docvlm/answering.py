@@ -15,8 +15,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .core import Study
-from .layers import last_layer_at
-from .model import autocast, within_memory
+from .model import autocast, within_memory, last_layer_at
 from .packing import Template, chat_template, collate_pages, encode_text, pack_page
 from .features import PageFeatures, asked_pages
 

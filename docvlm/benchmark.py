@@ -25,8 +25,7 @@ from .core import Study, get_preset, open_study
 from .cost import median_s
 from .data import load_splits
 from .equivalence import check_equivalence
-from .layers import as_published, faster, plain_model
-from .model import ATTENTION, add_lora, autocast, has_bf16, load_base, load_processor, text_attention
+from .model import ATTENTION, add_lora, autocast, has_bf16, load_base, load_processor, plain_model, text_attention
 from .rates import (BATCH_SIZE, ScratchStudy, answer_fast, answer_plain, changed, fill_cache, some_pages, train_fast,
                           train_plain, with_lengths)
 from .recipes import load_plain
@@ -73,18 +72,11 @@ def _other_attention(model, run):
     try: return run()
     finally: base.set_attn_implementation(ATTENTION)
 
-def _library_layers(model, run):
-    "The run with the library's layers."
-    as_published(model)
-    try: return run()
-    finally: faster(model)
-
 def _runs(study, model, off, run):
     "Ours, and ours with each switch off; on a CPU also with the other attention."
-    ours = {"ours": lambda: run(study), "own layers": lambda: _library_layers(model, lambda: run(study))}
     switched = {name: lambda change=change: run(changed(study, **change)) for name, change in off.items()}
     attention = {"chosen attention": lambda: _other_attention(model, lambda: run(study))} if model.device.type == "cpu" else {}
-    return ours | switched | attention
+    return {"ours": lambda: run(study)} | switched | attention
 
 def training_runs(
     study: Study,  # base, settings
@@ -118,10 +110,9 @@ def vision_runs(
     processor,  # of the base
     rows,  # whose pages to encode
 ) -> dict:  # a function without arguments for each way
-    "Filling the cache with pages of equal grid together, one by one, and through the library's layers."
+    "Filling the cache with pages of equal grid together, and one by one."
     model = load_base(study.preset)
     return {"ours": lambda: fill_cache(study, model, processor, rows),
-            "own layers": lambda: _library_layers(model, lambda: fill_cache(study, model, processor, rows)),
             "equal grids": lambda: fill_cache(changed(study, patches_per_batch=0), model, processor, rows)}
 
 # %% ../nbs/08a_benchmark.ipynb #be4ecfde

@@ -28,7 +28,7 @@ class PageFeatures:
     "Vision features by page: a folder of safetensors files, filled on demand."
     def __init__(self, study: Study):
         preset, device = study.preset, "cuda" if torch.cuda.is_available() else "cpu"
-        self.folder = study.cache_dir/"features"/digest_of(base_digest(preset), preset.min_pixels, preset.max_pixels, *(root()/"docvlm"/f"{module}.py" for module in ("layers", "model")),
+        self.folder = study.cache_dir/"features"/digest_of(base_digest(preset), preset.min_pixels, preset.max_pixels, root()/"docvlm"/"model.py",
                                                            version("transformers"), version("torch"), device, has_bf16(device))
 
     def _path(self, key): return self.folder/key[:2]/f"{key}.safetensors"

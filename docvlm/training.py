@@ -21,8 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .core import Study, StudyError, base_digest, digest_of, flush, read_json, root, set_seed, write_json
 from .data import load_splits
 from .features import PageFeatures, asked_pages, cache_features
-from .layers import last_layer_at
-from .model import add_lora, has_bf16, load_base, load_processor, team, within_memory
+from .model import add_lora, has_bf16, load_base, load_processor, team, within_memory, last_layer_at
 from .packing import PackedPage, chat_template, collate_pages, encode_text, pack_page
 
 # %% ../nbs/04_training.ipynb #cell-007
