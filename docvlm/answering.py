@@ -14,11 +14,10 @@ from tqdm.auto import tqdm
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .core import Study
-from .layers import last_layer_at
-from .model import autocast, within_memory
+from .core import Study, StudyError
+from .model import autocast, within_memory, last_layer_at
 from .packing import Template, chat_template, collate_pages, encode_text, pack_page
-from .features import PageFeatures, asked_pages
+from .features import PageFeatures, pages_of
 
 # %% ../nbs/04b_answering.ipynb #roomy
 class RoomyLayer(DynamicLayer):
@@ -131,7 +130,7 @@ def answer_rows(
 ) -> pd.DataFrame:  # a row a question: prediction, confidence, answer_tokens
     "Answers to every row, in the rows' order."
     template, tokenizer = chat_template(processor), processor.tokenizer
-    table, pages = rows.select_columns(["question", "benchmark"])[:], asked_pages(study, rows)
+    table, pages = rows.select_columns(["question", "benchmark", "doc_id"])[:], list(pages_of(rows).values())
     found = [None]*len(rows)
     bar = tqdm(total=len(rows), desc=description, unit="question")
 
@@ -145,6 +144,9 @@ def answer_rows(
                 ids, confidences = answer(model, template, *zip(*cached), questions, [number for number, _ in asked], limits,
                                           processor.image_processor.merge_size)
             for (_, row), answered, confidence in zip(asked, ids, confidences):
+                if not math.isfinite(confidence):
+                    raise StudyError(f"The model gives NaN on page {table['doc_id'][row]}, which is no answer; its cached features or the "
+                                     "weights are damaged: delete data/cache/features and try again, then train the adapter again")
                 found[row] = (tokenizer.decode(answered, skip_special_tokens=True).strip(), confidence, len(answered))
             bar.update(len(asked))
 

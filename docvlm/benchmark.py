@@ -25,10 +25,9 @@ from .core import Study, get_preset, open_study
 from .cost import median_s
 from .data import load_splits
 from .equivalence import check_equivalence
-from .layers import as_published, faster, plain_model
-from .model import ATTENTION, add_lora, autocast, has_bf16, load_base, load_processor, text_attention
-from .rates import (BATCH_SIZE, ScratchStudy, answer_fast, answer_plain, changed, fill_cache, some_pages, train_fast,
-                          train_plain, with_lengths)
+from .model import ATTENTION, add_lora, autocast, has_bf16, load_base, load_processor, plain_model, text_attention
+from .rates import (BATCH_SIZE, FreshFeatures, FullLogitsTrainer, ScratchStudy, answer_fast, answer_plain, changed, fill_cache,
+                          one_question_a_page, some_pages, train_fast, train_plain, with_lengths)
 from .recipes import load_plain
 from .savings import modelled_rows
 from .features import cache_features, pages_of
@@ -73,56 +72,52 @@ def _other_attention(model, run):
     try: return run()
     finally: base.set_attn_implementation(ATTENTION)
 
-def _library_layers(model, run):
-    "The run with the library's layers."
-    as_published(model)
-    try: return run()
-    finally: faster(model)
-
-def _runs(study, model, off, run):
-    "Ours, and ours with each switch off; on a CPU also with the other attention."
-    ours = {"ours": lambda: run(study), "own layers": lambda: _library_layers(model, lambda: run(study))}
-    switched = {name: lambda change=change: run(changed(study, **change)) for name, change in off.items()}
-    attention = {"chosen attention": lambda: _other_attention(model, lambda: run(study))} if model.device.type == "cpu" else {}
-    return ours | switched | attention
+def _also_with_other_attention(model, runs):
+    "The runs, on a CPU also ours with the other attention."
+    other = {"chosen attention": lambda: _other_attention(model, runs["ours"])} if model.device.type == "cpu" else {}
+    return runs | other
 
 def training_runs(
     study: Study,  # base, settings
     processor,  # of the base
     rows,  # to train on
 ) -> dict:  # a function without arguments for each way
-    "Ours, both recipes, and ours with each switch off."
+    "Ours, both recipes, and ours without one saving at a time."
     ours, plain = (add_lora(load(study.preset), study.preset, study.preset.lora_rank, 42) for load in (load_base, load_plain))
     rows = with_lengths(study, processor, rows, cache_features(study, ours, processor, rows))
-    off = {"page cache": {"cache_pages": False}, "shared pages": {"share_pages": False},
-           "answer-only logits": {"answer_logits": False}}
-    return {"plain": lambda: train_plain(study, plain, processor, rows),
-            "grouped": lambda: train_plain(study, plain, processor, rows, grouped=True),
-            **_runs(study, ours, off, lambda study: train_fast(study, ours, processor, rows))}
+    train = lambda some=rows, **changes: train_fast(study, ours, processor, some, **changes)
+    return _also_with_other_attention(ours, {
+        "plain": lambda: train_plain(study, plain, processor, rows),
+        "grouped": lambda: train_plain(study, plain, processor, rows, grouped=True),
+        "ours": train,
+        "page cache": lambda: train(features=FreshFeatures(ours, processor, rows)),
+        "shared pages": lambda: train(one_question_a_page(rows)),
+        "answer-only logits": lambda: train(trainer=FullLogitsTrainer)})
 
 def evaluation_runs(
     study: Study,  # base, settings
     processor,  # of the base
     rows,  # to answer
 ) -> dict:  # a function without arguments for each way
-    "Ours, both ways to `generate`, and ours with each switch off."
+    "Ours, both ways to `generate`, and ours without one saving at a time."
     ours, plain = load_base(study.preset), load_plain(study.preset)
-    off = {"page cache": {"cache_pages": False}, "shared pages": {"share_pages": False},
-           "pages in flight": {"tokens_in_flight": 1}}
-    return {"loop": lambda: answer_plain(study, plain, processor, rows, 1),
-            "batched": lambda: answer_plain(study, plain, processor, rows, BATCH_SIZE),
-            **_runs(study, ours, off, lambda study: answer_fast(study, ours, processor, rows))}
+    return _also_with_other_attention(ours, {
+        "loop": lambda: answer_plain(study, plain, processor, rows, 1),
+        "batched": lambda: answer_plain(study, plain, processor, rows, BATCH_SIZE),
+        "ours": lambda: answer_fast(study, ours, processor, rows),
+        "page cache": lambda: answer_fast(study, ours, processor, rows, FreshFeatures(ours, processor, rows)),
+        "shared pages": lambda: answer_fast(study, ours, processor, one_question_a_page(rows)),
+        "pages in flight": lambda: answer_fast(changed(study, tokens_in_flight=1), ours, processor, rows)})
 
 def vision_runs(
     study: Study,  # base, settings
     processor,  # of the base
     rows,  # whose pages to encode
 ) -> dict:  # a function without arguments for each way
-    "Filling the cache with pages of equal grid together, one by one, and through the library's layers."
+    "Filling the cache with pages of equal grid together, and one by one."
     model = load_base(study.preset)
     return {"ours": lambda: fill_cache(study, model, processor, rows),
-            "own layers": lambda: _library_layers(model, lambda: fill_cache(study, model, processor, rows)),
-            "equal grids": lambda: fill_cache(changed(study, patches_per_batch=0), model, processor, rows)}
+            "equal grids": lambda: fill_cache(changed(study, patches_per_batch=1), model, processor, rows)}
 
 # %% ../nbs/08a_benchmark.ipynb #be4ecfde
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

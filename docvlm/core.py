@@ -65,10 +65,7 @@ class Preset:
     resamples: int = 2000  # of the bootstrap and the permutation test
     latency_pages: int = 16
     latency_repeats: int = 3
-    cache_pages: bool = True  # vision features are computed once a page and kept
-    patches_per_batch: int = 16384  # pages of equal grid go through vision together up to so many patches; 0: one by one
-    share_pages: bool = True  # the questions of a page share its tokens, in training and in evaluation
-    answer_logits: bool = True  # in training the last layer and the vocabulary projection run on answer positions only
+    patches_per_batch: int = 16384  # pages of equal grid go through vision together, up to so many patches
     benchmark_pages: int = 24
     benchmark_repeats: int = 5
 

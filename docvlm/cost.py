@@ -17,7 +17,6 @@ from torch.utils.flop_counter import flop_registry
 from transformers import AttentionInterface, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from .core import Preset, StudyError, get_preset, root
-from .layers import faster
 from .model import ATTENTION, add_lora, autocast, qwen2_vl_2b_config
 from .steps import environment
 
@@ -41,8 +40,8 @@ def meta_base(
     attention = (ATTENTION if device == "cpu" else
                  {"vision_config": FUSED_ATTENTION, "text_config": FUSED_ATTENTION})
     with torch.device("meta"):
-        return faster(Qwen2VLForConditionalGeneration._from_config(base_config(preset), attn_implementation=attention,
-                                                                   dtype=torch.float32 if device == "cpu" else torch.bfloat16))
+        return Qwen2VLForConditionalGeneration._from_config(base_config(preset), attn_implementation=attention,
+                                                                   dtype=torch.float32 if device == "cpu" else torch.bfloat16)
 
 def fused_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **_):
     "The kernel that attention takes on a GPU, named outright so that it can be counted without one."

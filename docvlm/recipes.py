@@ -7,7 +7,6 @@ __all__ = ['load_plain', 'chat_prompts', 'question_batch', 'generate_answers']
 import torch
 
 from .core import Preset
-from .layers import as_published
 from .model import autocast, load_base
 
 # %% ../nbs/08b_recipes.ipynb #5974e753
@@ -16,7 +15,7 @@ def load_plain(
     precision: str = "bf16",  # see `load_base`
 ):
     "The base with the library's layers and default attention in vision and language."
-    model = as_published(load_base(preset, precision))
+    model = load_base(preset, precision)
     model.set_attn_implementation("sdpa")
     return model
 

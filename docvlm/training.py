@@ -8,7 +8,6 @@ __all__ = ['pack_rows', 'TrainingBatches', 'answer_loss', 'page_groups', 'Answer
 import resource
 import shutil
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +19,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .core import Study, StudyError, base_digest, digest_of, flush, read_json, root, set_seed, write_json
 from .data import load_splits
-from .features import PageFeatures, asked_pages, cache_features
-from .layers import last_layer_at
-from .model import add_lora, has_bf16, load_base, load_processor, team, within_memory
+from .features import PageFeatures, cache_features, pages_of
+from .model import add_lora, has_bf16, load_base, load_processor, team, within_memory, last_layer_at
 from .packing import PackedPage, chat_template, collate_pages, encode_text, pack_page
 
 # %% ../nbs/04_training.ipynb #cell-007
@@ -36,7 +34,7 @@ def pack_rows(
     encode = lambda text: encode_text(processor.tokenizer, text)
     template, merge, packed = chat_template(processor), processor.image_processor.merge_size, []
     table = rows.select_columns(["question", "answers", "benchmark"])[:]
-    for page in asked_pages(study, rows):
+    for page in pages_of(rows).values():
         grid = features.grid(page["key"])
         asked = [(encode(table["question"][i] + study.preset.prompt_suffix[table["benchmark"][i]]),
                   encode(table["answers"][i][0])) for i in page["rows"]]
@@ -87,17 +85,15 @@ def answer_loss(
     model,  # with or without LoRA
     batch: dict,  # from `TrainingBatches`
     answer_tokens: float | None = None,  # to divide by; None: those of the batch
-    answer_logits: bool = True,  # last layer and projection at answer positions only; the loss is the same either way
 ) -> torch.Tensor:  # scalar
     "Cross-entropy of the answer tokens, given page features and questions."
     whole, labels = getattr(model, "module", model), batch["labels"]
     asked = labels != -100
     vision = BaseModelOutputWithPooling(pooler_output=tuple(f.float() for f in batch["features"]))
-    with last_layer_at(whole, asked) if answer_logits else nullcontext():
+    with last_layer_at(whole, asked):
         logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=batch["attention_mask"], use_cache=False,
-                       mm_encoder_outputs={"image": vision}, logits_to_keep=asked if answer_logits else 0).logits
+                       mm_encoder_outputs={"image": vision}, logits_to_keep=asked).logits
     wanted = labels[asked]
-    if not answer_logits: logits = logits[asked]
     return torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="sum")/(answer_tokens or len(wanted))
 
 def page_groups(
@@ -115,7 +111,6 @@ def page_groups(
 
 class AnswerTrainer(Trainer):
     "Trainer whose batches come ready-made and whose loss is `answer_loss`; where memory runs out a batch goes through in parts."
-    answer_logits = True  # see `answer_loss`
     pages_at_once = 2**20  # no batch has more
     def training_step(self, model, inputs, num_items_in_batch=None):
         step, inputs = super().training_step, self._prepare_inputs(inputs)
@@ -126,7 +121,7 @@ class AnswerTrainer(Trainer):
         if enough < pages: self.pages_at_once = enough
         return loss
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss = answer_loss(model, inputs, inputs["answer_tokens"], self.answer_logits)
+        loss = answer_loss(model, inputs, inputs["answer_tokens"])
         return (loss, {}) if return_outputs else loss
 
 class Clock(TrainerCallback):
@@ -218,7 +213,6 @@ def train_adapter(
                             data_collator=lambda items: items[0], callbacks=[LiveCurve(folder.name)])
     if workers.is_main_process: _drop_broken(work)
     workers.wait_for_everyone()
-    trainer.answer_logits = study.preset.answer_logits
     trainer.add_callback(clock := Clock(work/"seconds.json"))
     try: trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")))
     except (MemoryError, RuntimeError) as error:

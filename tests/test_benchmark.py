@@ -24,7 +24,7 @@ def test_the_command_measures_what_the_contract_names():
     for way in WAYS: assert 0 < result[way]["min"] <= result[way]["median"] <= result[way]["max"] and result["with_first_fill"][way] > 0
     assert result["equivalence"]["answers_equal"] == result["equivalence"]["answers"] > 0
     assert {(s["part"], s["switch"]) for s in result["switches"]} >= {
-        *((part, "own layers") for part in ("training", "evaluation", "vision")), ("training", "page cache"), ("training", "shared pages"), ("training", "answer-only logits"),
+        ("training", "page cache"), ("training", "shared pages"), ("training", "answer-only logits"),
         ("evaluation", "page cache"), ("evaluation", "shared pages"), ("evaluation", "pages in flight"), ("vision", "equal grids")}
     assert [row["pages"] for row in result["growth"]["by_pages"]] == [1, 2, 4, 8]
     assert [row["questions"] for row in result["growth"]["by_questions"]] == [1, 2, 4, 8]

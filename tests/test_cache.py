@@ -14,7 +14,7 @@ from docvlm.answering import answer_rows
 from docvlm.core import StudyError, open_study
 from docvlm.data import load_splits
 from docvlm.model import load_base, load_processor
-from docvlm.rates import ScratchStudy, changed
+from docvlm.rates import ScratchStudy, changed, one_question_a_page
 from docvlm.features import PageFeatures, cache_features, pages_of
 from docvlm.training import TrainingBatches, answer_loss, pack_rows
 
@@ -133,7 +133,7 @@ def test_pages_of_one_question_and_of_sixty_are_answered_alike(study, base, rows
     crowded = crowded.remove_columns("question").add_column("question", questions)
     processor, features = load_processor(study.preset), fill(study, base, crowded)
     together = answer_rows(study, base, processor, crowded, features, "fp32").prediction.tolist()
-    assert together == answer_rows(changed(study, share_pages=False), base, processor, crowded, features, "fp32").prediction.tolist()
+    assert together == answer_rows(study, base, processor, one_question_a_page(crowded), features, "fp32").prediction.tolist()
 
 
 def test_pages_larger_than_every_budget_train_alike(study, base, rows):

@@ -15,7 +15,8 @@ from docvlm.equivalence import exact_features
 from docvlm.model import ATTENTION, add_lora, load_base, load_processor
 from docvlm.packing import collate_pages
 from docvlm.recipes import generate_answers, load_plain, question_batch
-from docvlm.features import FreshFeatures, PageFeatures, cache_features, pages_of
+from docvlm.features import PageFeatures, cache_features, pages_of
+from docvlm.rates import FreshFeatures, full_logits_loss, one_question_a_page
 from docvlm.training import answer_loss, pack_rows
 
 
@@ -70,7 +71,7 @@ def test_packed_pages_give_the_loss_and_gradients_of_plain_rows(rows, processor,
     packed = pack_rows(study, processor, some, features)
     batch = collate_pages(packed, features)
     found = loss_and_gradients(model, [answer_loss(model, batch)])
-    with torch.no_grad(): whole = answer_loss(model, batch, answer_logits=False).item()
+    with torch.no_grad(): whole = full_logits_loss(model, batch).item()
     base.set_attn_implementation("sdpa")
     plain = [question_batch(processor, study.preset, [some[i] for i in range(start, len(some))[:questions + 1]])
              for start in range(0, len(some), questions + 1)]  # batches that mix pages
@@ -103,11 +104,12 @@ def test_shared_prefixes_give_the_answers_of_one_by_one_generation(asked, proces
     assert len(set(want)) > 30, "answers that are all alike prove little"
 
 
-@pytest.mark.parametrize("change", [{"share_pages": False}, {"tokens_in_flight": 1}, {"tokens_in_flight": 300}], ids=str)
-def test_neither_sharing_nor_the_memory_budget_changes_an_answer(asked, processor, change):
+@pytest.mark.parametrize("alone, tokens_in_flight", [(True, 32768), (False, 1), (False, 300)])
+def test_neither_sharing_nor_the_memory_budget_changes_an_answer(asked, processor, alone, tokens_in_flight):
     study, rows, want = asked
     some, base = rows.select(range(0, len(rows), 6)), load_base(study.preset, "fp32")
-    changed = replace(study, preset=replace(study.preset, **change))
+    if alone: some = one_question_a_page(some)
+    changed = replace(study, preset=replace(study.preset, tokens_in_flight=tokens_in_flight))
     found = answer_rows(changed, base, processor, some, exact_features(base, processor, some), "fp32")
     assert found.prediction.tolist() == want[::6]
 
