@@ -126,7 +126,7 @@ def answer_rows(
     processor,  # tokenizer and chat template
     rows,  # a datasets.Dataset in the row schema
     features: PageFeatures,  # holds every page of `rows`
-    precision: str = "bf16",  # see `model.autocast`
+    precision: str = "",  # see `in_bf16`; "" for the study's
     description: str = "answers",  # on the progress bar
 ) -> pd.DataFrame:  # a row a question: prediction, confidence, answer_tokens
     "Answers to every row, in the rows' order."
@@ -141,7 +141,7 @@ def answer_rows(
             asked = [(number, row) for number, (_, some) in enumerate(batch) for row in some]
             questions = [encode_text(tokenizer, table["question"][row] + study.preset.prompt_suffix[table["benchmark"][row]]) for _, row in asked]
             limits = [study.preset.max_new_tokens[table["benchmark"][row]] for _, row in asked]
-            with torch.no_grad(), autocast(model.device.type, precision):
+            with torch.no_grad(), autocast(model.device.type, precision or study.preset.precision):
                 ids, confidences = answer(model, template, *zip(*cached), questions, [number for number, _ in asked], limits,
                                           processor.image_processor.merge_size)
             for (_, row), answered, confidence in zip(asked, ids, confidences):

@@ -22,6 +22,7 @@ from .data import load_splits
 from .folder import open_page
 from .model import autocast, encode_pages, load_adapter, load_base, load_processor, prepare_images
 from .packing import chat_template, encode_text
+from .precision import device_kind, emulation
 from .sources import TYPE_GROUPS
 from .training import adapter_folder, check_base
 
@@ -31,7 +32,9 @@ class Asker:
     def __init__(self,
         study: Study,  # names base and adapter
     ):
-        self.study, self.processor, self.model = study, load_processor(study.preset), load_base(study.preset)
+        self.study, self.processor, device = study, load_processor(study.preset), device_kind()
+        self.precision = "fp32" if emulation(study.preset.precision, device) else study.preset.precision  # an answer need not wait for emulated numbers
+        self.model = load_base(study.preset, self.precision)
         self.template, self.systems = chat_template(self.processor), ["base"]
         folder = adapter_folder(study, study.preset.lora_rank, study.preset.seeds[0])
         if (folder/"adapter_model.safetensors").exists():
@@ -52,7 +55,7 @@ def ask(self: Asker,
     started, tokenizer, preset, found = time.perf_counter(), self.processor.tokenizer, self.study.preset, []
     asked = [encode_text(tokenizer, q + preset.prompt_suffix[benchmark]) for q in questions]
     (pixels, grids), merge_size = prepare_images(self.processor, [page]), self.processor.image_processor.merge_size
-    with torch.no_grad(), autocast(self.model.device.type):
+    with torch.no_grad(), autocast(self.model.device.type, self.precision):
         vision = [f.to(torch.bfloat16) for f in encode_pages(self.model, pixels, grids)]
         seen_s = time.perf_counter() - started
         for system in self.systems:

@@ -60,7 +60,7 @@ def predict_systems(
     study: Study,  # what to answer
     adapters: dict[str, Path],  # folder by system name
     split: str = "test",  # of the study's data
-    precision: str = "bf16",  # of the base; at another than this the names end in "@" and it
+    precision: str = "",  # of a quantized base, "int8" or "nf4": the names then end in "@" and it
 ) -> tuple[dict[str, pd.DataFrame], dict[str, dict]]:  # predictions and throughput by system
     "Predictions of the base and of each adapter, one base in memory."
     rows, processor, loaded = load_splits(study)[split], load_processor(study.preset), []
@@ -72,7 +72,7 @@ def predict_systems(
         return loaded[0]
     decided = asdict(study.preset), base_digest(study.preset), content_digest(study.result("data")), code_digests("05_evaluation"), precision
     key = lambda folder: digest_of(*decided, folder and folder/"adapter_model.safetensors")
-    mark = "" if precision == "bf16" else f"@{precision}"
+    mark = precision and f"@{precision}"
     done = {name + mark: predict(study, name + mark, rows, processor, lambda: system(folder), key(folder))
             for name, folder in ({"base": None} | adapters).items()}
     return {name: frame for name, (frame, _) in done.items()}, {name: speed for name, (_, speed) in done.items()}

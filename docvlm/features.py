@@ -21,15 +21,16 @@ from tqdm.auto import tqdm
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from .core import Study, StudyError, base_digest, digest_of, replacing, root
-from .model import autocast, encode_pages, has_bf16, prepare_images, team, within_memory
+from .model import autocast, encode_pages, prepare_images, team, within_memory
+from .precision import device_kind, in_bf16
 
 # %% ../nbs/04d_features.ipynb #2ecdb3c1
 class PageFeatures:
     "Vision features by page: a folder of safetensors files, filled on demand."
     def __init__(self, study: Study):
-        preset, device = study.preset, "cuda" if torch.cuda.is_available() else "cpu"
+        preset, device = study.preset, device_kind()
         self.folder = study.cache_dir/"features"/digest_of(base_digest(preset), preset.min_pixels, preset.max_pixels, *(root()/"docvlm"/f"{module}.py" for module in ("layers", "model")),
-                                                           version("transformers"), version("torch"), device, has_bf16(device))
+                                                           version("transformers"), version("torch"), device, in_bf16(preset.precision, device))
 
     def _path(self, key): return self.folder/key[:2]/f"{key}.safetensors"
 
@@ -76,8 +77,8 @@ def asked_pages(
 
 class FreshFeatures:
     "Stands in for `PageFeatures` where nothing is cached: vision runs whenever a page is asked for."
-    def __init__(self, model, processor, rows):
-        self.model, self.processor, self.rows = model, processor, rows
+    def __init__(self, model, processor, rows, precision="auto"):
+        self.model, self.processor, self.rows, self.precision = model, processor, rows, precision
         self.first = {page["key"]: page["rows"][0] for page in pages_of(rows).values()}
 
     def grid(self, key):
@@ -90,7 +91,7 @@ class FreshFeatures:
     def get(self, key):
         "Features (image tokens, hidden) and grid of a page, in the cache's precision."
         pixels, grids = prepare_images(self.processor, [self.rows[self.first[key]]["image"]])
-        with torch.no_grad(), autocast(self.model.device.type): feature, = encode_pages(self.model, pixels, grids)
+        with torch.no_grad(), autocast(self.model.device.type, self.precision): feature, = encode_pages(self.model, pixels, grids)
         return feature.to(torch.bfloat16), grids[0]
 
 def _image_tokens(page, images, processor):
@@ -125,7 +126,7 @@ def cache_features(
     pages_per_batch: int = 64,  # images decoded at a time
 ) -> PageFeatures | FreshFeatures:
     "Fill the cache for every page of `rows` that is not in it yet."
-    if not study.preset.cache_pages: return FreshFeatures(model, processor, rows)
+    if not study.preset.cache_pages: return FreshFeatures(model, processor, rows, study.preset.precision)
     features, pages, workers = PageFeatures(study), list(pages_of(rows).values()), team()
     todo = [page for page in pages[workers.process_index::workers.num_processes] if features.get(page["key"]) is None]
     images = rows.cast_column("image", datasets.Image(decode=False))
@@ -134,7 +135,7 @@ def cache_features(
     groups = [todo[i:i + pages_per_batch] for i in range(0, len(todo), pages_per_batch)]
     patches = max(1, study.preset.patches_per_batch)
     def encode(patches):
-        with torch.no_grad(), autocast(model.device.type): return encode_pages(model, pixels, grids, patches)
+        with torch.no_grad(), autocast(model.device.type, study.preset.precision): return encode_pages(model, pixels, grids, patches)
     prepared = _ahead(lambda some: prepare_images(processor, [rows[page["rows"][0]]["image"] for page in some]), groups)
     with tqdm(total=len(todo), desc="page features", unit="page", disable=not todo) as bar:
         for some, (pixels, grids) in zip(groups, prepared):

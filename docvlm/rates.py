@@ -16,7 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from .answering import answer_rows
 from .core import Study
-from .model import has_bf16
+from .precision import device_kind, in_bf16
 from .recipes import generate_answers, question_batch
 from .features import asked_pages, cache_features, pages_of
 from .training import AnswerTrainer, TrainingBatches, pack_rows
@@ -65,7 +65,7 @@ def train_rate(
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
             folder, num_train_epochs=1, learning_rate=preset.learning_rate, max_grad_norm=preset.max_grad_norm, use_cpu=cpu,
-            bf16=has_bf16("cpu" if cpu else "cuda"), dataloader_pin_memory=not cpu, save_strategy="no", logging_strategy="no",
+            bf16=in_bf16(preset.precision, device_kind()), dataloader_pin_memory=not cpu, save_strategy="no", logging_strategy="no",
             report_to="none", disable_tqdm=True, remove_unused_columns=False, **arguments)
         if settings.n_gpu > 1: settings._n_gpu = 1  # as in training
         trainer = trainer_class(model, settings, train_dataset=dataset, data_collator=collate, callbacks=[watch := Stopwatch()])
