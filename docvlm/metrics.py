@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'BENCHMARK_METRICS', 'composed', 'squeezed', 'anls', 'relaxed_accuracy', 'typed', 'parse_number',
-           'relaxed_accuracy_strict', 'score', 'clustered_mean_ci', 'paired_delta']
+           'relaxed_accuracy_strict', 'score', 'clustered_mean_ci', 'mean_ci', 'paired_delta']
 
 # %% ../nbs/05a_metrics.ipynb #cell-002
 import re
@@ -159,6 +159,18 @@ def clustered_mean_ci(
     low, high = stats.bootstrap(drawn_over, mean, vectorized=True, axis=-1, method="percentile", batch=200,
                                 n_resamples=resamples, rng=np.random.default_rng(seed)).confidence_interval
     return {"value": float(mean(pages, seeds)), "ci95": [float(low), float(high)]}
+
+# %% ../nbs/05a_metrics.ipynb #mean-ci
+def mean_ci(
+    values,  # shape (questions,) or (seeds, questions)
+    pages,  # the page of each question, shape (questions,)
+    resamples: int = 2000,  # of the bootstrap
+) -> dict | None:  # {"value", "ci95"}; ci95 is None on a single page; None without questions
+    "Mean with its interval over pages and seeds, as far as there are any."
+    values = np.asarray(values, float)
+    if values.size == 0: return None
+    if len(set(pages)) < 2: return {"value": float(values.mean()), "ci95": None}
+    return clustered_mean_ci(values, pages, resamples)
 
 # %% ../nbs/05a_metrics.ipynb #cell-024
 def paired_delta(
