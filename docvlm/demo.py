@@ -61,7 +61,7 @@ class AskHandler(_Handler):
     "A question about an example or an uploaded page."
     async def post(self):
         examples = self.settings["examples"]
-        try: question = check_question(self.get_body_argument("question", ""))
+        try: question = check_question(self.get_body_argument("question", "", strip=False))
         except ValueError as error: return self._refuse(str(error))
         try:
             if upload := self.request.files.get("page"): page, target = read_upload(upload[0]["body"]), None
