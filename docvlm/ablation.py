@@ -35,7 +35,8 @@ def ablate_precision(
     record, folder, rows = train_adapter(study, rank, seed, precision=precision), adapter_folder(study, rank, seed, precision), []
     for on in (precision, ""):
         frames, _ = predict_systems(study, {folder.name: folder}, precision=on)
-        rows.append(ablation_row(record, *frames.values(), study.preset.resamples) | {"evaluated_on": on or study.preset.precision})
+        rows.append(ablation_row(record, *frames.values(), study.preset.resamples) | {
+            "evaluated_on": on or study.preset.precision})
     return rows
 
 # %% ../nbs/06_ablation.ipynb #cell-010

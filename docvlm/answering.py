@@ -143,18 +143,19 @@ def answer_rows(
     "Answers to every row, in the rows' order."
     template, tokenizer = chat_template(processor), processor.tokenizer
     table, pages = rows.select_columns(["question", "benchmark"])[:], asked_pages(study, rows)
-    asks = [encode_text(tokenizer, question + study.preset.prompt_suffix[benchmark]) for question, benchmark in zip(table["question"], table["benchmark"])]
-    found = [None]*len(rows)
+    asks = [encode_text(tokenizer, question + study.preset.prompt_suffix[benchmark])
+            for question, benchmark in zip(table["question"], table["benchmark"])]
+    found, merge_size = [None]*len(rows), processor.image_processor.merge_size
     bar = tqdm(total=len(rows), desc=description, unit="question")
 
     def run(tokens_in_flight):
-        for batch in _batches(pages, features, found, tokens_in_flight, processor.image_processor.merge_size, asks, study.preset.tokens_per_batch):
+        for batch in _batches(pages, features, found, tokens_in_flight, merge_size, asks, study.preset.tokens_per_batch):
             cached = [features.get(page["key"]) for page, _ in batch]
             asked = [(number, row) for number, (_, some) in enumerate(batch) for row in some]
             limits = [study.preset.max_new_tokens[table["benchmark"][row]] for _, row in asked]
             with torch.no_grad(), autocast(model.device.type, precision or study.preset.precision):
-                ids, confidences = answer(model, template, *zip(*cached), [asks[row] for _, row in asked], [number for number, _ in asked], limits,
-                                          processor.image_processor.merge_size)
+                ids, confidences = answer(model, template, *zip(*cached), [asks[row] for _, row in asked],
+                                          [number for number, _ in asked], limits, merge_size)
             for (_, row), answered, confidence in zip(asked, ids, confidences):
                 found[row] = (tokenizer.decode(answered, skip_special_tokens=True).strip(), confidence, len(answered))
             bar.update(len(asked))

@@ -9,7 +9,6 @@ import tempfile
 import time
 from contextlib import nullcontext
 from html import escape
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -34,7 +33,8 @@ class Asker:
         study: Study,  # names base and adapter
     ):
         self.study, self.processor, device = study, load_processor(study.preset), device_kind()
-        self.precision = "fp32" if emulation(study.preset.precision, device) else study.preset.precision  # an answer need not wait for emulated numbers
+        emulated = emulation(study.preset.precision, device)  # an answer need not wait for that
+        self.precision = "fp32" if emulated else study.preset.precision
         self.model = load_base(study.preset, self.precision)
         self.template, self.systems = chat_template(self.processor), ["base"]
         folder = adapter_folder(study, study.preset.lora_rank, study.preset.seeds[0])
@@ -57,6 +57,7 @@ def ask(self: Asker,
     started, tokenizer, preset, found = time.perf_counter(), self.processor.tokenizer, self.study.preset, []
     asked = [encode_text(tokenizer, q + preset.prompt_suffix[benchmark]) for q in questions]
     (pixels, grids), merge_size = prepare_images(self.processor, [page]), self.processor.image_processor.merge_size
+    limit = preset.max_new_tokens[benchmark]
     with torch.no_grad(), autocast(self.model.device.type, self.precision):
         vision = [f.to(torch.bfloat16) for f in encode_pages(self.model, pixels, grids)]
         most, _ = questions_at_a_time(asked, len(vision[0]), preset.tokens_in_flight, preset.tokens_per_batch)
@@ -65,11 +66,11 @@ def ask(self: Asker,
         for system in self.systems:
             started = time.perf_counter()
             with self.model.disable_adapter() if system == "base" and len(self.systems) > 1 else nullcontext():
-                answered = [answer(self.model, self.template, vision, grids, some, [0]*len(some), preset.max_new_tokens[benchmark], merge_size)
-                            for some in groups]
+                answered = [answer(self.model, self.template, vision, grids, some, [0]*len(some), limit, merge_size) for some in groups]
+                said = [pair for ids, confidences in answered for pair in zip(ids, confidences)]
             seconds = seen_s + time.perf_counter() - started
-            found += [{"question": question, "system": system, "answer": tokenizer.decode(said, skip_special_tokens=True).strip(),
-                       "confidence": confidence, "seconds": seconds} for question, (said, confidence) in zip(questions, chain(*(zip(*some) for some in answered)))]
+            found += [{"question": question, "system": system, "answer": tokenizer.decode(ids, skip_special_tokens=True).strip(),
+                       "confidence": confidence, "seconds": seconds} for question, (ids, confidence) in zip(questions, said)]
     return found
 
 # %% ../nbs/04c_asking.ipynb #8fee9821

@@ -69,7 +69,7 @@ class Preset:
     cache_pages: bool = True  # vision features are computed once a page and kept
     patches_per_batch: int = 16384  # pages of equal grid go through vision together up to so many patches; 0: one by one
     share_pages: bool = True  # the questions of a page share its tokens, in training and in evaluation
-    precision: str = "auto"  # of matrix products: "bf16", "fp32", or "auto" for what the study was begun in (`in_precision`)
+    precision: str = "auto"  # of matrix products: "bf16", "fp32", or "auto", see `in_precision`
     answer_logits: bool = True  # in training the last layer and the vocabulary projection run on answer positions only
     benchmark_pages: int = 24
     benchmark_repeats: int = 5
@@ -252,11 +252,12 @@ class Study:
 def in_precision(
     study: Study,  # whose preset may leave the precision open
 ) -> Study:
-    "The study in the precision that its preset asks for, else in the one on its record, else (before its first step) in that of this machine."
+    "The study in the precision that its preset asks for, else that of its record, else (before its first step) this machine's."
     precision, record = study.preset.precision, study.run_dir/"precision.json"
     if precision == "auto" and record.exists(): precision = read_json(record).get("precision")
     elif precision == "auto": precision = "bf16" if has_bf16(device_kind()) else "fp32"
-    if precision not in PRECISIONS[1:]: raise StudyError(f"Unknown precision {precision!r} of the study {study.name}; choose one of: {', '.join(PRECISIONS)}")
+    if precision not in PRECISIONS[1:]:
+        raise StudyError(f"Unknown precision {precision!r} of the study {study.name}; choose one of: {', '.join(PRECISIONS)}")
     return replace(study, preset=replace(study.preset, precision=precision))
 
 def record_precision(
@@ -265,7 +266,8 @@ def record_precision(
     "Keep the study's precision for its later steps, wherever they run."
     record = study.run_dir/"precision.json"
     if study.preset.precision == "auto": return  # a study that `open_study` did not open
-    if not record.exists() or read_json(record).get("precision") != study.preset.precision: write_json(record, {"precision": study.preset.precision})
+    now = {"precision": study.preset.precision}
+    if not record.exists() or read_json(record) != now: write_json(record, now)
 
 MOST_NEW_TOKENS = 256  # a model that finds no end goes on as long for every question
 

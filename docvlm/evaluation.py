@@ -95,7 +95,8 @@ def compare(
     before, after = scores(base), np.stack([scores(frame) for frame in ours])
     names = sorted({BENCHMARK_METRICS[b] for b in base.benchmark[keep]})
     mean = lambda values: mean_ci(values, pages, resamples)
-    delta = paired_delta(before, after, pages, resamples) if pages.nunique() > 1 else mean(after - before) | {"p_value": None}
+    if pages.nunique() > 1: delta = paired_delta(before, after, pages, resamples)
+    else: delta = mean(after - before) | {"p_value": None}
     return {"metric": metric.__name__ if metric else "/".join(names), "questions": int(keep.sum()), "images": int(pages.nunique()),
             "baseline": mean(before), "ours": mean(after) | {"per_seed": {str(s): float(a.mean()) for s, a in zip(seeds, after)}},
             "delta": delta}

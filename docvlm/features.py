@@ -91,7 +91,8 @@ class FreshFeatures:
     def get(self, key):
         "Features (image tokens, hidden) and grid of a page, in the cache's precision."
         pixels, grids = prepare_images(self.processor, [self.rows[self.first[key]]["image"]])
-        with torch.no_grad(), autocast(self.model.device.type, self.precision): feature, = encode_pages(self.model, pixels, grids)
+        with torch.no_grad(), autocast(self.model.device.type, self.precision):
+            feature, = encode_pages(self.model, pixels, grids)
         return feature.to(torch.bfloat16), grids[0]
 
 def _image_tokens(page, images, processor):
@@ -135,7 +136,8 @@ def cache_features(
     groups = [todo[i:i + pages_per_batch] for i in range(0, len(todo), pages_per_batch)]
     patches = max(1, study.preset.patches_per_batch)
     def encode(patches):
-        with torch.no_grad(), autocast(model.device.type, study.preset.precision): return encode_pages(model, pixels, grids, patches)
+        with torch.no_grad(), autocast(model.device.type, study.preset.precision):
+            return encode_pages(model, pixels, grids, patches)
     prepared = _ahead(lambda some: prepare_images(processor, [rows[page["rows"][0]]["image"] for page in some]), groups)
     with tqdm(total=len(todo), desc="page features", unit="page", disable=not todo) as bar:
         for some, (pixels, grids) in zip(groups, prepared):

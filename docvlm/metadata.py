@@ -40,7 +40,7 @@ def clean_text(
 def check_question(
     value,  # as it was typed, posted or read from a file
 ) -> str:
-    "A question as it is asked, or a ValueError saying why it cannot be: one rule for studies, commands, widget and demo."
+    "A question as it is asked, or a ValueError saying why it cannot be: one rule for study, command, widget and demo."
     try: text = clean_text(value, "question")
     except ValueError as error: reason = str(error)
     else:

@@ -74,7 +74,8 @@ def relaxed_accuracy(
 # %% ../nbs/05a_metrics.ipynb #cell-010
 _NUMBER = re.compile(r"([+-]?)[$€£¥]?\s?([+-]?)((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)\s?(%?)")
 _YEAR = re.compile(r"(?:18|19|20)\d\d")
-_TYPED = {0x2212: "-", 0xFFE1: "£", 0xFFE5: "¥"} | {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}  # full-width forms
+_FULL_WIDTH = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)} | {0xFFE1: "£", 0xFFE5: "¥"}
+_TYPED = {0x2212: "-"} | _FULL_WIDTH
 _THOUSANDS = re.compile("(?<=[0-9])[\u00a0\u2007\u2009\u202f](?=[0-9]{3}(?![0-9]))")
 
 def typed(

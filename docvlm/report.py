@@ -46,7 +46,8 @@ def answer_gain(evaluation: dict) -> str:
     if said_of["gain"]: found.append(f"Fine-tuning raises {len(said_of['gain'])} of {len(cells)} benchmarks: {_listed(said_of['gain'])}")
     if said_of["loss"]: found.append(f"it lowers {_listed(said_of['loss'])}")
     if said_of["unclear"]: found.append(f"no clear change, the interval includes zero: {_listed(said_of['unclear'])}")
-    if said_of["one page"]: found.append(f"nothing to judge by, since an interval needs two pages: {_listed(said_of['one page'])}")
+    alone = said_of["one page"]
+    if alone: found.append(f"nothing to judge by, since an interval needs two pages: {_listed(alone)}")
     text = "; ".join(found) + "."
     return text[0].upper() + text[1:]
 
@@ -58,8 +59,8 @@ def answer_types(evaluation: dict) -> str:
     found = sorted(((name, cell) for name, cell in evaluation["by_document_type"].items() if name not in QUESTION_KINDS),
                    key=lambda item: -item[1]["delta"]["value"])
     if not found: return "No test page has a document type."
-    gained = [item for item in found if verdict(item[1]) == "gain"]
-    gains, losses = ([_change(*item) for item in some] for some in (gained, [item for item in found if verdict(item[1]) == "loss"]))
+    gained, lost = ([item for item in found if verdict(item[1]) == kind] for kind in ("gain", "loss"))
+    gains, losses = ([_change(*item) for item in some] for some in (gained, lost))
     if not gains:
         text = f"None of {len(found)} document types shows a gain whose interval excludes zero; the largest change is {_change(*found[0])}"
         return text + (f"; clear losses: {_listed(losses)}." if losses else ".")

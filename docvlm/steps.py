@@ -132,7 +132,8 @@ class Step:
         except StudyError as error: return str(error)
         if result.get("key") != key:
             then, now = result.get("params", {}).get("precision"), self.study.preset.precision
-            return "inputs, code or parameters have changed" if then in (None, now) else f"computed in {then}, and the study now computes in {now}"
+            if then not in (None, now): return f"computed in {then}, and the study now computes in {now}"
+            return "inputs, code or parameters have changed"
         if result.get("content") != content_digest(result): return "the result file has been changed since it was written"
         missing = [a for a in result.get("artefacts", []) if not (root()/a).exists()]
         return f"{missing[0]} is missing" if missing else "fresh"
@@ -254,7 +255,8 @@ def run_study(
             state, started = step.state(), time.perf_counter()
             print(f"[{number}/{len(steps)}] {step.name}: {'up to date' if state == 'fresh' else state}", flush=True)
             if state == "fresh": continue
-            if not ran and (note := emulation(study.preset.precision, device_kind())): print(f"docvlm: {note}", flush=True)
+            note = "" if ran else emulation(study.preset.precision, device_kind())
+            if note: print(f"docvlm: {note}", flush=True)
             run_step(step)
             ran.append(step.name)
             print(f"[{number}/{len(steps)}] {step.name}: done in {time.perf_counter() - started:.0f} s", flush=True)

@@ -185,7 +185,8 @@ def other_systems(others: dict) -> Markup:
     "Other systems on the same questions, and the fine-tuned model's lead over them."
     def lead(delta):
         if delta is None: return dict.fromkeys(("lead", "95 % interval", "p"), NOT_MEASURED)
-        return {"lead": points(delta["value"]), "95 % interval": interval(delta["ci95"], points), "p": p_value(delta["p_value"])}
+        return {"lead": points(delta["value"]), "95 % interval": interval(delta["ci95"], points),
+                "p": p_value(delta["p_value"])}
     return table([{"system": name, "benchmark": benchmark_name(b), "questions": amount(found["benchmarks"][b]["questions"]),
                    "without answer": amount(found["benchmarks"][b]["failed"]), "score": percent(found["benchmarks"][b]["value"]),
                    "score, 95 %": interval(found["benchmarks"][b]["ci95"]), **lead(found["benchmarks"][b]["delta"]),
