@@ -29,13 +29,14 @@ def ablation_row(
 def ablate_precision(
     study: Study,  # its rank and first seed
     precision: str,  # of the base: "int8" or "nf4"
-) -> list[dict]:  # two rows, `evaluated_on` that base and on the 16-bit one
+) -> list[dict]:  # two rows, `evaluated_on` that base and on the study's own
     "An adapter trained on a quantized base."
     seed, rank = study.preset.seeds[0], study.preset.lora_rank
     record, folder, rows = train_adapter(study, rank, seed, precision=precision), adapter_folder(study, rank, seed, precision), []
-    for on in (precision, "bf16"):
+    for on in (precision, ""):
         frames, _ = predict_systems(study, {folder.name: folder}, precision=on)
-        rows.append(ablation_row(record, *frames.values(), study.preset.resamples) | {"evaluated_on": on})
+        rows.append(ablation_row(record, *frames.values(), study.preset.resamples) | {
+            "evaluated_on": on or study.preset.precision})
     return rows
 
 # %% ../nbs/06_ablation.ipynb #cell-010

@@ -25,7 +25,8 @@ from .core import Study, get_preset, open_study
 from .cost import median_s
 from .data import load_splits
 from .equivalence import check_equivalence
-from .model import ATTENTION, add_lora, autocast, has_bf16, load_base, load_processor, plain_model, text_attention
+from .model import ATTENTION, add_lora, autocast, load_base, load_processor, plain_model, text_attention
+from .precision import device_kind, has_bf16, in_bf16
 from .rates import (BATCH_SIZE, FreshFeatures, FullLogitsTrainer, ScratchStudy, answer_fast, answer_plain, changed, fill_cache,
                           one_question_a_page, some_pages, train_fast, train_plain, with_lengths)
 from .recipes import load_plain
@@ -90,7 +91,7 @@ def training_runs(
         "plain": lambda: train_plain(study, plain, processor, rows),
         "grouped": lambda: train_plain(study, plain, processor, rows, grouped=True),
         "ours": train,
-        "page cache": lambda: train(features=FreshFeatures(ours, processor, rows)),
+        "page cache": lambda: train(features=FreshFeatures(ours, processor, rows, study.preset.precision)),
         "shared pages": lambda: train(one_question_a_page(rows)),
         "answer-only logits": lambda: train(trainer=FullLogitsTrainer)})
 
@@ -105,7 +106,8 @@ def evaluation_runs(
         "loop": lambda: answer_plain(study, plain, processor, rows, 1),
         "batched": lambda: answer_plain(study, plain, processor, rows, BATCH_SIZE),
         "ours": lambda: answer_fast(study, ours, processor, rows),
-        "page cache": lambda: answer_fast(study, ours, processor, rows, FreshFeatures(ours, processor, rows)),
+        "page cache": lambda: answer_fast(study, ours, processor, rows,
+                                         FreshFeatures(ours, processor, rows, study.preset.precision)),
         "shared pages": lambda: answer_fast(study, ours, processor, one_question_a_page(rows)),
         "pages in flight": lambda: answer_fast(changed(study, tokens_in_flight=1), ours, processor, rows)})
 
@@ -153,7 +155,7 @@ def count_epoch(
     features, device = cache_features(study, model, processor, rows), model.device.type
     batches = TrainingBatches(pack_rows(study, processor, rows, features), features, study.preset.one_pass(), 42)
     def step(batch):
-        with autocast(device): answer_loss(model, send_to_device(batch, model.device)).backward()
+        with autocast(device, study.preset.precision): answer_loss(model, send_to_device(batch, model.device)).backward()
     with FlopCounterMode(display=False, custom_mapping=CPU_KERNELS) as counter:
         for batch in batches: step(batch)
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA]*torch.cuda.is_available()
@@ -170,8 +172,8 @@ def machine_share(
     bar: tqdm,  # moves by two a round
 ) -> dict:
     "The share of the machine's matrix-multiply rate that training reaches, in turn; both rates, and where a step's time goes."
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    used, other = ("bf16", "fp32") if has_bf16(device) else ("fp32", "bf16")
+    device = device_kind()
+    used, other = ("bf16", "fp32") if in_bf16(study.preset.precision, device) else ("fp32", "bf16")
     size = 8192 if device == "cuda" else 2048  # large enough to fill the device
     flops, kernels = count_epoch(study, processor, rows)
     model = add_lora(load_base(study.preset), study.preset, study.preset.lora_rank, 42)

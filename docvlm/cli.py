@@ -132,7 +132,11 @@ def evaluate(
         name = folder.name if own else f"{folder.resolve().name}-{digest_of(folder/'adapter_model.safetensors')}"  # the study's own answers stay
         with _alone(opened): frames, _ = predict_systems(opened, {name: folder})
         cells = compare_groups(frames["base"], [frames[name]], [seed], opened.preset.resamples, frames["base"].benchmark)
-        if team().is_main_process: print(json.dumps(cells, indent=1))
+        if not team().is_main_process: return
+        for benchmark, cell in cells.items():
+            if cell["images"] < 2:
+                print(f"docvlm: {benchmark} has one test page, so no interval and no p-value; they need two", file=sys.stderr)
+        print(json.dumps(cells, indent=1))
     _plainly(run)
 
 # %% ../nbs/11_cli.ipynb #cell-009

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'MOST_NEW_TOKENS', 'StudyError', 'Preset', 'get_preset', 'digest_of', 'replacing', 'flush', 'write_json',
            'read_json', 'set_seed', 'end_with_parent', 'in_library', 'check_started', 'process_pool', 'root',
-           'base_digest', 'Study', 'open_study', 'save_figure']
+           'base_digest', 'Study', 'in_precision', 'record_precision', 'open_study', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #cell-002
 import hashlib
@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from .metadata import longest_answer
+from .precision import PRECISIONS, device_kind, has_bf16
 from .protocols import PROTOCOLS
 
 # %% ../nbs/00_core.ipynb #cell-003
@@ -66,6 +67,7 @@ class Preset:
     latency_pages: int = 16
     latency_repeats: int = 3
     patches_per_batch: int = 16384  # pages of equal grid go through vision together, up to so many patches
+    precision: str = "auto"  # of matrix products: "bf16", "fp32", or "auto", see `in_precision`
     benchmark_pages: int = 24
     benchmark_repeats: int = 5
 
@@ -244,6 +246,26 @@ class Study:
     @property
     def cache_dir(self): return root()/"data"/"cache"
 
+def in_precision(
+    study: Study,  # whose preset may leave the precision open
+) -> Study:
+    "The study in the precision that its preset asks for, else that of its record, else (before its first step) this machine's."
+    precision, record = study.preset.precision, study.run_dir/"precision.json"
+    if precision == "auto" and record.exists(): precision = read_json(record).get("precision")
+    elif precision == "auto": precision = "bf16" if has_bf16(device_kind()) else "fp32"
+    if precision not in PRECISIONS[1:]:
+        raise StudyError(f"Unknown precision {precision!r} of the study {study.name}; choose one of: {', '.join(PRECISIONS)}")
+    return replace(study, preset=replace(study.preset, precision=precision))
+
+def record_precision(
+    study: Study,  # about to compute
+) -> None:
+    "Keep the study's precision for its later steps, wherever they run."
+    record = study.run_dir/"precision.json"
+    if study.preset.precision == "auto": return  # a study that `open_study` did not open
+    now = {"precision": study.preset.precision}
+    if not record.exists() or read_json(record) != now: write_json(record, now)
+
 MOST_NEW_TOKENS = 256  # a model that finds no end goes on as long for every question
 
 def open_study(
@@ -252,11 +274,11 @@ def open_study(
 ) -> Study:
     "A study by the names that notebooks and commands take. On your own documents an answer may get as long as those to train on."
     preset, folder = get_preset(preset), root()/documents
-    if not documents: return Study(preset)
+    if not documents: return in_precision(Study(preset))
     if not folder.is_dir(): raise FileNotFoundError(f"No documents folder {folder}; give a folder with train/ and test/, each holding metadata.jsonl")
     longest = longest_answer(folder)
     room = {name: max(tokens, min(longest.get(name, 0) + 1, MOST_NEW_TOKENS)) for name, tokens in preset.max_new_tokens.items()}  # + 1: the end
-    return Study(replace(preset, max_new_tokens=room), documents)
+    return in_precision(Study(replace(preset, max_new_tokens=room), documents))
 
 # %% ../nbs/00_core.ipynb #cell-017
 def save_figure(

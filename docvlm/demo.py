@@ -15,8 +15,9 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
-from .asking import LARGEST_UPLOAD_BYTES, LONGEST_QUESTION, Asker, example_pages, read_upload
+from .asking import LARGEST_UPLOAD_BYTES, Asker, example_pages, read_upload
 from .core import Study, StudyError, root
+from .metadata import check_question
 
 # %% ../nbs/11a_demo.ipynb #6b650b1d
 POLICY = ("default-src 'none'; img-src 'self' blob:; style-src 'self'; script-src 'self'; connect-src 'self'; "
@@ -59,8 +60,9 @@ class ExampleHandler(_Handler):
 class AskHandler(_Handler):
     "A question about an example or an uploaded page."
     async def post(self):
-        question, examples = self.get_body_argument("question", "").strip(), self.settings["examples"]
-        if not 0 < len(question) <= LONGEST_QUESTION: return self._refuse(f"a question has 1 to {LONGEST_QUESTION} characters")
+        examples = self.settings["examples"]
+        try: question = check_question(self.get_body_argument("question", "", strip=False))
+        except ValueError as error: return self._refuse(str(error))
         try:
             if upload := self.request.files.get("page"): page, target = read_upload(upload[0]["body"]), None
             else:

@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 from .answering import answer_rows
 from .core import Study, base_digest, digest_of, replacing, root
 from .data import load_splits, page_table, question_table
-from .metrics import BENCHMARK_METRICS, clustered_mean_ci, paired_delta, relaxed_accuracy_strict, score
+from .metrics import BENCHMARK_METRICS, mean_ci, paired_delta, relaxed_accuracy_strict, score
 from .model import load_adapter, load_base, load_processor, team
 from .sources import document_types, read_sources
 from .steps import code_digests, content_digest
@@ -60,7 +60,7 @@ def predict_systems(
     study: Study,  # what to answer
     adapters: dict[str, Path],  # folder by system name
     split: str = "test",  # of the study's data
-    precision: str = "bf16",  # of the base; at another than this the names end in "@" and it
+    precision: str = "",  # of a quantized base, "int8" or "nf4": the names then end in "@" and it
 ) -> tuple[dict[str, pd.DataFrame], dict[str, dict]]:  # predictions and throughput by system
     "Predictions of the base and of each adapter, one base in memory."
     rows, processor, loaded = load_splits(study)[split], load_processor(study.preset), []
@@ -72,7 +72,7 @@ def predict_systems(
         return loaded[0]
     decided = asdict(study.preset), base_digest(study.preset), content_digest(study.result("data")), code_digests("05_evaluation"), precision
     key = lambda folder: digest_of(*decided, folder and folder/"adapter_model.safetensors")
-    mark = "" if precision == "bf16" else f"@{precision}"
+    mark = precision and f"@{precision}"
     done = {name + mark: predict(study, name + mark, rows, processor, lambda: system(folder), key(folder))
             for name, folder in ({"base": None} | adapters).items()}
     return {name: frame for name, (frame, _) in done.items()}, {name: speed for name, (_, speed) in done.items()}
@@ -85,19 +85,21 @@ def compare(
     resamples: int,  # of bootstrap and permutation test
     keep=None,  # boolean mask of the questions that count; None: all
     metric=None,  # (prediction, answers) -> score in place of the benchmark's own
-) -> dict | None:  # a cell, or None if fewer than two pages are left
+) -> dict | None:  # a cell, "ci95" and "p_value" None on a single page; None without questions
     "Base against ours on some questions."
     keep = np.ones(len(base), bool) if keep is None else np.asarray(keep, bool)
     pages = base.doc_id[keep]
-    if pages.nunique() < 2: return None
+    if pages.empty: return None
     scores = lambda frame: frame.score[keep].to_numpy() if metric is None else np.array(
         [metric(*pair) for pair in zip(frame.prediction[keep], frame.answers[keep])])
     before, after = scores(base), np.stack([scores(frame) for frame in ours])
     names = sorted({BENCHMARK_METRICS[b] for b in base.benchmark[keep]})
-    mean = lambda values: clustered_mean_ci(values, pages, resamples)
+    mean = lambda values: mean_ci(values, pages, resamples)
+    if pages.nunique() > 1: delta = paired_delta(before, after, pages, resamples)
+    else: delta = mean(after - before) | {"p_value": None}
     return {"metric": metric.__name__ if metric else "/".join(names), "questions": int(keep.sum()), "images": int(pages.nunique()),
             "baseline": mean(before), "ours": mean(after) | {"per_seed": {str(s): float(a.mean()) for s, a in zip(seeds, after)}},
-            "delta": paired_delta(before, after, pages, resamples)}
+            "delta": delta}
 
 def compare_groups(
     base: pd.DataFrame,  # as in `compare`

@@ -16,7 +16,8 @@ import seaborn as sns
 from .core import Study
 from .data import load_splits, page_table, question_table
 from .gallery import changes, make_gallery
-from .signals import abstain, mean_ci, risk_coverage, seed_signals
+from .metrics import mean_ci
+from .signals import abstain, risk_coverage, seed_signals
 from .taxonomy import COMPUTED, TYPES, UNKNOWN, PageFacts, classify
 
 # %% ../nbs/07_failure_analysis.ipynb #cell-004

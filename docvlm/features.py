@@ -21,15 +21,17 @@ from tqdm.auto import tqdm
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from .core import Study, StudyError, base_digest, digest_of, replacing, root
-from .model import autocast, encode_pages, has_bf16, prepare_images, team, within_memory
+from .model import autocast, encode_pages, prepare_images, team, within_memory
+from .precision import device_kind, in_bf16
 
 # %% ../nbs/04d_features.ipynb #2ecdb3c1
 class PageFeatures:
     "Vision features by page: a folder of safetensors files, filled on demand."
     def __init__(self, study: Study):
-        preset, device = study.preset, "cuda" if torch.cuda.is_available() else "cpu"
-        self.folder = study.cache_dir/"features"/digest_of(base_digest(preset), preset.min_pixels, preset.max_pixels, root()/"docvlm"/"model.py",
-                                                           version("transformers"), version("torch"), device, has_bf16(device))
+        preset, device = study.preset, device_kind()
+        self.folder = study.cache_dir/"features"/digest_of(
+            base_digest(preset), preset.min_pixels, preset.max_pixels, root()/"docvlm"/"model.py", version("transformers"),
+            version("torch"), device, in_bf16(preset.precision, device))
 
     def _path(self, key): return self.folder/key[:2]/f"{key}.safetensors"
 
@@ -106,7 +108,8 @@ def cache_features(
     groups = [todo[i:i + pages_per_batch] for i in range(0, len(todo), pages_per_batch)]
     patches = study.preset.patches_per_batch
     def encode(patches):
-        with torch.no_grad(), autocast(model.device.type): return encode_pages(model, pixels, grids, patches)
+        with torch.no_grad(), autocast(model.device.type, study.preset.precision):
+            return encode_pages(model, pixels, grids, patches)
     prepared = _ahead(lambda some: prepare_images(processor, [rows[page["rows"][0]]["image"] for page in some]), groups)
     with tqdm(total=len(todo), desc="page features", unit="page", disable=not todo) as bar:
         for some, (pixels, grids) in zip(groups, prepared):

@@ -47,13 +47,13 @@ def draw_headline(evaluation: dict):
                              f"{percent(cells[n]['ours']['value'])}" for n in names)
 
 def draw_gains(evaluation: dict):
-    "Gain of each document type with its interval, largest first; open marks where it includes zero."
+    "Gain of each document type with its interval, largest first; open marks where it includes zero or there is none."
     found = sorted(evaluation["by_document_type"].items(), key=lambda item: item[1]["delta"]["value"])
     values, errors = _errors([cell for _, cell in found], "delta")
     figure, axis = plt.subplots(figsize=(5.5, .28*len(found) + .9))
     axis.axvline(0, color="#444444", linewidth=1)
     for y, ((_, cell), value) in enumerate(zip(found, values)):
-        low, high = cell["delta"]["ci95"]
+        low, high = cell["delta"]["ci95"] or (0, 0)  # one page: nothing is clear
         axis.errorbar(value, y, xerr=errors[:, [y]], color=OURS, capsize=3, marker="o", markersize=6,
                       markerfacecolor="white" if low <= 0 <= high else OURS)
     axis.set(xlabel="gain over the base, points (95 % interval)", yticks=range(len(found)),

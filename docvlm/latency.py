@@ -16,8 +16,9 @@ from tqdm.auto import tqdm
 from .answering import answer
 from .core import Study, StudyError, in_library, process_pool, root
 from .data import load_splits
-from .model import autocast, cannot_run, encode_pages, has_bf16, load_base, load_processor, prepare_images
+from .model import autocast, cannot_run, encode_pages, load_base, load_processor, prepare_images
 from .packing import chat_template, encode_text
+from .precision import device_kind, has_bf16
 from .features import pages_of
 
 # %% ../nbs/08_latency.ipynb #cell-004
@@ -27,7 +28,7 @@ def time_answers(
     images: list,  # pages, PIL images
     questions: list[list[int]],  # token ids, one question a page
     max_new_tokens: int,  # longest answer
-    precision: str,  # see `load_base`
+    precision: str,  # see `in_bf16`
 ) -> float:  # seconds
     "Answer one question about each page, as one batch, from pixels to token ids."
     template, started = chat_template(processor), time.perf_counter()
@@ -62,7 +63,8 @@ def measure_precision(
 
 def _measure(study, processor, model, chosen, questions, precision, size):
     groups = [(chosen[i:i + size], questions[i:i + size]) for i in range(0, len(chosen) - size + 1, size)]
-    once = lambda rows, asked, limit: time_answers(model, processor, [row["image"] for row in rows], asked, limit, precision)
+    used = study.preset.precision if precision in ("int8", "nf4") else precision
+    once = lambda rows, asked, limit: time_answers(model, processor, [row["image"] for row in rows], asked, limit, used)
     limit = max(study.preset.max_new_tokens.values())
     once(*groups[0], limit)
     first = [once(*group, 1) for _ in range(study.preset.latency_repeats) for group in groups]
@@ -99,8 +101,8 @@ def measure_latency(
     "Every precision that runs on this machine; the latency result of the contract."
     rows, notes = [], []
     for precision in tqdm(precisions, desc="latency", unit="precision"):
-        if precision == "bf16" and not has_bf16("cuda" if torch.cuda.is_available() else "cpu"):
-            notes.append("bf16 is slower than fp32 on this processor and is not measured")
+        if precision == "bf16" and not has_bf16(device_kind()):
+            notes.append("bf16 has no units on this machine and is not measured")
             continue
         with process_pool(1) as pool:
             try: rows += pool.submit(in_library("latency.measure_precision"), study, precision).result()

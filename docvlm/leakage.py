@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from .metrics import squeezed
+
 # %% ../nbs/02a_leakage.ipynb #cell-004
 HASH_SIDE = 16  # 16 × 16 frequencies = 256 bits
 NEAR_BITS = 16  # pages that differ in at most so many bits are near duplicates; chosen below
@@ -83,8 +85,7 @@ def matching_pages(
 # %% ../nbs/02a_leakage.ipynb #cell-015
 def _question_keys(dataset) -> pd.DataFrame:
     "doc_id and a normalised key of question and answers, one row a question."
-    def plain(text): return " ".join(text.lower().split())
-    def key(question, answers): return plain(question), tuple(sorted(set(map(plain, answers))))
+    def key(question, answers): return squeezed(question), tuple(sorted(set(map(squeezed, answers))))
     return pd.DataFrame({"doc_id": dataset["doc_id"][:], "question_id": dataset["question_id"][:],
                          "key": list(map(key, dataset["question"][:], dataset["answers"][:]))})
 

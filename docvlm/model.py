@@ -2,15 +2,13 @@
 
 # %% auto #0
 __all__ = ['ATTENTION', 'by_products', 'page_attention', 'text_attention', 'plain_model', 'last_layer_at', 'prepare_images',
-           'encode_pages', 'has_bf16', 'autocast', 'team', 'load_processor', 'load_base', 'cannot_run', 'within_memory',
-           'add_lora', 'parameter_table', 'load_adapter', 'qwen2_vl_2b_config', 'meta_qwen2_vl_2b']
+           'encode_pages', 'autocast', 'team', 'load_processor', 'load_base', 'cannot_run', 'within_memory', 'add_lora',
+           'parameter_table', 'load_adapter', 'qwen2_vl_2b_config', 'meta_qwen2_vl_2b']
 
 # %% ../nbs/03_model.ipynb #cell-002
 import logging
-import time
 import warnings
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -25,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
 from .core import Preset, StudyError, root
+from .precision import PRECISIONS, emulation, has_bf16, in_bf16
 
 # %% ../nbs/03_model.ipynb #cell-004
 def by_products(module, device: str):
@@ -141,26 +140,11 @@ def encode_pages(
     return features
 
 # %% ../nbs/03_model.ipynb #cell-007
-@lru_cache(maxsize=None)
-def has_bf16(device: str  # "cpu" or "cuda"
-    ) -> bool:
-    "Whether the device multiplies matrices faster in bf16 than in fp32; a CPU is tried, because its flags do not tell."
-    if device == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
-    if not torch.backends.mkldnn.is_available(): return False
-    matrix = torch.ones(512, 512)
-    return _product_s(matrix.bfloat16()) < _product_s(matrix)
-
-def _product_s(matrix, rounds=8):
-    "Best time of a matrix product in seconds."
-    times = [time.perf_counter()]
-    for _ in range(rounds): matrix @ matrix; times.append(time.perf_counter())
-    return min(after - before for before, after in zip(times, times[1:]))
-
 def autocast(device: str,  # "cpu" or "cuda"
-             precision: str = "bf16",  # "fp32" computes in fp32
+             precision: str = "auto",  # see `in_bf16`; of a study its preset's
     ) -> torch.autocast:
-    "bf16 autocast where it helps, else a context that changes nothing."
-    return torch.autocast(device, torch.bfloat16, enabled=precision != "fp32" and has_bf16(device))
+    "bf16 autocast, or a context that changes nothing."
+    return torch.autocast(device, torch.bfloat16, enabled=in_bf16(precision, device))
 
 def _quantization(precision, half):
     from transformers import BitsAndBytesConfig
@@ -189,17 +173,20 @@ def load_processor(
 
 def load_base(
     preset: Preset,  # names the base
-    precision: str = "bf16",  # "fp32", "bf16", "int8" or "nf4"
+    precision: str = "",  # "fp32", "bf16", "int8" or "nf4"; "" for the preset's
     device: str | None = None,  # "cpu", "cuda", "cuda:1", …; None takes this process' GPU if there is one
 ):
     "The base model in evaluation mode, vision and language as published."
-    if precision not in ("fp32", "bf16", "int8", "nf4"):
-        raise ValueError(f"Unknown precision {precision!r}; choose one of: fp32, bf16, int8, nf4")
+    precision = precision or preset.precision
+    if precision not in (*PRECISIONS, "int8", "nf4"):
+        raise ValueError(f"Unknown precision {precision!r}; choose one of: {', '.join(PRECISIONS)}, int8, nf4")
     source, revision = _source(preset)
     device = device or (f"cuda:{team().local_process_index}" if torch.cuda.is_available() else "cpu")
-    half = torch.bfloat16 if has_bf16(device.partition(":")[0]) else torch.float32  # emulated bf16 takes fifty times as long
+    kind, used = device.partition(":")[0], preset.precision if precision in ("int8", "nf4") else precision
+    if note := emulation(used, kind): warnings.warn(note, stacklevel=2)
+    half = torch.bfloat16 if in_bf16(used, kind) else torch.float32
     quantized = {"quantization_config": _quantization(precision, half)} if precision in ("int8", "nf4") else {}
-    dtype = half if precision != "fp32" and (quantized or device != "cpu") else torch.float32
+    dtype = half if quantized or device != "cpu" else torch.float32
     model, loaded = _open(Qwen2VLForConditionalGeneration.from_pretrained, preset, source, revision=revision, dtype=dtype, use_safetensors=True,
                   attn_implementation=ATTENTION, device_map={"": device}, output_loading_info=True, **quantized)
     if lacking := sorted(loaded["missing_keys"]): raise StudyError(f"{preset.base} lacks {len(lacking)} tensors, such as {lacking[0]}; download it again")

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 
 from .core import Study, StudyError, read_json, write_json
+from .metrics import squeezed
 
 # %% ../nbs/05c_ocr.ipynb #099d7dea
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ CUTS_AROUND = (*CUTS, re.compile(r"(.*[^\W\d])\s*(\d[\d.,]*(?:\s?%)?)"), re.comp
 
 def squeeze(text: str) -> str:
     "Letters and digits, in lower case."
-    return "".join(filter(str.isalnum, text.lower()))
+    return "".join(filter(str.isalnum, squeezed(text)))
 
 def without_title(
     lines: list[Line],  # of a chart

@@ -22,7 +22,8 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from .core import Preset, Study, StudyError, get_preset, open_study, read_json, root, write_json
 from .cost import Machine, StepCost, base_config, measure_machine, meta_base, page_cost, training_cost
-from .model import add_lora, has_bf16
+from .model import add_lora
+from .precision import has_bf16
 from .steps import content_digest, environment, git_state
 
 # %% ../nbs/03b_plan.ipynb #9c5175e2

@@ -18,7 +18,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .core import get_preset, replacing
-from .model import has_bf16, load_base
+from .model import load_base
+from .precision import has_bf16
 from .nano import build_model, build_processor, merge_order
 from .objectives import Speller, practice_losses
 from .packing import block_mask, chat_template, pack_page

@@ -19,7 +19,8 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from .answering import answer_rows
 from .core import Study
-from .model import autocast, encode_pages, has_bf16, prepare_images
+from .model import autocast, encode_pages, prepare_images
+from .precision import device_kind, in_bf16
 from .recipes import generate_answers, question_batch
 from .features import cache_features, pages_of
 from .training import AnswerTrainer, TrainingBatches, pack_rows
@@ -47,8 +48,8 @@ class ScratchStudy(Study):
 # %% ../nbs/08e_rates.ipynb #without
 class FreshFeatures:
     "In place of `PageFeatures`, without a cache: the vision tower runs whenever a page is asked for."
-    def __init__(self, model, processor, rows):
-        self.model, self.processor, self.rows = model, processor, rows
+    def __init__(self, model, processor, rows, precision="auto"):
+        self.model, self.processor, self.rows, self.precision = model, processor, rows, precision
         self.first = {page["key"]: page["rows"][0] for page in pages_of(rows).values()}
 
     def grid(self, key):
@@ -61,7 +62,8 @@ class FreshFeatures:
     def get(self, key):
         "Features (image tokens, hidden) and grid of a page, in the cache's precision."
         pixels, grids = prepare_images(self.processor, [self.rows[self.first[key]]["image"]])
-        with torch.no_grad(), autocast(self.model.device.type): feature, = encode_pages(self.model, pixels, grids)
+        with torch.no_grad(), autocast(self.model.device.type, self.precision):
+            feature, = encode_pages(self.model, pixels, grids)
         return feature.to(torch.bfloat16), grids[0]
 
 def one_question_a_page(
@@ -112,7 +114,7 @@ def train_rate(
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
             folder, num_train_epochs=1, learning_rate=preset.learning_rate, max_grad_norm=preset.max_grad_norm, use_cpu=cpu,
-            bf16=has_bf16("cpu" if cpu else "cuda"), dataloader_pin_memory=not cpu, save_strategy="no", logging_strategy="no",
+            bf16=in_bf16(preset.precision, device_kind()), dataloader_pin_memory=not cpu, save_strategy="no", logging_strategy="no",
             report_to="none", disable_tqdm=True, remove_unused_columns=False, **arguments)
         if settings.n_gpu > 1: settings._n_gpu = 1  # as in training
         trainer = trainer_class(model, settings, train_dataset=dataset, data_collator=collate, callbacks=[watch := Stopwatch()])

@@ -12,7 +12,7 @@ from .model import autocast, load_base
 # %% ../nbs/08b_recipes.ipynb #5974e753
 def load_plain(
     preset: Preset,  # names the base
-    precision: str = "bf16",  # see `load_base`
+    precision: str = "",  # see `load_base`
 ):
     "The base with the library's layers and default attention in vision and language."
     model = load_base(preset, precision)
@@ -53,7 +53,7 @@ def generate_answers(
     preset: Preset,  # prompt suffixes, longest answers
     rows,  # a datasets.Dataset in the row schema
     batch_size: int,  # questions at a time, all of one benchmark
-    precision: str = "bf16",  # see `model.autocast`
+    precision: str = "",  # see `in_bf16`; "" for the preset's
 ) -> list[str]:  # in the rows' order
     "Greedy answers by `generate`, each question with its own copy of the page, padded on the left."
     found, benchmarks = [None]*len(rows), rows["benchmark"][:]
@@ -62,7 +62,7 @@ def generate_answers(
         asked = [rows[i] for i in some]
         inputs = processor(text=chat_prompts(processor, preset, asked), images=[row["image"].convert("RGB") for row in asked],
                            padding=True, padding_side="left", return_tensors="pt").to(model.device)
-        with torch.no_grad(), autocast(model.device.type, precision):
+        with torch.no_grad(), autocast(model.device.type, precision or preset.precision):
             out = model.generate(**inputs, max_new_tokens=preset.max_new_tokens[asked[0]["benchmark"]])
         answers = processor.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
         for i, answer in zip(some, answers): found[i] = answer.strip()

@@ -24,13 +24,14 @@ from .tables import NOT_MEASURED, amount, benchmark_name, interval, markdown, pe
 
 # %% ../nbs/09_report.ipynb #cell-004
 def verdict(cell: dict) -> str:
-    "'gain', 'loss' or 'unclear', by the 95 % interval of the difference."
+    "'gain', 'loss' or 'unclear', by the 95 % interval of the difference; 'one page' where there is none."
+    if cell["delta"]["ci95"] is None: return "one page"
     low, high = cell["delta"]["ci95"]
     return "gain" if low > 0 else "loss" if high < 0 else "unclear"
 
 def _change(name, cell):
-    delta = cell["delta"]
-    return f"{name} {points(delta['value'])} points (95 % interval {interval(delta['ci95'], points)})"
+    delta, ends = cell["delta"], interval(cell["delta"]["ci95"], points)
+    return f"{name} {points(delta['value'])} points ({'95 % interval ' if delta['ci95'] else ''}{ends})"
 
 def _listed(parts):
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
@@ -38,13 +39,15 @@ def _listed(parts):
 def answer_gain(evaluation: dict) -> str:
     "Does fine-tuning help?"
     cells = evaluation["benchmarks"]
-    if not cells: return "No benchmark has the two test pages that an interval needs."
+    if not cells: return "There are no test questions."
     said_of = {kind: [_change(benchmark_name(b), cells[b]) for b in present(cells) if verdict(cells[b]) == kind]
-               for kind in ("gain", "loss", "unclear")}
+               for kind in ("gain", "loss", "unclear", "one page")}
     found = []
     if said_of["gain"]: found.append(f"Fine-tuning raises {len(said_of['gain'])} of {len(cells)} benchmarks: {_listed(said_of['gain'])}")
     if said_of["loss"]: found.append(f"it lowers {_listed(said_of['loss'])}")
     if said_of["unclear"]: found.append(f"no clear change, the interval includes zero: {_listed(said_of['unclear'])}")
+    alone = said_of["one page"]
+    if alone: found.append(f"nothing to judge by, since an interval needs two pages: {_listed(alone)}")
     text = "; ".join(found) + "."
     return text[0].upper() + text[1:]
 
@@ -55,15 +58,16 @@ def answer_types(evaluation: dict) -> str:
     "Which document types gain most?"
     found = sorted(((name, cell) for name, cell in evaluation["by_document_type"].items() if name not in QUESTION_KINDS),
                    key=lambda item: -item[1]["delta"]["value"])
-    if not found: return "No document type has the two test pages that an interval needs."
-    gains, losses = ([_change(*item) for item in found if verdict(item[1]) == kind] for kind in ("gain", "loss"))
+    if not found: return "No test page has a document type."
+    gained, lost = ([item for item in found if verdict(item[1]) == kind] for kind in ("gain", "loss"))
+    gains, losses = ([_change(*item) for item in some] for some in (gained, lost))
     if not gains:
         text = f"None of {len(found)} document types shows a gain whose interval excludes zero; the largest change is {_change(*found[0])}"
         return text + (f"; clear losses: {_listed(losses)}." if losses else ".")
     text = f"Of {len(found)} document types {len(gains)} gain clearly, most of all {gains[0]}"
     if len(gains) > 1:
         text += f", then {gains[1]}"
-        if found[1][1]["delta"]["ci95"][1] >= found[0][1]["delta"]["ci95"][0]: text += ", whose interval overlaps the first"
+        if gained[1][1]["delta"]["ci95"][1] >= gained[0][1]["delta"]["ci95"][0]: text += ", whose interval overlaps the first"
     if losses: return f"{text}; clear losses: {_listed(losses)}."
     return text + (f"; at the other end is {_change(*found[-1])}." if len(found) > max(2, len(gains)) else ".")
 

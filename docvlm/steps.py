@@ -20,7 +20,8 @@ from pathlib import Path
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
-from .core import Study, StudyError, base_digest, digest_of, read_json, root, write_json
+from .core import Study, StudyError, base_digest, digest_of, read_json, record_precision, root, write_json
+from .precision import device_kind, emulation
 
 # %% ../nbs/00a_steps.ipynb #cell-004
 STEPS = {  # step: (notebook, steps whose results it reads, other files it reads)
@@ -129,7 +130,10 @@ class Step:
         result = read_json(self.path)
         try: key = self.key()
         except StudyError as error: return str(error)
-        if result.get("key") != key: return "inputs, code or parameters have changed"
+        if result.get("key") != key:
+            then, now = result.get("params", {}).get("precision"), self.study.preset.precision
+            if then not in (None, now): return f"computed in {then}, and the study now computes in {now}"
+            return "inputs, code or parameters have changed"
         if result.get("content") != content_digest(result): return "the result file has been changed since it was written"
         missing = [a for a in result.get("artefacts", []) if not (root()/a).exists()]
         return f"{missing[0]} is missing" if missing else "fresh"
@@ -150,6 +154,7 @@ def run(self: Step,
     if self.state() == "fresh":
         print(f"{self.study.name}/{self.name}: unchanged, nothing to do")
         return read_json(self.path)
+    record_precision(self.study)
     key, inputs, started, clock = self.key(), self.inputs(), datetime.now(timezone.utc), time.perf_counter()
     result = function()
     record = {"step": self.name, "preset": self.study.preset.name, "study": self.study.name,
@@ -250,6 +255,8 @@ def run_study(
             state, started = step.state(), time.perf_counter()
             print(f"[{number}/{len(steps)}] {step.name}: {'up to date' if state == 'fresh' else state}", flush=True)
             if state == "fresh": continue
+            note = "" if ran else emulation(study.preset.precision, device_kind())
+            if note: print(f"docvlm: {note}", flush=True)
             run_step(step)
             ran.append(step.name)
             print(f"[{number}/{len(steps)}] {step.name}: done in {time.perf_counter() - started:.0f} s", flush=True)

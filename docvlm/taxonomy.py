@@ -20,7 +20,7 @@ from dateutil import parser
 from rapidfuzz import process
 from rapidfuzz.distance import Levenshtein
 
-from .metrics import BENCHMARK_METRICS
+from .metrics import BENCHMARK_METRICS, typed
 
 # %% ../nbs/07a_taxonomy.ipynb #cell-004
 LONGEST_PHRASE = 8  # words
@@ -29,8 +29,8 @@ LONGEST_PHRASE = 8  # words
 def plain(
     text: str,  # as printed or answered
 ) -> str:
-    "Text without case, layout and punctuation at its ends."
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(" .,;:")
+    "Text without case, layout, typesetting and punctuation at its ends."
+    return " ".join(unicodedata.normalize("NFKC", typed(text)).casefold().split()).strip(" .,;:")
 
 # %% ../nbs/07a_taxonomy.ipynb #cell-005
 @dataclass(frozen=True, eq=False)

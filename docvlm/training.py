@@ -20,7 +20,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .core import Study, StudyError, base_digest, digest_of, flush, read_json, root, set_seed, write_json
 from .data import load_splits
 from .features import PageFeatures, cache_features, pages_of
-from .model import add_lora, has_bf16, load_base, load_processor, team, within_memory, last_layer_at
+from .model import add_lora, last_layer_at, load_base, load_processor, team, within_memory
+from .precision import device_kind, in_bf16
 from .packing import PackedPage, chat_template, collate_pages, encode_text, pack_page
 
 # %% ../nbs/04_training.ipynb #cell-007
@@ -152,7 +153,7 @@ def _arguments(study, seed, folder, steps, report_to):
     arguments = TrainingArguments(
         output_dir=folder, seed=seed, max_steps=steps, per_device_train_batch_size=1, learning_rate=preset.learning_rate,
         lr_scheduler_type="cosine", warmup_steps=max(1, round(preset.warmup_ratio*steps)), weight_decay=preset.weight_decay,
-        max_grad_norm=preset.max_grad_norm, bf16=has_bf16("cpu" if cpu else "cuda"), use_cpu=cpu, logging_steps=log,
+        max_grad_norm=preset.max_grad_norm, bf16=in_bf16(preset.precision, device_kind()), use_cpu=cpu, logging_steps=log,
         save_strategy="steps", save_steps=log*max(5, steps//6//log), save_total_limit=1, train_sampling_strategy="sequential",
         remove_unused_columns=False, dataloader_num_workers=0, dataloader_pin_memory=not cpu, report_to=report_to,
         ddp_find_unused_parameters=False, logging_nan_inf_filter=False)
@@ -163,10 +164,10 @@ def adapter_folder(
     study: Study,  # decides the place
     lora_rank: int,  # of the adapter
     seed: int,  # of the run
-    precision: str = "bf16",  # of the base under it, see `load_base`
+    precision: str = "",  # of the base under it, if it is quantized: "int8" or "nf4"
 ) -> Path:
     "Where a trained adapter lies."
-    return study.run_dir/"adapters"/(f"lora-r{lora_rank}-seed{seed}" + ("" if precision == "bf16" else f"-{precision}"))
+    return study.run_dir/"adapters"/(f"lora-r{lora_rank}-seed{seed}" + (precision and f"-{precision}"))
 
 def _finished(folder, key):
     "The record of a whole adapter of that key, or None."
@@ -194,7 +195,7 @@ def train_adapter(
     lora_rank: int,  # of the adapter
     seed: int,  # of initial weights and batch order
     report_to: str = "none",  # "wandb", "tensorboard", "trackio", as in TrainingArguments
-    precision: str = "bf16",  # of the base under it, see `load_base`: "nf4" is QLoRA
+    precision: str = "",  # of the base under it, if it is quantized: "int8", or "nf4" as in QLoRA
 ) -> dict:  # loss curve, times, sizes; also in the adapter's record.json
     "Fine-tune one adapter, or read it back if it is there; a killed run continues from its last checkpoint."
     key, folder = digest_of(study.step("training").key(), lora_rank, seed, precision), adapter_folder(study, lora_rank, seed, precision)
@@ -219,7 +220,7 @@ def train_adapter(
         if not isinstance(error, MemoryError) and not should_reduce_batch_size(error): raise
         raise StudyError("Not enough memory for a training step; lower tokens_per_batch, or tokens_per_page and max_pixels (00_core)") from error
     record = _record(trainer, batches, study, lora_rank, seed, len(rows), clock.seconds()) | {
-        "key": key, "precision": precision, "base_digest": base_digest(study.preset)}
+        "key": key, "precision": precision or study.preset.precision, "base_digest": base_digest(study.preset)}
     weights = trainer.accelerator.get_state_dict(trainer.model)  # from all processes, where FSDP has spread them
     if workers.is_main_process:
         model.save_pretrained(work/"adapter", state_dict=weights)
@@ -265,7 +266,7 @@ def train_study(
             "setup": {"epochs": first["epochs"], "learning_rate": preset.learning_rate, "schedule": "cosine", "optimizer": "AdamW",
                       "warmup_ratio": preset.warmup_ratio, "weight_decay": preset.weight_decay, "max_grad_norm": preset.max_grad_norm,
                       "tokens_per_batch": preset.tokens_per_batch, **{k: first[k] for k in ("pages_per_step", "tokens_per_page")},
-                      "precision": "bf16 autocast" if has_bf16("cuda" if torch.cuda.is_available() else "cpu") else "fp32",
+                      "precision": "bf16 autocast" if in_bf16(preset.precision, device_kind()) else "fp32",
                       "questions": first["questions"], "steps": first["steps"]},
             "seeds": {seed: {k: record[k] for k in keep} for seed, record in records.items()},
             "artefacts": [record["adapter"] for record in records.values()]}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .core import PRESETS, Study, StudyError, digest_of, open_study, read_json, root
+from .core import PRESETS, Study, StudyError, digest_of, open_study, read_json, root, write_json
 from .steps import PROVENANCE, STEPS, alone, import_closure, notebook_code
 
 # %% ../nbs/00b_trust.ipynb #c67087dd
@@ -190,6 +190,8 @@ def check(
         last = folder/study.step("report").path.relative_to(root())
         if last.exists(): shutil.rmtree(folder)  # a finished check is no new one
         folder.mkdir(parents=True, exist_ok=True)
-        ran = subprocess.run(**study_command(study, copy_sources(study, folder)))
+        copy_sources(study, folder)
+        write_json(folder/(study.run_dir/"precision.json").relative_to(root()), {"precision": study.preset.precision})
+        ran = subprocess.run(**study_command(study, folder))
         if ran.returncode: raise StudyError(f"The rerun stopped (exit code {ran.returncode}); its messages are above, its files in {folder.relative_to(root())}")
         return compare_folders(study, folder)

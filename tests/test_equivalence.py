@@ -151,12 +151,12 @@ class Scratch(Study):
     def cache_dir(self): return self.folder
 
 
-def test_cached_features_are_those_that_vision_computes(rows, processor, tmp_path, monkeypatch):
-    monkeypatch.setattr("docvlm.model.has_bf16", lambda device: False)  # vision in fp32 on every machine
+def test_cached_features_are_those_that_vision_computes(rows, processor, tmp_path):
     study, some = small_pages(64), rows.select(range(60))
+    study = replace(study, preset=replace(study.preset, precision="fp32"))
     base = load_base(study.preset, "fp32")
     fill = lambda name: cache_features(Scratch(study.preset, folder=tmp_path/name), base, processor, some)
-    first, second, fresh = fill("first"), fill("second"), FreshFeatures(base, processor, some)
+    first, second, fresh = fill("first"), fill("second"), FreshFeatures(base, processor, some, "fp32")
     assert isinstance(first, PageFeatures) and first.folder != second.folder
     for page in pages_of(some).values():
         (feature, grid), (again, _), (alone, fresh_grid) = (source.get(page["key"]) for source in (first, second, fresh))

@@ -160,6 +160,33 @@ def test_html_equals_results(study):
     assert reader.tags.count("script") == 1
 
 
+def on_one_page(cell):
+    "The comparison as `evaluation.compare` gives it for a single page."
+    alone = lambda part: part | {"ci95": None}
+    return cell | {"images": 1, "baseline": alone(cell["baseline"]), "ours": alone(cell["ours"]), "delta": alone(cell["delta"]) | {"p_value": None}}
+
+
+@pytest.mark.parametrize("alone", [("docvqa",), ("docvqa", "chartqa", "infovqa")])
+def test_a_benchmark_on_one_page_keeps_its_row_and_says_so(study, monkeypatch, alone):
+    results = synthetic_results(["page.png"])
+    evaluation, ablation = results["evaluation"], results["ablation"]
+    for name in alone:
+        evaluation["benchmarks"][name] = on_one_page(evaluation["benchmarks"][name])
+        for row in ablation["rows"] + ablation["quantized"]: row[name] = row[name] | {"ci95": None}
+    for name in ("forms", "tables"): evaluation["by_document_type"][name] = on_one_page(evaluation["by_document_type"][name])
+    monkeypatch.setattr(sys.modules[__name__], "synthetic_results", lambda images, **options: results)
+    fill(study)
+    reader = Reader()
+    reader.feed(html_of(study))
+    rows = {row[0]: row for row in reader.table[1:]}
+    for name, shown in (("docvqa", "DocVQA"), ("chartqa", "ChartQA"), ("infovqa", "InfographicVQA")):
+        assert (rows[shown][-2:] == ["one page: no interval", "no test"]) is (name in alone)
+        assert percent(evaluation["benchmarks"][name]["ours"]["value"]) in rows[shown]
+    gain, types, _ = report.report_values(study)["answers"]
+    assert gain.count("one page: no interval") == len(alone) and "an interval needs two pages: DocVQA +22.0 points" in gain
+    assert "most of all invoices" in types and "forms" not in types, "a type on one page is no clear gain"
+
+
 @pytest.fixture
 def no_figures(monkeypatch):
     "Spare the time of drawing."

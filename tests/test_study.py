@@ -48,7 +48,7 @@ def test_results_hold_what_the_contract_names(study):
     ablation = study.result("ablation")
     assert [row["lora_rank"] for row in ablation["rows"]] == list(study.preset.ablation_ranks)
     assert [(row["precision"], row["evaluated_on"]) for row in ablation["quantized"]] == [
-        (trained, used) for trained in study.preset.ablation_precisions for used in (trained, "bf16")]
+        (trained, used) for trained in study.preset.ablation_precisions for used in (trained, study.preset.precision)]
     assert all(row["latency_ms"]["p50"] >= row["ttft_ms"]["p50"]*0.5 > 0 for row in study.result("latency")["rows"])
     data = study.result("data")
     assert set(data["leakage"]) >= {"exact", "near", "question"} and data["splits"]["test"]["questions"] > 0
