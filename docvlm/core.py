@@ -3,9 +3,10 @@
 # %% auto #0
 __all__ = ['PRESETS', 'MOST_NEW_TOKENS', 'StudyError', 'Preset', 'get_preset', 'digest_of', 'replacing', 'flush', 'write_json',
            'read_json', 'set_seed', 'end_with_parent', 'in_library', 'check_started', 'process_pool', 'root',
-           'base_digest', 'Study', 'open_study', 'save_figure']
+           'base_digest', 'documents_digest', 'copies_digest', 'Study', 'open_study', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #cell-002
+import csv
 import hashlib
 import importlib
 import json
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .metadata import longest_answer
+from .metadata import files_read, longest_answer
 from .protocols import PROTOCOLS
 
 # %% ../nbs/00_core.ipynb #cell-003
@@ -214,8 +215,30 @@ def base_digest(
     "Digest of a local base's weights, configuration and tokenizer (not its card), or of its hub name and revision."
     folder = root()/preset.base
     if not folder.is_dir(): return digest_of(preset.base, preset.revision)
-    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in (".json", ".safetensors", ".jinja", ".txt"))
+    kinds = ("*.json", "*.safetensors", "*.bin", "*.jinja", "merges.txt", "vocab.txt", "*.model", "additional_chat_templates/*.jinja")
+    files = sorted({file for kind in kinds for file in folder.glob(kind) if file.is_file() and not file.name.startswith(".")})
     return digest_of(*(part for file in files for part in (file.name, file)))
+
+def documents_digest(
+    documents: Path,  # folder with train/ and test/
+) -> str:
+    "Digest of what `load_folder` reads of a documents folder, and of nothing else in it; what cannot be read is left to that to report."
+    found = []
+    for name, file in files_read(documents).items():
+        try: found.append((name, digest_of(file)))
+        except OSError as error: found.append((name, error.strerror))
+    return digest_of(found)
+
+@lru_cache(maxsize=None)  # a data set's files are large, and asked for several times in a study
+def _digest_at(file, size, changed_ns): return digest_of(file)
+
+def copies_digest() -> str:
+    "Digest of the parquet files in folders that stand in for hub repositories in `data/sources.csv`."
+    with (root()/"data"/"sources.csv").open(newline="", encoding="utf-8") as lines: sources = list(csv.DictReader(lines))
+    folders = [(root()/source["hub_id"], source["files"]) for source in sources if source["split"] in ("train", "test")]
+    files = [file for folder, pattern in folders if folder.is_dir() for file in sorted(folder.glob(pattern)) if file.is_file()]
+    stats = [file.stat() for file in files]
+    return digest_of([(file.name, _digest_at(file, stat.st_size, stat.st_mtime_ns)) for file, stat in zip(files, stats)])
 
 @dataclass(frozen=True)
 class Study:
