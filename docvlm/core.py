@@ -215,14 +215,14 @@ def base_digest(
     "Digest of a local base's weights, configuration and tokenizer (not its card), or of its hub name and revision."
     folder = root()/preset.base
     if not folder.is_dir(): return digest_of(preset.base, preset.revision)
-    kinds = ("*.json", "*.safetensors", "*.bin", "*.jinja", "merges.txt", "vocab.txt", "*.model", "additional_chat_templates/*.jinja")
-    files = sorted({file for kind in kinds for file in folder.glob(kind) if file.is_file() and not file.name.startswith(".")})
+    kinds = ("*.json", "*.safetensors", "*.bin", "*.model", "merges.txt", "vocab.txt", "*.jinja", "*_templates/*.jinja")
+    files = sorted(file for kind in kinds for file in folder.glob(kind) if file.is_file() and file.name[0] != ".")
     return digest_of(*(part for file in files for part in (file.name, file)))
 
 def documents_digest(
     documents: Path,  # folder with train/ and test/
 ) -> str:
-    "Digest of what `load_folder` reads of a documents folder, and of nothing else in it; what cannot be read is left to that to report."
+    "Digest of what `load_folder` reads of a documents folder and of nothing else; what is broken, that reports."
     found = []
     for name, file in files_read(documents).items():
         try: found.append((name, digest_of(file)))
@@ -234,11 +234,13 @@ def _digest_at(file, size, changed_ns): return digest_of(file)
 
 def copies_digest() -> str:
     "Digest of the parquet files in folders that stand in for hub repositories in `data/sources.csv`."
-    with (root()/"data"/"sources.csv").open(newline="", encoding="utf-8") as lines: sources = list(csv.DictReader(lines))
+    with open(root()/"data"/"sources.csv", newline="", encoding="utf-8") as lines: sources = list(csv.DictReader(lines))
     folders = [(root()/source["hub_id"], source["files"]) for source in sources if source["split"] in ("train", "test")]
-    files = [file for folder, pattern in folders if folder.is_dir() for file in sorted(folder.glob(pattern)) if file.is_file()]
-    stats = [file.stat() for file in files]
-    return digest_of([(file.name, _digest_at(file, stat.st_size, stat.st_mtime_ns)) for file, stat in zip(files, stats)])
+    found = []
+    for file in (file for folder, files in folders if folder.is_dir() for file in sorted(folder.glob(files))):
+        stat = file.stat()
+        found.append((file.name, _digest_at(file, stat.st_size, stat.st_mtime_ns)))
+    return digest_of(found)
 
 @dataclass(frozen=True)
 class Study:

@@ -20,7 +20,8 @@ from datasets import Dataset, Image, concatenate_datasets
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from .core import Study, StudyError, check_started, digest_of, documents_digest, flush, in_library, process_pool, read_json, root, write_json
+from .core import (Study, StudyError, check_started, digest_of, documents_digest, flush, in_library, process_pool,
+                         read_json, root, write_json)
 from .documents import UNSEEN_SHARE, make_page
 from .folder import load_folder
 from .hub import check_sources, load_hub

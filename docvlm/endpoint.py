@@ -55,7 +55,7 @@ class Endpoint:
 def page_url(
     image: dict,  # an undecoded `datasets.Image` value: bytes or path
 ) -> str:
-    "The page as a data URL: its file, if a server cannot but see the same page in it as we do, else its pixels."
+    "The page as a data URL: its file, if any server sees the same page in it as we do, else its pixels."
     content = image["bytes"] or Path(image["path"]).read_bytes()
     page, suffix = decode_page(content)
     if not suffix:

@@ -27,8 +27,10 @@ class PageFeatures:
     "Vision features by page: a folder of safetensors files, filled on demand."
     def __init__(self, study: Study):
         preset, device = study.preset, "cuda" if torch.cuda.is_available() else "cpu"
-        self.folder = study.cache_dir/"features"/digest_of(base_digest(preset), preset.min_pixels, preset.max_pixels, *(root()/"docvlm"/f"{module}.py" for module in ("images", "layers", "model")),
-                                                           version("transformers"), version("torch"), device, has_bf16(device))
+        code = [root()/"docvlm"/f"{module}.py" for module in ("images", "layers", "model")]
+        versions = version("transformers"), version("torch")
+        decided = base_digest(preset), preset.min_pixels, preset.max_pixels, *code, *versions, device, has_bf16(device)
+        self.folder = study.cache_dir/"features"/digest_of(*decided)
 
     def _path(self, key): return self.folder/key[:2]/f"{key}.safetensors"
 

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 from .core import digest_of
-from .images import open_page
-from .metadata import REQUIRED, clean_text, named_pages, one_line, read_metadata
+from .images import FORMATS, MAX_ASPECT, MAX_PIXELS, open_page, to_rgb  # some know them from here
+from .metadata import REQUIRED, clean_text, named_pages, one_line, page_path, read_metadata
 from .sources import ROW_FEATURES, rows_dataset
 
 # %% ../nbs/02c_folder.ipynb #cell-013
@@ -17,7 +17,7 @@ def store_page(
     path: Path,  # image file
     target: Path,  # where to put it, without suffix
 ) -> str:  # path of the stored image
-    "Check a page to its last byte and keep a copy that any decoder reads as the same pixels: later steps never stumble."
+    "Check a page to its last byte and keep a copy in which any decoder sees it: later steps never stumble."
     image, suffix = open_page(path)
     target = target.with_name(target.name + (suffix or ".png"))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -48,8 +48,8 @@ def load_split(
     return rows, skipped
 
 # %% ../nbs/02c_folder.ipynb #cell-016
-def _row(record: dict, fields: dict | ValueError, doc_id: str, path: Path, pages: Path, ids: set, stored: dict) -> dict:
-    "One row; `ids` and `stored` remember question ids and the outcome of each page."
+def _row(record: dict, fields: dict, doc_id: str, path: Path, pages: Path, ids: set, stored: dict) -> dict:
+    "One row; `fields` may be a ValueError; `ids` and `stored` remember question ids and the outcome of each page."
     if isinstance(fields, ValueError): raise fields
     split, _, name = doc_id.partition("/")
     if doc_id not in stored:

@@ -6,6 +6,7 @@ __all__ = ['RANGES', 'OVERSHOOT', 'FORMATS', 'MOST_FRAMES', 'MAX_PIXELS', 'MAX_A
 
 # %% ../nbs/02f_images.ipynb #images-import
 import io
+import math
 import warnings
 from numbers import Real
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 
 # %% ../nbs/02f_images.ipynb #images-range
-RANGES = tuple(2**bits - 1 for bits in (1, 4, 8, 10, 12, 14, 16))  # largest samples of files that keep few bits in many
+RANGES = tuple(2**bits - 1 for bits in (1, 4, 8, 10, 12, 14, 16))  # largest samples of files of few bits in many
 OVERSHOOT = 1.25  # a page of floats may exceed its range by so much
 _BITS, _PHOTOMETRIC, _FORMAT, _SMALLEST, _LARGEST = 258, 262, 339, (340, 280), (341, 281)  # tags of TIFF
 
@@ -66,7 +67,7 @@ def _grey(
 def to_rgb(
     image: PILImage.Image,  # any mode; of an animation the current frame
 ) -> PILImage.Image:  # mode RGB
-    "Upright by its EXIF tag, transparency on white, other samples than 8 bits by their range, other modes converted; nothing but pixels."
+    "Nothing but pixels: upright by the EXIF tag, transparency on white, more bits than 8 by their range."
     tags = getattr(image, "tag_v2", {})
     image = ImageOps.exif_transpose(image)
     signed = image.mode == "L" and _tag(tags, _FORMAT) == 2
@@ -106,9 +107,10 @@ def _is_followed(image, file) -> bool:
     if image.format != "PPM": return False
     codec, _, offset, arguments = image.tile[0]
     if codec == "ppm_plain": return False
-    (width, height), deep = image.size, image.mode == "I" or isinstance(arguments, tuple) and arguments[-1] > 255
-    row = -(-width//8) if image.mode == "1" else width*len(image.getbands())*(4 if image.mode == "F" else 2 if deep else 1)
-    file.seek(offset + row*height)
+    width, height = image.size
+    deep = image.mode == "I" or isinstance(arguments, tuple) and arguments[-1] > 255
+    sample = {"1": 1/8, "F": 4}.get(image.mode, 2 if deep else 1)  # bytes
+    file.seek(offset + math.ceil(width*len(image.getbands())*sample)*height)
     return file.read(9).lstrip()[:2] in (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf", b"PF")
 
 # %% ../nbs/02f_images.ipynb #images-checks
@@ -131,18 +133,21 @@ def _check_pages(image, file):
         raise _Unfit(f"holds {count if count > 1 else 'several'} pages; save each page as a file of its own")
 
 def _check_content(image, page, deep):
-    "`deep`: whether its colours were cut from 16 bits to 8."
-    colours = [high for band, (_, high) in zip(image.getbands(), image.getextrema()) if band != "A"] if deep else [255]
-    if max(colours) < 64:
-        raise _Unfit(f"16-bit colours that use only the darkest {max(colours) + 1} of 256 levels: save it with 8 bits a colour")
+    "Refuse an empty page, and one whose colours, cut from 16 bits to 8 if `deep`, had fewer in truth."
+    bands = zip(image.getbands(), image.getextrema()) if deep else [("", (0, 255))]
+    levels = 1 + max(high for band, (_, high) in bands if band != "A")
+    if levels <= 64:
+        raise _Unfit(f"its 16-bit colours use the darkest {levels} of 256 levels only: save it with 8 bits a colour")
     if max(high - low for low, high in page.getextrema()) < FAINTEST:
         raise _Unfit("shows nothing: every pixel has the same colour, or nearly so")
 
 # %% ../nbs/02f_images.ipynb #images-open
-def _file(source): return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # by path, Pillow 13 garbles rotated TIFFs
+def _file(source):
+    "A file to hand to Pillow, which garbles rotated TIFFs if it is handed a path."
+    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
 
 def _load(image) -> bool:  # whether its colours were cut from 16 bits to 8
-    "Decode the first page of an opened file, with its transparent colour in the samples that Pillow makes of it."
+    "Decode the first page of an opened file, its transparent colour in the samples that Pillow makes of it."
     image.seek(_frames(image)[0])
     coded, clear = str([tile[3] for tile in image.tile]), image.info.get("transparency")
     if "RGB;16B" in coded and clear: image.info["transparency"] = tuple(sample >> 8 for sample in clear)
@@ -153,14 +158,15 @@ def _load(image) -> bool:  # whether its colours were cut from 16 bits to 8
 
 def _page(image) -> tuple:
     "A loaded image in RGB, and its suffix if any decoder sees this page in its file."
-    plain = (image.format in ("PNG", "JPEG", "MPO") and image.mode in ("RGB", "L", "1") and not image.has_transparency_data
-             and image.getexif().get(0x0112, 1) == 1)
-    return to_rgb(image), (".png" if image.format == "PNG" else ".jpeg") if plain else ""
+    suffix = {"PNG": ".png", "JPEG": ".jpeg", "MPO": ".jpeg"}.get(image.format, "")
+    upright = image.getexif().get(0x0112, 1) == 1
+    plain = image.mode in ("RGB", "L", "1") and not image.has_transparency_data and upright
+    return to_rgb(image), suffix if plain else ""
 
 def decode_page(
     source,  # path or bytes of an image file
-) -> tuple:  # PIL image in RGB; ".png" or ".jpeg" if any decoder sees this page in the file as it is, else ""
-    "The page of a file that was checked, or is a benchmark's and taken as it is: of several pictures the first."
+) -> tuple:  # PIL image in RGB; ".png" or ".jpeg" if any decoder sees this page in the file, else ""
+    "The page of a file that was checked, or is a benchmark's and taken as it is; of several the first."
     with _file(source) as file:
         image = PILImage.open(file, formats=FORMATS)
         _load(image)
@@ -186,7 +192,8 @@ def open_page(
         raise ValueError(f"not an image (or one of 0 pixels); readable are {', '.join(FORMATS)}") from error
     except _Unfit: raise
     except Exception as error:  # decoders fail with OSError, ValueError, SyntaxError, EOFError, struct.error, ...
-        raise ValueError(f"unreadable image ({type(error).__name__}: {getattr(error, 'strerror', None) or error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"unreadable image ({type(error).__name__}: {reason})") from error
 
 # %% ../nbs/02f_images.ipynb #images-size
 def page_size(
@@ -195,6 +202,7 @@ def page_size(
     "The size of a page, from the file's header if that decides it."
     content = source if isinstance(source, bytes) else Path(source).read_bytes()
     with PILImage.open(io.BytesIO(content), formats=FORMATS) as image: kind, size = image.format, image.size
-    if kind == "PNG" and not any(mark in content for mark in (b"eXIf", b"exif", b"adobe.xmp")): return size  # Pillow decodes a PNG to know its EXIF
+    turns = any(mark in content for mark in (b"eXIf", b"exif", b"adobe.xmp"))
+    if kind == "PNG" and not turns: return size  # Pillow would decode it to know its EXIF
     if kind in ("JPEG", "WEBP") and image.getexif().get(0x0112, 1) == 1: return size
     return decode_page(content)[0].size

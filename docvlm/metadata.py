@@ -112,6 +112,7 @@ def _alike(
 def _spelt(folder, file_name, listed):
     "The path as the disk spells it."
     path = folder
+    if file_name.isascii(): return folder/file_name
     for part in Path(file_name).parts:
         alike = [] if os.path.lexists(path/part) else _alike(path, part, listed)
         path = path/(alike[0] if len(alike) == 1 else part)
@@ -124,9 +125,9 @@ def page_path(
 ) -> Path:
     "The image file, if it lies inside the folder of its split."
     try:
-        plain = file_name.isascii() or Path(file_name).is_absolute()
-        path = (folder/file_name if plain else _spelt(folder, file_name, {} if listed is None else listed)).resolve()
-        if Path(file_name).is_absolute() or not path.is_relative_to(folder.resolve()):
+        absolute, listed = Path(file_name).is_absolute(), {} if listed is None else listed
+        path = (folder/file_name if absolute else _spelt(folder, file_name, listed)).resolve()
+        if absolute or not path.is_relative_to(folder.resolve()):
             raise ValueError(f"path {file_name!r} leaves the folder; put the image inside")
         if not path.is_file(): raise ValueError(f"file {file_name!r} not found")
         if (size := path.stat().st_size) > MAX_PAGE_BYTES:
@@ -151,7 +152,7 @@ def page_name(
 def named_pages(
     folder: Path,  # of the split
     records: list,  # of (place, record)
-) -> list:  # of (place, record, fields, name of the page, path of its file); of an unusable line (place, record, error, "", None)
+) -> list:  # of (place, record, fields, page's name, file's path); of a bad line (place, record, error, "", None)
     "The usable lines of a split with the files they name."
     listed, pages, found = {}, {}, []
     for place, record in records:
