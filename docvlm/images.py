@@ -36,9 +36,9 @@ def sample_range(
     tags = tags or {}
     bits = _tag(tags, _BITS)
     bottom, top = _tag(tags, *_SMALLEST) or 0, _tag(tags, *_LARGEST)
-    if bits == 12 and not top: top = RANGES[4]
-    stated = top and top != 2**(bits or 16) - 1 or bits == 12
-    if stated and bottom <= low and high <= top: return bottom, top
+    if bits == 12: top = top or RANGES[4]
+    elif bits and top == 2**bits - 1: top = None
+    if top and bottom <= low and high <= top: return bottom, top
     room = OVERSHOOT if floats else 1
     if low < 0 or high > RANGES[-1]*room: return low, high
     return 0, next(top for top in RANGES if high <= top*room)
@@ -87,7 +87,7 @@ _KIND, _OLD_KIND = 254, 255  # tags of TIFF: what a frame is for
 
 def _is_page(tags):
     "Whether a TIFF's frame is neither a smaller copy of another nor a mask."
-    return not (_tag(tags, _KIND) or 0) & 0b101 and _tag(tags, _OLD_KIND) != 2
+    return not int(_tag(tags, _KIND) or 0) & 0b101 and _tag(tags, _OLD_KIND) != 2
 
 def _frames(image) -> list:
     "The numbers of the frames that are pages."
@@ -116,7 +116,7 @@ def _is_followed(image, file) -> bool:
 # %% ../nbs/02f_images.ipynb #images-checks
 MAX_PIXELS = 100_000_000  # of a page; Pillow itself refuses 178,956,970 as a decompression bomb
 MAX_ASPECT = 200  # long side over short side, the most Qwen2-VL's processor takes
-FAINTEST = 4  # of 255: the least by which a page's pixels must differ
+FAINTEST = 16  # of 255: the least by which a page's pixels must differ, or nobody sees what is on it
 
 class _Unfit(ValueError): "A picture that can be read, but is no page."
 

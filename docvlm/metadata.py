@@ -18,6 +18,7 @@ MAX_LINE_BYTES = 16_000_000  # of metadata.jsonl
 MAX_CHARACTERS = 4_000  # of a question, an answer, a label or a file name
 MAX_TEXTS = 1_000  # answers or labels of a question
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 def one_line(
     error,  # an exception or a text
@@ -36,7 +37,7 @@ def clean_text(
         raise ValueError(f"{name} is not a text")
     text = str(value)
     if len(text) > MAX_CHARACTERS: raise ValueError(f"{name} of {len(text):,} characters: over {MAX_CHARACTERS:,}")
-    if any("\ud800" <= character <= "\udfff" for character in text): raise ValueError(f"{name} is not valid Unicode")
+    if _SURROGATE.search(text): raise ValueError(f"{name} is not valid Unicode")
     return _INVISIBLE.sub(" ", text).strip()
 
 # %% ../nbs/02e_metadata.ipynb #5a09f36d
