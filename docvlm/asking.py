@@ -5,7 +5,6 @@ __all__ = ['LARGEST_UPLOAD_BYTES', 'Asker', 'read_upload', 'ask_page', 'example_
 
 # %% ../nbs/04c_asking.ipynb #890305f4
 import io
-import tempfile
 import time
 from contextlib import nullcontext
 from html import escape
@@ -18,7 +17,7 @@ from PIL import Image
 from .answering import answer, questions_at_a_time
 from .core import Study, StudyError
 from .data import load_splits
-from .folder import open_page
+from .images import open_page
 from .metadata import check_question
 from .model import autocast, encode_pages, load_adapter, load_base, load_processor, prepare_images
 from .packing import chat_template, encode_text
@@ -81,10 +80,7 @@ def read_upload(
 ) -> Image.Image:  # RGB
     "The page in an uploaded file, or a ValueError that says what is wrong with it."
     if len(content) > LARGEST_UPLOAD_BYTES: raise ValueError(f"the file is over {LARGEST_UPLOAD_BYTES//2**20} MiB: scale the page down")
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(content)
-        file.flush()
-        return open_page(file.name)[0]
+    return open_page(content)[0]
 
 def ask_page(
     study: Study,  # names base and adapter

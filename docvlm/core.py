@@ -3,9 +3,11 @@
 # %% auto #0
 __all__ = ['PRESETS', 'MOST_NEW_TOKENS', 'StudyError', 'Preset', 'get_preset', 'digest_of', 'replacing', 'flush', 'write_json',
            'read_json', 'set_seed', 'end_with_parent', 'in_library', 'check_started', 'process_pool', 'root',
-           'base_digest', 'Study', 'in_precision', 'record_precision', 'open_study', 'save_figure']
+           'base_digest', 'documents_digest', 'copies_digest', 'Study', 'in_precision', 'record_precision',
+           'open_study', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #cell-002
+import csv
 import hashlib
 import importlib
 import json
@@ -21,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .metadata import longest_answer
+from .metadata import files_read, longest_answer
 from .precision import PRECISIONS, device_kind, has_bf16
 from .protocols import PROTOCOLS
 
@@ -213,8 +215,32 @@ def base_digest(
     "Digest of a local base's weights, configuration and tokenizer (not its card), or of its hub name and revision."
     folder = root()/preset.base
     if not folder.is_dir(): return digest_of(preset.base, preset.revision)
-    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in (".json", ".safetensors", ".jinja", ".txt"))
+    kinds = ("*.json", "*.safetensors", "*.bin", "*.model", "merges.txt", "vocab.txt", "*.jinja", "*_templates/*.jinja")
+    files = sorted(file for kind in kinds for file in folder.glob(kind) if file.is_file() and file.name[0] != ".")
     return digest_of(*(part for file in files for part in (file.name, file)))
+
+def documents_digest(
+    documents: Path,  # folder with train/ and test/
+) -> str:
+    "Digest of what `load_folder` reads of a documents folder and of nothing else; what is broken, that reports."
+    found = []
+    for name, file in files_read(documents).items():
+        try: found.append((name, digest_of(file)))
+        except OSError as error: found.append((name, error.strerror))
+    return digest_of(found)
+
+@lru_cache(maxsize=None)  # a data set's files are large, and asked for several times in a study
+def _digest_at(file, size, changed_ns): return digest_of(file)
+
+def copies_digest() -> str:
+    "Digest of the parquet files in folders that stand in for hub repositories in `data/sources.csv`."
+    with open(root()/"data"/"sources.csv", newline="", encoding="utf-8") as lines: sources = list(csv.DictReader(lines))
+    folders = [(root()/source["hub_id"], source["files"]) for source in sources if source["split"] in ("train", "test")]
+    found = []
+    for file in (file for folder, files in folders if folder.is_dir() for file in sorted(folder.glob(files))):
+        stat = file.stat()
+        found.append((file.name, _digest_at(file, stat.st_size, stat.st_mtime_ns)))
+    return digest_of(found)
 
 @dataclass(frozen=True)
 class Study:

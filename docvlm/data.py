@@ -7,7 +7,6 @@ __all__ = ['page_plan', 'question_rows', 'page_record', 'question_records', 'dra
 
 # %% ../nbs/02_data.ipynb #cell-002
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -19,13 +18,14 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset, Image, concatenate_datasets
 from filelock import FileLock
-from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
-from .core import Study, StudyError, check_started, digest_of, flush, in_library, process_pool, read_json, root, write_json
+from .core import (Study, StudyError, check_started, digest_of, documents_digest, flush, in_library, process_pool,
+                         read_json, root, write_json)
 from .documents import UNSEEN_SHARE, make_page
 from .folder import load_folder
 from .hub import check_sources, load_hub
+from .images import page_size
 from .leakage import find_leaks, fingerprints, page_positions
 from .steps import import_closure
 from .sources import document_types, read_sources, rows_dataset
@@ -120,7 +120,7 @@ def _check_documents(study: Study, folder: Path) -> dict:
         for row in rows: row["image"] = Path(row["image"]).relative_to(folder).as_posix()
         pd.DataFrame(rows).to_parquet(folder/f"{split}.parquet")
     return {"skipped": skipped, "sources": [
-        {"name": documents.name, "revision": digest_of(documents), "licence": "the user's own",
+        {"name": documents.name, "revision": documents_digest(documents), "licence": "the user's own",
          "samples": sum(map(len, splits.values())), "type": "a folder of documents"}]}
 
 # %% ../nbs/02_data.ipynb #cell-011
@@ -131,7 +131,7 @@ def prepared_folder(
     preset = study.preset
     modules = import_closure("from docvlm.documents import make_page\nfrom docvlm.folder import load_folder")
     code = digest_of(*[root()/"docvlm"/f"{module}.py" for module in (*modules, "data")])
-    content = (digest_of((root()/study.documents).resolve()) if study.documents else
+    content = (documents_digest(root()/study.documents) if study.documents else
                digest_of(preset.train_pages, preset.test_pages, preset.data_seed))
     folder = study.cache_dir/"data"/digest_of(code, content)
     if not folder.exists():
@@ -216,13 +216,12 @@ def load_splits(
 def page_sizes(
     rows: Dataset,
 ) -> pd.DataFrame:  # doc_id, benchmark, width, height (pixels), one row a page
-    "Page sizes from the image headers; no pixel is decoded."
+    "Page sizes, from the image headers where these decide them."
     pages = rows.select(page_positions(rows)).select_columns(["doc_id", "benchmark", "image"])
     found = []
     for row in pages.cast_column("image", Image(decode=False)):
-        path, encoded = row["image"]["path"], row["image"]["bytes"]
-        with PILImage.open(path if encoded is None else io.BytesIO(encoded)) as image:
-            found.append((row["doc_id"], row["benchmark"], *image.size))
+        size = page_size(row["image"]["bytes"] or row["image"]["path"])
+        found.append((row["doc_id"], row["benchmark"], *size))
     return pd.DataFrame(found, columns=["doc_id", "benchmark", "width", "height"])
 
 def question_frame(

@@ -19,11 +19,11 @@ from urllib.parse import urlsplit
 import openai
 import pandas as pd
 from datasets import Image
-from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
 from .core import Preset, Study, StudyError, digest_of, root
 from .features import pages_of
+from .images import decode_page
 from .refusals import NO_KEY, explained, failure_of, one_line, proxy_of, reason_of, server_words
 
 # %% ../nbs/05f_endpoint.ipynb #a3a270c2
@@ -68,14 +68,13 @@ class Endpoint:
 def page_url(
     image: dict,  # an undecoded `datasets.Image` value: bytes or path
 ) -> str:
-    "The page as a data URL."
+    "The page as a data URL: its file, if any server sees the same page in it as we do, else its pixels."
     content = image["bytes"] or Path(image["path"]).read_bytes()
-    with PILImage.open(io.BytesIO(content)) as page:
-        kind = page.format.lower()
-        if kind not in ("png", "jpeg", "webp", "gif"):
-            page.convert("RGB").save(buffer := io.BytesIO(), "PNG")
-            kind, content = "png", buffer.getvalue()
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    page, suffix = decode_page(content)
+    if not suffix:
+        page.save(buffer := io.BytesIO(), "PNG")
+        content = buffer.getvalue()
+    return f"data:image/{suffix[1:] or 'png'};base64,{base64.b64encode(content).decode()}"
 
 def ask(
     client: openai.OpenAI,

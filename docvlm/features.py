@@ -4,7 +4,6 @@
 __all__ = ['PageFeatures', 'page_key', 'pages_of', 'cache_features']
 
 # %% ../nbs/04d_features.ipynb #960ad083
-import io
 import json
 import math
 import shutil
@@ -14,13 +13,13 @@ from pathlib import Path
 
 import datasets
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from .core import Study, StudyError, base_digest, digest_of, replacing, root
+from .images import page_size
 from .model import autocast, encode_pages, prepare_images, team, within_memory
 from .precision import device_kind, in_bf16
 
@@ -29,9 +28,10 @@ class PageFeatures:
     "Vision features by page: a folder of safetensors files, filled on demand."
     def __init__(self, study: Study):
         preset, device = study.preset, device_kind()
-        self.folder = study.cache_dir/"features"/digest_of(
-            base_digest(preset), preset.min_pixels, preset.max_pixels, root()/"docvlm"/"model.py", version("transformers"),
-            version("torch"), device, in_bf16(preset.precision, device))
+        code = [root()/"docvlm"/f"{module}.py" for module in ("images", "model")]
+        versions = version("transformers"), version("torch")
+        decided = base_digest(preset), preset.min_pixels, preset.max_pixels, *code, *versions, device
+        self.folder = study.cache_dir/"features"/digest_of(*decided, in_bf16(preset.precision, device))
 
     def _path(self, key): return self.folder/key[:2]/f"{key}.safetensors"
 
@@ -69,9 +69,9 @@ def pages_of(
     return pages
 
 def _image_tokens(page, images, processor):
-    "Image tokens of a page, from its file's header."
+    "Image tokens of a page, without preparing it."
     image, how = images[page["rows"][0]]["image"], processor.image_processor
-    with Image.open(io.BytesIO(image["bytes"]) if image.get("bytes") else image["path"]) as opened: width, height = opened.size
+    width, height = page_size(image["bytes"] or image["path"])
     cell = how.patch_size*how.merge_size
     return math.prod(smart_resize(height, width, cell, how.size["shortest_edge"], how.size["longest_edge"]))//cell**2
 

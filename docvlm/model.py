@@ -23,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
 from .core import Preset, StudyError, root
+from .images import to_rgb
 from .precision import PRECISIONS, emulation, has_bf16, in_bf16
 
 # %% ../nbs/03_model.ipynb #cell-004
@@ -118,7 +119,7 @@ def prepare_images(
     most = processor.image_processor.size["longest_edge"]
     if any(image.width*image.height > most for image in images):
         warnings.warn(f"Pages of more than {most:,} pixels are made smaller, to the preset's max_pixels; small text may be lost", stacklevel=2)
-    inputs = processor.image_processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
+    inputs = processor.image_processor(images=[to_rgb(image) for image in images], return_tensors="pt")
     grids = [tuple(grid) for grid in inputs["image_grid_thw"].tolist()]
     return list(inputs["pixel_values"].split([t*h*w for t, h, w in grids])), grids
 

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 
 from .core import Study, StudyError, read_json, write_json
+from .images import to_rgb
 from .metrics import squeezed
 
 # %% ../nbs/05c_ocr.ipynb #099d7dea
@@ -46,7 +47,7 @@ def read_lines(
     image,  # a page, PIL image
 ) -> list[Line]:
     "The lines of an upright page, top to bottom as the engine gives them; none for an empty page."
-    found, _ = _engine()(np.asarray(image.convert("RGB"))[..., ::-1], use_cls=False)  # BGR, as OpenCV has it
+    found, _ = _engine()(np.asarray(to_rgb(image))[..., ::-1], use_cls=False)  # BGR, as OpenCV has it
     boxes = [np.array(corners) for corners, _, _ in found or []]
     return [Line(text, *map(float, (*box.min(0), *box.max(0))), float(confidence))
             for box, (_, text, confidence) in zip(boxes, found or [])]

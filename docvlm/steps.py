@@ -20,7 +20,8 @@ from pathlib import Path
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
-from .core import Study, StudyError, base_digest, digest_of, read_json, record_precision, root, write_json
+from .core import (Study, StudyError, base_digest, copies_digest, digest_of, documents_digest, read_json,
+                         record_precision, root, write_json)
 from .precision import device_kind, emulation
 
 # %% ../nbs/00a_steps.ipynb #cell-004
@@ -115,8 +116,9 @@ class Step:
         preset, found, (_, earlier, patterns) = self.study.preset, {}, (STEPS | APART)[self.name]
         found["base"] = base_digest(preset)
         files = [file for pattern in patterns for file in sorted(root().glob(pattern.format(study=self.study.name)))]
-        if files: found["files"] = digest_of(*files)
-        if self.study.documents: found["documents"] = digest_of((root()/self.study.documents).resolve())
+        from_hub = self.name == "data" and preset.source == "hub" and not self.study.documents
+        if files: found["files"] = digest_of(*files, *([copies_digest()] if from_hub else []))
+        if self.study.documents: found["documents"] = documents_digest(root()/self.study.documents)
         for step in earlier: found[step] = content_digest(self.study.result(step))
         return found
 

@@ -160,7 +160,7 @@ def test_demo(visit, demo, tmp_path, width, scheme):
     assert page.locator("#answers caption").inner_text() == "Accepted answer: ACME & <i>Sons</i>"
     assert page.locator("#answers td").all_inner_texts()[0::4] == ["base", "LoRA"] and "50 %" in page.locator("#answers").inner_text()
 
-    Image.new("RGB", (80, 30), "black").save(tmp_path / "mine.png")
+    Image.effect_noise((80, 30), 50).save(tmp_path / "mine.png")
     page.get_by_label("or a file").set_input_files(tmp_path / "mine.png")
     eventually(page, "document.querySelector('#page').naturalWidth === 80")
     page.get_by_label("Question").fill("What is it?")

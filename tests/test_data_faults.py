@@ -174,7 +174,9 @@ def test_every_truncation_of_a_jpeg_is_a_skip(documents):
 @pytest.mark.parametrize("mode, suffix", [("1", "png"), ("L", "jpg"), ("P", "gif"), ("LA", "png"), ("RGBA", "png"),
                                           ("CMYK", "jpg"), ("I;16", "png"), ("F", "tif"), ("YCbCr", "jpg")])
 def test_every_mode_becomes_rgb(documents, mode, suffix):
-    Image.new(mode, (64, 32)).save(documents / f"train/other.{suffix}")
+    page = Image.new("L", (64, 32), 255)
+    page.paste(0, (10, 10, 20, 20))
+    page.convert("RGB" if mode in ("CMYK", "YCbCr") else "L").convert(mode).save(documents / f"train/other.{suffix}")
     write(documents / "train", line(0, file_name=f"other.{suffix}"))
     image = rows_dataset(load(documents)[0]["train"])[0]["image"]
     assert image.mode == "RGB" and image.size == (64, 32)
@@ -191,11 +193,12 @@ def test_exif_rotation_is_honoured(documents, suffix):
     assert turned.size == (32, 64) and turned.getpixel((16, 8))[0] < 60 and turned.getpixel((16, 56))[0] > 200
 
 
-def test_animation_gives_its_first_frame(documents):
+def test_animation_is_a_listed_skip(documents):
     frames = [Image.new("RGB", (30, 30), colour) for colour in ("white", "black")]
     frames[0].save(documents / "train/moving.gif", save_all=True, append_images=frames[1:])
-    write(documents / "train", line(0, file_name="moving.gif"))
-    assert rows_dataset(load(documents)[0]["train"])[0]["image"].getpixel((5, 5)) == (255, 255, 255)
+    write(documents / "train", line(0), line(1, file_name="moving.gif"))
+    rows, skipped = load(documents)
+    assert len(rows["train"]) == 1 and "holds 2 pages; save each page as a file of its own" in skipped[0]["reason"]
 
 
 def test_later_damage_to_the_folder_does_no_harm(documents):
