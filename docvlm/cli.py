@@ -115,7 +115,7 @@ def evaluate(
     "Answer the study's test questions with the base and one adapter, and print the scores; runs under `accelerate launch` too."
     def run():
         from docvlm.evaluation import compare_groups, predict_systems
-        from docvlm.model import team
+        from docvlm.model import adapter_digest, team
         from docvlm.training import adapter_folder, check_base
         opened = _opened(preset, documents)
         seed = opened.preset.seeds[0]
@@ -129,7 +129,7 @@ def evaluate(
             return print(write_submission(opened, submit, None if bare else folder))
         record, own = folder/"record.json", folder.resolve().parent == adapter_folder(opened, 1, 1).resolve().parent
         if record.exists(): seed = read_json(record)["seed"]
-        name = folder.name if own else f"{folder.resolve().name}-{digest_of(folder/'adapter_model.safetensors')}"  # the study's own answers stay
+        name = folder.name if own else f"{folder.resolve().name}-{adapter_digest(folder)}"  # the study's own answers stay
         with _alone(opened): frames, _ = predict_systems(opened, {name: folder})
         cells = compare_groups(frames["base"], [frames[name]], [seed], opened.preset.resamples, frames["base"].benchmark)
         if not team().is_main_process: return

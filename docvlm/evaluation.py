@@ -20,7 +20,7 @@ from .answering import answer_rows
 from .core import Study, base_digest, digest_of, replacing, root
 from .data import load_splits, page_table, question_table
 from .metrics import BENCHMARK_METRICS, mean_ci, paired_delta, relaxed_accuracy_strict, score
-from .model import load_adapter, load_base, load_processor, team
+from .model import adapter_digest, load_adapter, load_base, load_processor, team
 from .sources import document_types, read_sources
 from .steps import code_digests, content_digest
 from .features import cache_features
@@ -71,7 +71,7 @@ def predict_systems(
         loaded[0] = load_adapter(loaded[0], folder)
         return loaded[0]
     decided = asdict(study.preset), base_digest(study.preset), content_digest(study.result("data")), code_digests("05_evaluation"), precision
-    key = lambda folder: digest_of(*decided, folder and folder/"adapter_model.safetensors")
+    key = lambda folder: digest_of(*decided, folder and adapter_digest(folder))
     mark = precision and f"@{precision}"
     done = {name + mark: predict(study, name + mark, rows, processor, lambda: system(folder), key(folder))
             for name, folder in ({"base": None} | adapters).items()}

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .core import Study, StudyError, base_digest, digest_of, flush, read_json, root, set_seed, write_json
 from .data import load_splits
 from .features import PageFeatures, cache_features, pages_of
-from .model import add_lora, last_layer_at, load_base, load_processor, team, within_memory
+from .model import adapter_digest, add_lora, last_layer_at, load_base, load_processor, team, within_memory
 from .precision import device_kind, in_bf16
 from .packing import PackedPage, chat_template, collate_pages, encode_text, pack_page
 
@@ -171,10 +171,10 @@ def adapter_folder(
 
 def _finished(folder, key):
     "The record of a whole adapter of that key, or None."
-    try: record = read_json(folder/"record.json")
+    try:
+        record = read_json(folder/"record.json")
+        return record if record["key"] == key and adapter_digest(folder) == record["adapter_digest"] else None
     except (OSError, StudyError): return None
-    weights = folder/"adapter_model.safetensors"
-    return record if record["key"] == key and weights.exists() and digest_of(weights) == record["adapter_digest"] else None
 
 def _drop_broken(work):
     "Remove checkpoints whose state, which is written last, was cut off."
@@ -242,7 +242,7 @@ def _record(trainer, batches, study, lora_rank, seed, questions, seconds):
 def _publish(work, folder, record):
     "Put the finished adapter in its place with its record in one rename."
     record["adapter"] = str(folder.relative_to(root()))
-    record["adapter_digest"] = digest_of(work/"adapter"/"adapter_model.safetensors")
+    record["adapter_digest"] = adapter_digest(work/"adapter")
     write_json(work/"adapter"/"record.json", record)
     flush(work/"adapter")
     if folder.exists(): shutil.rmtree(folder)
