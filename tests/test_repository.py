@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (  # a module imports from layers above its own and from its left neighbours
-    ("protocols", "metadata", "core", "metrics", "rendering", "entities"), ("steps",), ("trust", "outputs"), ("layout", "practice", "sketches", "plots", "scenes", "scanning", "statistics"), ("questions",),
+    ("protocols", "metadata", "core", "parameters", "execution", "metrics", "rendering", "entities"), ("steps",), ("trust", "outputs"), ("layout", "practice", "sketches", "plots", "scenes", "scanning", "statistics"), ("questions",),
     ("templates", "charts"), ("infographics", "bills", "billing"), ("contents",), ("documents",), ("sources", "hub", "leakage", "folder"),
     ("data",), ("layers", "model", "packing", "cost", "plan"), ("features",), ("training",), ("ocr", "lookup", "endpoint"), ("answering",), ("asking", "evaluation", "submission"),
     ("ablation", "taxonomy", "gallery", "signals", "failures", "latency"), ("systems",),
