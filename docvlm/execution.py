@@ -29,7 +29,8 @@ def kernel_class(
         kernel_spec = KernelSpec(language="python", metadata={"supported_encryption": "curve"})
         def __init__(self, **kwargs): super().__init__(transport_encryption=encryption, **kwargs)
         def format_kernel_cmd(self, extra_arguments=None):
-            return [sys.executable, "-m", "ipykernel_launcher", "-f", self.connection_file, *(extra_arguments or [])]
+            return [sys.executable, "-m", "ipykernel_launcher", "-f", self.connection_file,
+                    "--IPKernelApp.capture_fd_output=False", *(extra_arguments or [])]  # else the log has each line twice
         async def start_kernel(self, **kwargs): await super().start_kernel(stdout=log, stderr=log, **kwargs)
     return Kernel
 
@@ -99,8 +100,8 @@ def execute(
     with log.open("a", encoding="utf-8") as opened, progress(label, last_s) as at:
         try:
             papermill.execute_notebook(
-                _literal(root()/"nbs"/f"{notebook}.ipynb"), _literal(executed), given, kernel_name="python3", cwd=root(),
-                kernel_manager_class=kernel_class(opened), stderr_file=opened, progress_bar=False, start_timeout=300,
+                _literal(root()/"nbs"/f"{notebook}.ipynb"), _literal(executed), given, kernel_name="python3",
+                language="python", kernel_manager_class=kernel_class(opened), start_timeout=300, cwd=root(), stderr_file=opened, progress_bar=False,
                 on_cell_start=lambda cell, cell_index: at(cell_index, cells))
         except papermill.PapermillExecutionError as error:
             said = (f"{notebook}.ipynb failed in cell {error.cell_index}: {error.ename}: {error.evalue}\n"
