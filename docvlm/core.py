@@ -236,7 +236,7 @@ class Study:
         Files are named after it, so characters that a shell, a pattern or an address reads otherwise become `-`, and a long name is cut."""
         if not self.documents: return self.preset.name
         folder = (root()/self.documents).resolve()
-        plain = re.sub(r"[^\w.-]", "-", folder.name)[:60]
+        plain = re.sub(r"[^\w.-]+", "-", folder.name)[:60]
         mark = digest_of(os.path.relpath(folder, root()))
         return f"{self.preset.name}-{plain}-{mark[:4 if plain == folder.name else 8]}"
     @property

@@ -27,7 +27,8 @@ def kernel_class(
 
     class Kernel(AsyncKernelManager):
         kernel_spec = KernelSpec(language="python", metadata={"supported_encryption": "curve"})
-        def __init__(self, **kwargs): super().__init__(transport_encryption=encryption, **kwargs)
+        def __init__(self, **kwargs):  # a second to end in: results are on disk by then
+            super().__init__(transport_encryption=encryption, shutdown_wait_time=1.0, **kwargs)
         def format_kernel_cmd(self, extra_arguments=None):
             return [sys.executable, "-m", "ipykernel_launcher", "-f", self.connection_file,
                     "--IPKernelApp.capture_fd_output=False", *(extra_arguments or [])]  # else the log has each line twice
