@@ -67,13 +67,14 @@ def study(
     preset: str = "nano",  # smoke, nano, qwen2-vl-2b or qwen2-vl-7b
     documents: str = "",  # a folder of your own documents: train/ and test/, each with metadata.jsonl
     only: str = None,  # run this step alone: data, training, evaluation, ablation, failures, latency or report
-    trace: str = None,  # a number's name (evaluation.benchmarks.docvqa.ours), or the number as the report shows it ("8.7 %"): tell its origin
+    trace: str = None,  # tell the origin of a number: its name (evaluation.benchmarks.docvqa.ours), or as the report shows it ("8.7 %")
     check: bool = False,  # run the study again in an empty folder and compare, number by number; exit code 1 if it differs
 ):
     "Run the study: every notebook that is not up to date, in order."
     def run():
         from docvlm.steps import run_study
-        if (only is not None) + (trace is not None) + check > 1: raise ValueError("--only, --trace and --check exclude each other; give one")
+        if (only is not None) + (trace is not None) + check > 1:
+            raise ValueError("--only, --trace and --check exclude each other; give one")
         opened = _opened(preset, documents)
         if trace is not None: _print_origin(opened, trace)
         elif check: _print_check(opened)

@@ -27,7 +27,7 @@ from .metadata import longest_answer
 from .protocols import PROTOCOLS
 
 # %% ../nbs/00_core.ipynb #cell-003
-# bitsandbytes warns on import that an optional package for faster 4-bit products is missing; it has products of its own.
+# bitsandbytes warns on import that an optional package for faster 4-bit products is missing; it has its own.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
     lambda record: not record.msg.startswith("Failed to load CPU gemm_4bit_forward"))
 
@@ -106,7 +106,8 @@ def get_preset(
     name: str,  # one of `PRESETS`, or one of them under another protocol, as in "qwen2-vl-2b@vlmevalkit"
 ) -> Preset:
     "The preset of that name; ValueError names the valid ones."
-    if not isinstance(name, str): raise ValueError(f"A preset is named by text, not {name!r}; choose one of: {', '.join(PRESETS)}")
+    if not isinstance(name, str):
+        raise ValueError(f"A preset is named by text, not {name!r}; choose one of: {', '.join(PRESETS)}")
     known, _, protocol = name.partition("@")
     if known not in PRESETS: raise ValueError(f"Unknown preset {known!r}; choose one of: {', '.join(PRESETS)}")
     if "@" not in name: return PRESETS[known]
@@ -232,8 +233,8 @@ class Study:
 
     @property
     def name(self):
-        """The preset's name; with documents also the folder's, and a mark of where it lies: two folders of one name are two studies.
-        Files are named after it, so characters that a shell, a pattern or an address reads otherwise become `-`, and a long name is cut."""
+        """The preset's name; with documents also the folder's and a mark of where it lies: two folders of one name are
+        two studies. Paths, patterns and addresses are made from it, so other than word characters become `-`."""
         if not self.documents: return self.preset.name
         folder = (root()/self.documents).resolve()
         plain = re.sub(r"[^\w.-]+", "-", folder.name)[:60]
@@ -263,8 +264,8 @@ def _documents(folder):
     "The folder as given; ValueError if it cannot name one."
     if not isinstance(folder, (str, Path)):
         raise ValueError(f"documents must be a folder's path as text, or '' for the preset's own pages, not {folder!r}")
-    if not str(folder).isprintable():
-        raise ValueError(f"The name of the documents folder {str(folder)!r} holds a character that cannot be shown; rename the folder")
+    if re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", str(folder)):
+        raise ValueError(f"The name of the documents folder {str(folder)!r} holds a control character or is not UTF-8; rename it")
     return folder
 
 def open_study(

@@ -22,6 +22,7 @@ from datasets import Image
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
+from .parameters import number
 from .core import Preset, Study, StudyError, digest_of, root
 from .features import pages_of
 
@@ -44,7 +45,9 @@ class Endpoint:
         if parts.username or parts.password or parts.query:
             raise ValueError(f"Put the key into the variable {self.key_variable}, not into the address")
         if not self.model: raise ValueError(f"Name the model that {parts.hostname} serves")
-        if self.concurrency < 1: raise ValueError(f"concurrency must be at least 1, not {self.concurrency}")
+        number("concurrency", self.concurrency, 1, 1000)
+        number("requests_per_minute", self.requests_per_minute, 0.0, 1e6)
+        number("timeout_s", self.timeout_s, 0.001, 86400.0)
 
     def client(self):
         "A client with the key of the environment."

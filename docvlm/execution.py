@@ -31,24 +31,26 @@ def kernel_class(
             super().__init__(transport_encryption=encryption, shutdown_wait_time=1.0, **kwargs)
         def format_kernel_cmd(self, extra_arguments=None):
             return [sys.executable, "-m", "ipykernel_launcher", "-f", self.connection_file,
-                    "--IPKernelApp.capture_fd_output=False", *(extra_arguments or [])]  # else the log has each line twice
+                    "--IPKernelApp.capture_fd_output=False",  # else the log has each line twice
+                    *(extra_arguments or [])]
         async def start_kernel(self, **kwargs): await super().start_kernel(stdout=log, stderr=log, **kwargs)
     return Kernel
 
 # %% ../nbs/00a_execution.ipynb #exe-bar
 def how_far(
     done: int,  # cells
-    cells: int,  # in all
+    cells: int,  # in all; 0 while the kernel starts
     elapsed_s: float,
     last_s: float | None = None,  # how long the same work took before; None: not known
 ) -> str:
     "Cells done, time passed and time left, for one line of a terminal."
-    passed, clock = tqdm.format_interval(elapsed_s), tqdm.format_interval
+    clock = tqdm.format_interval
+    if not cells: return f"starting, {clock(elapsed_s)}"
     if last_s and elapsed_s > last_s: left = f"longer than the {clock(last_s)} of last time"
     elif last_s: left = f"about {clock(last_s - elapsed_s)} left"
     elif done: left = f"about {clock(elapsed_s*(cells - done)/done)} left at this pace"
     else: left = "time left not known yet"
-    return f"cell {done} of {cells}, {passed}, {left}"
+    return f"cell {done} of {cells}, {clock(elapsed_s)}, {left}"
 
 @contextmanager
 def progress(
@@ -59,7 +61,8 @@ def progress(
     done, started, state = threading.Event(), time.perf_counter(), [0, 0]
     with tqdm(bar_format="{desc}", leave=False, disable=None, file=sys.stdout, dynamic_ncols=True) as line:
         def rewrite():
-            while not done.wait(1): line.set_description_str(f"{label}, {how_far(*state, time.perf_counter() - started, last_s)}")
+            while not done.wait(1):
+                line.set_description_str(f"{label}, {how_far(*state, time.perf_counter() - started, last_s)}")
         watcher = threading.Thread(target=rewrite, daemon=True)
         if line.disable: print(label, flush=True)
         else:
@@ -71,7 +74,9 @@ def progress(
             if watcher.is_alive(): watcher.join()
 
 # %% ../nbs/00a_execution.ipynb #exe-run
-def _literal(path): return str(path).replace("{", "{{").replace("}", "}}")
+def _literal(path):
+    "The path with its braces doubled."
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 def log_tail(
     log: Path,  # a text file, not necessarily there
@@ -92,7 +97,7 @@ def execute(
     label: str,  # begins the line that shows how far it is
     last_s: float | None = None,  # how long it took before; None: not known
 ) -> None:
-    "Execute a notebook of the repository; StudyError says which cell failed, shows the end of the log, and tells how to go on."
+    "Execute a notebook of the repository; StudyError names the failed cell and shows the end of the log."
     import papermill
     check_parameters(notebook, given)
     cells = len(read_json(root()/"nbs"/f"{notebook}.ipynb")["cells"]) + 1  # papermill adds one
@@ -102,7 +107,8 @@ def execute(
         try:
             papermill.execute_notebook(
                 _literal(root()/"nbs"/f"{notebook}.ipynb"), _literal(executed), given, kernel_name="python3",
-                language="python", kernel_manager_class=kernel_class(opened), start_timeout=300, cwd=root(), stderr_file=opened, progress_bar=False,
+                language="python", kernel_manager_class=kernel_class(opened), start_timeout=300, cwd=root(),
+                stderr_file=opened, progress_bar=False,
                 on_cell_start=lambda cell, cell_index: at(cell_index, cells))
         except papermill.PapermillExecutionError as error:
             said = (f"{notebook}.ipynb failed in cell {error.cell_index}: {error.ename}: {error.evalue}\n"

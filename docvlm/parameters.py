@@ -32,7 +32,7 @@ def number(
     fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if not fits or not low <= value <= high:  # NaN is within no bounds
         kind = "a whole number" if whole else "a number"
-        raise ValueError(f"{name} must be {kind} from {low:,} to {high:,}, not {value!r}")
+        raise ValueError(f"{name} must be {kind} of at least {low:,} and at most {high:,}, not {value!r}")
     return value
 
 # %% ../nbs/00a_parameters.ipynb #prm-cell
@@ -42,7 +42,8 @@ def parameters_of(
     "The parameters of a notebook, from its one cell tagged `parameters`; StudyError if it has none or several."
     cells = read_json(root()/"nbs"/f"{notebook}.ipynb")["cells"]
     tagged = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
-    if len(tagged) != 1: raise StudyError(f"{notebook}.ipynb has {len(tagged)} cells tagged 'parameters'; it needs exactly one")
+    if len(tagged) != 1:
+        raise StudyError(f"{notebook}.ipynb has {len(tagged)} cells tagged 'parameters'; it needs exactly one")
     assigned = [node for node in ast.parse(tagged[0]).body if isinstance(node, ast.Assign)]
     return {target.id: ast.literal_eval(node.value) for node in assigned for target in node.targets}
 
@@ -53,7 +54,8 @@ def check_parameters(
     "StudyError if the notebook has no parameter of a given name."
     known = parameters_of(notebook)
     for name in given:
-        if name not in known: raise StudyError(f"{notebook}.ipynb has no parameter {name!r}; it knows: {', '.join(known)}")
+        if name in known: continue
+        raise StudyError(f"{notebook}.ipynb has no parameter {name!r}; it knows: {', '.join(known)}")
 
 # %% ../nbs/00a_parameters.ipynb #prm-settle
 def _injected(history):
@@ -65,14 +67,15 @@ def _fitting(name, value, default):
     "The value in its default's type; ValueError if it is of another."
     if isinstance(default, bool): return flag(name, value)
     if isinstance(value, type(default)): return value
-    raise ValueError(f"{name} must be {'text' if isinstance(default, str) else 'a number'}, not {value!r}; leave it out for {default!r}, "
-                     f"or with papermill give -r {name} VALUE, which stays text")
+    kind = "text" if isinstance(default, str) else "a number"
+    raise ValueError(f"{name} must be {kind}, not {value!r}; leave it out for {default!r}, or with papermill give "
+                     f"-r {name} VALUE, which stays text")
 
 def settle_parameters(
     notebook: str,  # that calls, e.g. "02_data"
     namespace: dict,  # its globals(); flags become True or False there
 ) -> None:
-    "Check what a notebook was given, just below its parameters; StudyError says which parameter is unknown or of the wrong type."
+    "Check what a notebook was given, just below its parameters; StudyError names an unknown one or one of the wrong type."
     check_parameters(notebook, _injected(namespace.get("In", ())))
     for name, default in parameters_of(notebook).items():
         try: namespace[name] = _fitting(name, namespace[name], default)

@@ -170,8 +170,8 @@ def to_html(
     title: str,
 ) -> str:
     "One self-contained page."
-    return _pandoc(text, title, "html5", "--embed-resources", "--mathml", "--toc", "--toc-depth=2", "--css=paper/style.css",
-                   "--include-in-header=paper/head.html", "--include-after-body=paper/gallery.html")
+    return _pandoc(text, title, "html5", "--embed-resources", "--mathml", "--toc", "--toc-depth=2",
+                   "--css=paper/style.css", "--include-in-header=paper/head.html", "--include-after-body=paper/gallery.html")
 
 def to_pdf(
     text: str,  # Markdown with images relative to the repository

@@ -208,7 +208,8 @@ def run_step(
     "Execute a step's notebook into the study's folder; StudyError says which cell failed and how to go on."
     given = {"preset": step.study.preset.name, "documents": step.study.documents}
     last_s = read_json(step.path)["wall_s"] if step.path.exists() else None
-    execute(step.notebook, given, step.study.run_dir/"notebooks"/f"{step.notebook}.ipynb", _log(step.study), label or step.name, last_s)
+    executed = step.study.run_dir/"notebooks"/f"{step.notebook}.ipynb"
+    execute(step.notebook, given, executed, _log(step.study), label or step.name, last_s)
 
 # %% ../nbs/00a_steps.ipynb #cell-018
 @contextmanager

@@ -7,6 +7,7 @@ __all__ = ['pack_rows', 'TrainingBatches', 'answer_loss', 'page_groups', 'Answer
 # %% ../nbs/04_training.ipynb #cell-002
 import resource
 import shutil
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -201,10 +202,12 @@ def check_reporting(
     "StudyError if the loss cannot be reported there; it names what to install."
     if report_to == "none": return
     if report_to not in INTEGRATION_TO_CALLBACK:
-        raise StudyError(f"Unknown report_to {report_to!r}; choose one of: none, {', '.join(sorted(INTEGRATION_TO_CALLBACK))}")
+        known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+        raise StudyError(f"Unknown report_to {report_to!r}; choose one of: none, {known}")
     callback = INTEGRATION_TO_CALLBACK[report_to]
     try: type("Trial", (callback,), {"__del__": lambda self: None})()  # some stumble in __del__ after a failed start
-    except Exception as error: raise StudyError(f"Cannot report to {report_to}: {error}") from error  # each library fails in its own way
+    except Exception as error:  # each library fails in its own way
+        raise StudyError(f"Cannot report to {report_to}: {error}") from error
 
 def train_adapter(
     study: Study,  # data, base, schedule
@@ -217,7 +220,8 @@ def train_adapter(
     key, folder = digest_of(study.step("training").key(), lora_rank, seed, precision), adapter_folder(study, lora_rank, seed, precision)
     workers = team()
     if record := _finished(folder, key):
-        if report_to != "none" and workers.is_main_process: print(f"{folder.name} is trained already: nothing is sent to {report_to}")
+        if report_to != "none" and workers.is_main_process:
+            print(f"{folder.name} is trained already: nothing is sent to {report_to}", file=sys.stderr)
         return record
     check_reporting(report_to)
     work = folder.with_name(f"{folder.name}.{key}")  # another key is another run: its checkpoints do not mix

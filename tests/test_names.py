@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CHARACTERS = [c for c in string.printable if c.isprintable() and not c.isalnum() and c != "/"] + list("éß中🙂")
 NASTY = "-a b!\"#$%&'()*+,;<=>?@[c]\\^`{preset}|~%20é::中 $HOME *.{}."
 NAMES = [f"a{c}b" for c in CHARACTERS] + [c + "b" for c in CHARACTERS] + [
-    "a[b]", "x*", "{}", "{0}", "{study}", "%s", "%20", "hf:", "a=b", "a..", "..a", "--preset", "~", "-", "$(id)", "<b>", "a" * 250, NASTY]
+    "a[b]", "x*", "{}", "{0}", "{study}", "%s", "%20", "hf:", "a=b", "a..", "..a", "--preset", "~", "-", "$(id)", "<b>",
+    "a" * 250, "a\u202fb\u200d", NASTY]
 
 
 @pytest.fixture
@@ -66,10 +67,11 @@ def documents(tmp_path):
         folder.mkdir(parents=True)
         for number in range(3):
             page = Image.new("RGB", (320, 200), "white")
-            ImageDraw.Draw(page).text((20, 20), f"ACME\nDate 2024-03-0{number + 1}\nTotal {number}9.50", "black", font_size=24)
+            text = f"ACME\nDate 2024-03-0{number + 1}\nTotal {number}9.50"
+            ImageDraw.Draw(page).text((20, 20), text, "black", font_size=24)
             page.save(folder/f"{number}.png")
-            lines.append(json.dumps({"file_name": f"{number}.png", "question": "What is the total?", "answers": [f"{number}9.50"]}))
-        (folder/"metadata.jsonl").write_text("\n".join(lines))
+            lines.append({"file_name": f"{number}.png", "question": "What is the total?", "answers": [f"{number}9.50"]})
+        (folder/"metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder.parent
 
 
@@ -85,10 +87,10 @@ def test_a_whole_study_in_a_nasty_folder_on_nasty_documents(tmp_path, documents)
 
     study = ("import sys; from docvlm.core import open_study; from docvlm.steps import run_study\n"
              "study = open_study('smoke', sys.argv[1])\n")
-    assert "ran data, training, evaluation, ablation, failures, latency, report" in run(study + "run_study(study)", str(documents))
+    assert f"ran {', '.join(steps.STEPS)}" in run(study + "run_study(study)", str(documents))
     assert "up to date, nothing to do" in run(study + "run_study(study)", str(documents))
     measure = "import sys; from docvlm.cli import measure; measure('ocr', preset='smoke', documents=sys.argv[1])"
     assert "benchmarks" in run(measure, str(documents))
-    assert "ran report" in run(study + "run_study(study)", str(documents)), "the report does not see what was measured"
+    assert "ran report" in run(study + "run_study(study)", str(documents)), "the report sees what was measured"
     said = run(study + "print(study.paper_dir/'paper.html', end='')", str(documents))
     assert "OCR" in Path(said).read_text(encoding="utf-8") and Path(said).with_suffix(".pdf").read_bytes().startswith(b"%PDF")
