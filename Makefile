@@ -4,6 +4,10 @@ PRESET ?= nano
 DOCUMENTS ?=
 BIN := .venv/bin
 
+# The folder's name as it was given, through the environment: neither make nor the shell reads anything into its characters.
+override DOCUMENTS := $(value DOCUMENTS)
+export DOCUMENTS
+
 # Large arrays stay on the heap in huge pages instead of being mapped anew at each step: 15 % of a CPU training step.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export MALLOC_MMAP_THRESHOLD_ ?= 33554432
@@ -31,7 +35,7 @@ audit: install
 	$(BIN)/uv tool run pip-audit --requirement requirements.lock --disable-pip --require-hashes
 
 study: install
-	$(BIN)/docvlm-study --preset $(PRESET) --documents "$(DOCUMENTS)"
+	$(BIN)/docvlm-study --preset $(PRESET) --documents="$$DOCUMENTS"
 
 # What the study's executed notebooks show, in the notebooks of the repository.
 outputs: study
@@ -40,7 +44,7 @@ outputs: study
 	$(BIN)/nbdev_clean
 
 bench: install
-	$(BIN)/docvlm-bench --preset $(PRESET) --documents "$(DOCUMENTS)"
+	$(BIN)/docvlm-bench --preset $(PRESET) --documents="$$DOCUMENTS"
 
 test: export HF_HUB_OFFLINE = 1
 test: install
@@ -63,8 +67,8 @@ lab: install
 	$(BIN)/jupyter lab --ServerApp.root_dir=$(CURDIR) nbs/index.ipynb
 
 nano-base: install
-	mkdir -p data/runs/nano-base
-	$(BIN)/papermill nbs/10_nano_base.ipynb data/runs/nano-base/10_nano_base.ipynb -p train True
+	$(BIN)/python -c "from docvlm.core import root; from docvlm.execution import execute; run = root()/'data/runs/nano-base'; \
+		execute('10_nano_base', {'train': True}, run/'10_nano_base.ipynb', run/'run.log', 'nano base')"
 
 clean:
 	rm -rf data/runs data/cache

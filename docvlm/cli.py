@@ -7,12 +7,12 @@ __all__ = ['study', 'train', 'evaluate', 'bench', 'ask', 'demo', 'measure', 'pla
 import json
 import sys
 from contextlib import nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 
 from fastcore.script import Param, call_parse
 
 from .core import StudyError, digest_of, open_study, read_json, root
+from .parameters import number
 
 # %% ../nbs/11_cli.ipynb #cell-004
 _expected = (StudyError, ValueError, OSError)  # OSError: no such file, no right to write, disk full
@@ -66,15 +66,17 @@ def _print_check(study):
 def study(
     preset: str = "nano",  # smoke, nano, qwen2-vl-2b or qwen2-vl-7b
     documents: str = "",  # a folder of your own documents: train/ and test/, each with metadata.jsonl
-    only: str = "",  # run this step alone: data, training, evaluation, ablation, failures, latency or report
-    trace: str = "",  # a number's name (evaluation.benchmarks.docvqa.ours), or the number as the report shows it ("8.7 %"): tell its origin
+    only: str = None,  # run this step alone: data, training, evaluation, ablation, failures, latency or report
+    trace: str = None,  # tell the origin of a number: its name (evaluation.benchmarks.docvqa.ours), or as the report shows it ("8.7 %")
     check: bool = False,  # run the study again in an empty folder and compare, number by number; exit code 1 if it differs
 ):
     "Run the study: every notebook that is not up to date, in order."
     def run():
         from docvlm.steps import run_study
+        if (only is not None) + (trace is not None) + check > 1:
+            raise ValueError("--only, --trace and --check exclude each other; give one")
         opened = _opened(preset, documents)
-        if trace: _print_origin(opened, trace)
+        if trace is not None: _print_origin(opened, trace)
         elif check: _print_check(opened)
         else: run_study(_affordable(opened), only)
     _plainly(run)
@@ -86,21 +88,23 @@ def train(
     documents: str = "",  # a folder of your own documents
     lora_rank: int = None,  # default: the preset's
     seed: int = 42,  # of initial adapter weights and batch order
-    report_to: str = "none",  # wandb, tensorboard or trackio
+    report_to: str = "none",  # wandb, tensorboard, trackio, mlflow or another of transformers' integrations
 ):
     "Fine-tune one adapter (continues where it was stopped) and print where it lies; runs under `accelerate launch` too."
     def run():
-        if report_to in ("wandb", "tensorboard", "trackio") and find_spec(report_to) is None:
-            raise StudyError(f"{report_to} is not installed; `.venv/bin/pip install {report_to}` and try again")
+        number("--seed", seed, 0, 2**32 - 1)
+        if lora_rank is not None: number("--lora_rank", lora_rank, 1, 1024)
         from docvlm.model import team
         from docvlm.steps import run_study
-        from docvlm.training import train_adapter
+        from docvlm.training import check_reporting, train_adapter
+        check_reporting(report_to)
         opened = _affordable(_opened(preset, documents))
+        rank = opened.preset.lora_rank if lora_rank is None else lora_rank
         workers = team()
         if workers.is_main_process: run_study(opened, "data")
         workers.wait_for_everyone()
         with _alone(opened):
-            record = train_adapter(opened, lora_rank or opened.preset.lora_rank, seed, report_to)
+            record = train_adapter(opened, rank, seed, report_to)
         if workers.is_main_process: print(json.dumps({k: v for k, v in record.items() if k != "loss"}, indent=1))
     _plainly(run)
 
@@ -109,8 +113,8 @@ def train(
 def evaluate(
     preset: str = "nano",  # smoke, nano, qwen2-vl-2b or qwen2-vl-7b
     documents: str = "",  # a folder of your own documents
-    adapter: str = "",  # an adapter folder; "" for the study's first seed; with --submit, "base" for none
-    submit: str = "",  # docvqa or infovqa: answer the hidden test questions instead, into a file for rrc.cvc.uab.es
+    adapter: str = None,  # an adapter folder; default: the study's first seed; with --submit, "base" for none
+    submit: str = None,  # docvqa or infovqa: answer the hidden test questions instead, into a file for rrc.cvc.uab.es
 ):
     "Answer the study's test questions with the base and one adapter, and print the scores; runs under `accelerate launch` too."
     def run():
@@ -119,12 +123,12 @@ def evaluate(
         from docvlm.training import adapter_folder, check_base
         opened = _opened(preset, documents)
         seed = opened.preset.seeds[0]
-        folder = Path(adapter) if adapter else adapter_folder(opened, opened.preset.lora_rank, seed)
-        bare = submit and adapter == "base"
+        folder = adapter_folder(opened, opened.preset.lora_rank, seed) if adapter is None else Path(adapter)
+        bare = submit is not None and adapter == "base"
         if not bare and not (folder/"adapter_model.safetensors").exists():
             raise FileNotFoundError(f"No adapter in {folder}; run docvlm-train first or name another folder")
         if not bare: check_base(opened, folder)
-        if submit:
+        if submit is not None:
             from docvlm.submission import write_submission
             return print(write_submission(opened, submit, None if bare else folder))
         record, own = folder/"record.json", folder.resolve().parent == adapter_folder(opened, 1, 1).resolve().parent
@@ -175,10 +179,12 @@ def demo(
     preset: str = "nano",  # smoke, nano, qwen2-vl-2b or qwen2-vl-7b
     documents: str = "",  # whose adapter and test pages to use: the folder the study was run on
     host: str = "127.0.0.1",  # address to bind to; 0.0.0.0 opens it to the network
-    port: int = 8008,
+    port: int = 8008,  # 0 for any that is free
 ):
     "Serve a local web page to drop in a document and ask, base and adapter side by side."
     def run():
+        number("--port", port, 0, 65535)
+        if not host: raise ValueError("--host is empty; give 127.0.0.1, or 0.0.0.0 to open the page to the network")
         from docvlm.demo import serve
         serve(_opened(preset, documents), host, port)
     _plainly(run)

@@ -11,9 +11,11 @@ import csv
 import hashlib
 import importlib
 import json
+import logging
 import multiprocessing
 import os
 import random
+import re
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -28,6 +30,10 @@ from .precision import PRECISIONS, device_kind, has_bf16
 from .protocols import PROTOCOLS
 
 # %% ../nbs/00_core.ipynb #cell-003
+# bitsandbytes warns on import that an optional package for faster 4-bit products is missing; it has its own.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: not record.msg.startswith("Failed to load CPU gemm_4bit_forward"))
+
 class StudyError(RuntimeError):
     "Something the reader can mend; the message names the thing and the remedy."
 
@@ -101,6 +107,8 @@ def get_preset(
     name: str,  # one of `PRESETS`, or one of them under another protocol, as in "qwen2-vl-2b@vlmevalkit"
 ) -> Preset:
     "The preset of that name; ValueError names the valid ones."
+    if not isinstance(name, str):
+        raise ValueError(f"A preset is named by text, not {name!r}; choose one of: {', '.join(PRESETS)}")
     known, _, protocol = name.partition("@")
     if known not in PRESETS: raise ValueError(f"Unknown preset {known!r}; choose one of: {', '.join(PRESETS)}")
     if "@" not in name: return PRESETS[known]
@@ -250,10 +258,13 @@ class Study:
 
     @property
     def name(self):
-        "The preset's name; with documents also the folder's, and a mark of where it lies: two folders of one name are two studies."
+        """The preset's name; with documents also the folder's and a mark of where it lies: two folders of one name are
+        two studies. Paths, patterns and addresses are made from it, so other than word characters become `-`."""
         if not self.documents: return self.preset.name
         folder = (root()/self.documents).resolve()
-        return f"{self.preset.name}-{folder.name}-{digest_of(os.path.relpath(folder, root()))[:4]}"
+        plain = re.sub(r"[^\w.-]+", "-", folder.name)[:60]
+        mark = digest_of(os.path.relpath(folder, root()))
+        return f"{self.preset.name}-{plain}-{mark[:4 if plain == folder.name else 8]}"
     @property
     def generated(self):
         "Whether docvlm drew the pages itself, so that it knows their words, boxes and templates."
@@ -294,17 +305,26 @@ def record_precision(
 
 MOST_NEW_TOKENS = 256  # a model that finds no end goes on as long for every question
 
+def _documents(folder):
+    "The folder as given; ValueError if it cannot name one."
+    if not isinstance(folder, (str, Path)):
+        raise ValueError(f"documents must be a folder's path as text, or '' for the preset's own pages, not {folder!r}")
+    if re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", str(folder)):
+        raise ValueError(f"The name of the documents folder {str(folder)!r} holds a control character or is not UTF-8; rename it")
+    return folder
+
 def open_study(
     preset: str = "nano",  # one of `PRESETS`
     documents: str = "",  # a folder of your own documents, relative to the repository or absolute
 ) -> Study:
     "A study by the names that notebooks and commands take. On your own documents an answer may get as long as those to train on."
-    preset, folder = get_preset(preset), root()/documents
+    preset, folder = get_preset(preset), root()/_documents(documents)
     if not documents: return in_precision(Study(preset))
-    if not folder.is_dir(): raise FileNotFoundError(f"No documents folder {folder}; give a folder with train/ and test/, each holding metadata.jsonl")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"No documents folder {folder}; give a folder with train/ and test/, each holding metadata.jsonl")
     longest = longest_answer(folder)
     room = {name: max(tokens, min(longest.get(name, 0) + 1, MOST_NEW_TOKENS)) for name, tokens in preset.max_new_tokens.items()}  # + 1: the end
-    return in_precision(Study(replace(preset, max_new_tokens=room), documents))
+    return in_precision(Study(replace(preset, max_new_tokens=room), str(documents)))
 
 # %% ../nbs/00_core.ipynb #cell-017
 def save_figure(

@@ -21,6 +21,7 @@ import pandas as pd
 from datasets import Image
 from tqdm.auto import tqdm
 
+from .parameters import number
 from .core import Preset, Study, StudyError, digest_of, root
 from .features import pages_of
 from .images import decode_page
@@ -47,7 +48,9 @@ class Endpoint:
         if parts.username or parts.password or parts.query:
             raise ValueError(f"Put the key into the variable {self.key_variable}, not into the address")
         if not self.model: raise ValueError(f"Name the model that {parts.hostname} serves")
-        if self.concurrency < 1: raise ValueError(f"concurrency must be at least 1, not {self.concurrency}")
+        number("concurrency", self.concurrency, 1, 1000)
+        number("requests_per_minute", self.requests_per_minute, 0.0, 1e6)
+        number("timeout_s", self.timeout_s, 0.001, 86400.0)
 
     def key(self):
         "The key of the environment, or what is sent in its place; ValueError if no header can carry it."

@@ -4,6 +4,7 @@
 __all__ = ['remedy', 'fetch', 'load_hub', 'first_look', 'missing_files', 'check_sources']
 
 # %% ../nbs/02d_hub.ipynb #bfb8dc2a
+import glob
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,7 +71,7 @@ def load_hub(
     "A benchmark split from the hub, its cache, or a copy, at the pinned commit and with as many rows as its card says."
     with _explained(source):
         files, commit = fetch(source)
-        dataset = load_dataset("parquet", data_files={"rows": list(map(str, files))}, split="rows")
+        dataset = load_dataset("parquet", data_files={"rows": [glob.escape(str(file)) for file in files]}, split="rows")
         rows, skipped = convert_hub(dataset, source, read_ucsf(root()/"data"/"ucsf_metadata.csv"))
     if len(dataset) != source.samples:
         raise StudyError(f"{source.name}: {len(dataset):,} rows, where data/sources.csv says {source.samples:,}: a copy in part, or "
@@ -83,7 +84,8 @@ def first_look(
     questions: int = 3,  # rows to fetch
 ) -> Dataset:  # rows of our schema
     "The first rows of a source, without downloading it."
-    where = _copy(source) or f"hf://datasets/{source.hub_id}@{source.revision}"
+    copy = _copy(source)
+    where = glob.escape(str(copy)) if copy else f"hf://datasets/{source.hub_id}@{source.revision}"
     with _explained(source):
         stream = load_dataset("parquet", data_files={"rows": f"{where}/{source.files}"}, split="rows", streaming=True)
         head = Dataset.from_list(list(stream.decode(False).take(questions)), features=stream.features)

@@ -38,4 +38,4 @@ def emulation(
     "What to tell someone whose machine is about to emulate bf16."
     if not in_bf16(precision, device) or has_bf16(device): return ""
     return ("bf16 has no units on this machine and is emulated, many times slower; go on where the study was begun, "
-            "or begin it anew in fp32: remove precision.json from its folder in data/runs")
+            "or begin it anew in fp32: remove its folder in data/runs")

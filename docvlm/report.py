@@ -163,9 +163,10 @@ def render(
 # %% ../nbs/09_report.ipynb #cell-018
 _FORMAT = "markdown-raw_html-raw_tex-raw_attribute-tex_math_dollars-yaml_metadata_block-example_lists-auto_identifiers+gfm_auto_identifiers"
 
-def _pandoc(text, title, to, *arguments, paper):
-    return pypandoc.convert_text(text, to, format=_FORMAT, extra_args=[
-        "--standalone", "--citeproc", f"--bibliography={paper/'references.bib'}", f"--resource-path={root()}", "--wrap=none",
+def _pandoc(text, title, to, *arguments):
+    "Convert in the repository, by relative paths: Pandoc decodes %20 and splits at a colon in those that it is given."
+    return pypandoc.convert_text(text, to, format=_FORMAT, cworkdir=str(root()), extra_args=[
+        "--standalone", "--citeproc", "--bibliography=paper/references.bib", "--wrap=none",
         "--columns=10000", "--metadata=lang:en", f"--metadata=title:{title}", *arguments])
 
 def to_html(
@@ -173,9 +174,8 @@ def to_html(
     title: str,
 ) -> str:
     "One self-contained page."
-    paper = root()/"paper"
-    return _pandoc(text, title, "html5", "--embed-resources", "--mathml", "--toc", "--toc-depth=2", f"--css={paper/'style.css'}",
-                   f"--include-in-header={paper/'head.html'}", f"--include-after-body={paper/'gallery.html'}", paper=paper)
+    return _pandoc(text, title, "html5", "--embed-resources", "--mathml", "--toc", "--toc-depth=2",
+                   "--css=paper/style.css", "--include-in-header=paper/head.html", "--include-after-body=paper/gallery.html")
 
 def to_pdf(
     text: str,  # Markdown with images relative to the repository
@@ -183,9 +183,8 @@ def to_pdf(
     path: Path,  # of the PDF
 ) -> None:
     "Typeset; the same text gives the same bytes."
-    paper = root()/"paper"
-    source = _pandoc(text, title, "typst", f"--include-in-header={paper/'preamble.typ'}", "--variable=papersize:a4",
-                     "--shift-heading-level-by=-1", paper=paper)
+    source = _pandoc(text, title, "typst", "--include-in-header=paper/preamble.typ", "--variable=papersize:a4",
+                     "--shift-heading-level-by=-1")
     typst.compile(source.encode(), output=path, root=root(), ignore_system_fonts=True, timestamp=0)
 
 # %% ../nbs/09_report.ipynb #cell-020

@@ -2,11 +2,13 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'APART', 'PROVENANCE', 'import_closure', 'notebook_code', 'code_digests', 'content_digest', 'Step',
-           'git_state', 'environment', 'check_parameters', 'run_step', 'alone', 'run_study']
+           'git_state', 'environment', 'run_step', 'alone', 'run_study']
 
 # %% ../nbs/00a_steps.ipynb #cell-002
 import ast
+import glob
 import json
+import shlex
 import platform
 import subprocess
 import time
@@ -20,8 +22,10 @@ from pathlib import Path
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
-from .core import (Study, StudyError, base_digest, copies_digest, digest_of, documents_digest, read_json,
+from .core import (Study, StudyError, base_digest, copies_digest, digest_of, documents_digest, get_preset, read_json,
                          record_precision, root, write_json)
+from .execution import execute
+from .parameters import check_parameters
 from .precision import device_kind, emulation
 
 # %% ../nbs/00a_steps.ipynb #cell-004
@@ -115,22 +119,32 @@ class Step:
         "Digest of each input: the base model, the documents, the results of earlier steps."
         preset, found, (_, earlier, patterns) = self.study.preset, {}, (STEPS | APART)[self.name]
         found["base"] = base_digest(preset)
-        files = [file for pattern in patterns for file in sorted(root().glob(pattern.format(study=self.study.name)))]
+        named = (pattern.format(study=glob.escape(self.study.name)) for pattern in patterns)
+        files = [file for pattern in named for file in sorted(root().glob(pattern))]
         from_hub = self.name == "data" and preset.source == "hub" and not self.study.documents
         if files: found["files"] = digest_of(*files, *([copies_digest()] if from_hub else []))
         if self.study.documents: found["documents"] = documents_digest(root()/self.study.documents)
         for step in earlier: found[step] = content_digest(self.study.result(step))
         return found
 
-    def key(self):
+    def key(
+        self,
+        precision: str = "",  # to take in place of the study's own
+    ):
         "What the result depends on, in one digest."
-        return digest_of(asdict(self.study.preset), self.inputs(), code_digests(self.notebook))
+        preset = asdict(self.study.preset) | ({"precision": precision} if precision else {})
+        return digest_of(preset, self.inputs(), code_digests(self.notebook))
 
     def state(self):
-        "'fresh', or why the step must run."
+        """'fresh', or why the step must run.
+
+        A result counts in the precision that it was computed in, unless the preset asks for another: those of another
+        machine stay valid on this one."""
         if not self.path.exists(): return "no result yet"
         result = read_json(self.path)
-        try: key = self.key()
+        asked = get_preset(self.study.preset.name).precision
+        own = result.get("params", {}).get("precision") if asked == "auto" else ""
+        try: key = self.key(own)
         except StudyError as error: return str(error)
         if result.get("key") != key:
             then, now = result.get("params", {}).get("precision"), self.study.preset.precision
@@ -146,7 +160,7 @@ def read(self: Step) -> dict:
     "The result, if it is up to date."
     if (state := self.state()) == "fresh": return read_json(self.path)
     raise StudyError(f"{self.study.name}/{self.name}: {state}; run `docvlm-study --preset {self.study.preset.name}`"
-                     + (f" --documents {self.study.documents}" if self.study.documents else ""))
+                     + (f" --documents={shlex.quote(self.study.documents)}" if self.study.documents else ""))
 
 @patch
 def run(self: Step,
@@ -201,36 +215,17 @@ def result(self: Study, name: str  # one of `STEPS`
     return self.step(name).read()
 
 # %% ../nbs/00a_steps.ipynb #cell-016
-def check_parameters(
-    notebook: str,  # e.g. "02_data"
-    given: dict,  # parameters that will be passed
-) -> None:
-    "Exactly one cell tagged `parameters`, and every given name defined in it; else StudyError."
-    cells = json.loads((root()/"nbs"/f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
-    tagged = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
-    if len(tagged) != 1: raise StudyError(f"{notebook}.ipynb has {len(tagged)} cells tagged 'parameters'; it needs exactly one")
-    known = [t.id for node in ast.parse(tagged[0]).body if isinstance(node, ast.Assign) for t in node.targets]
-    for name in given:
-        if name not in known: raise StudyError(f"{notebook}.ipynb has no parameter {name!r}; it knows: {', '.join(known)}")
+def _log(study): return study.run_dir/"study.log"
 
 def run_step(
     step: Step,  # to run
+    label: str = "",  # begins the line that shows how far it is; "" for the step's name
 ) -> None:
     "Execute a step's notebook into the study's folder; StudyError says which cell failed and how to go on."
-    import papermill
-    from nbclient.exceptions import DeadKernelError
     given = {"preset": step.study.preset.name, "documents": step.study.documents}
-    check_parameters(step.notebook, given)
+    last_s = read_json(step.path)["wall_s"] if step.path.exists() else None
     executed = step.study.run_dir/"notebooks"/f"{step.notebook}.ipynb"
-    executed.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        papermill.execute_notebook(root()/"nbs"/f"{step.notebook}.ipynb", executed, given, kernel_name="python3", cwd=root(), log_output=False)
-    except papermill.PapermillExecutionError as error:
-        raise StudyError(f"{step.notebook}.ipynb failed in cell {error.cell_index}: {error.ename}: {error.evalue}\n"
-                         f"See {executed.relative_to(root())}. What is done is kept; run the same command to go on.") from error
-    except DeadKernelError as error:
-        raise StudyError(f"{step.notebook}.ipynb: its kernel died, often for want of memory. What is done is kept; free memory and "
-                         "run the same command to go on.") from error
+    execute(step.notebook, given, executed, _log(step.study), label or step.name, last_s)
 
 # %% ../nbs/00a_steps.ipynb #cell-018
 @contextmanager
@@ -248,19 +243,25 @@ def alone(
 
 def run_study(
     study: Study,  # preset and documents
-    only: str = "",  # one step; "" for all
+    only: str | None = None,  # one step; None for all
 ) -> list[str]:  # the steps that had to run
     "Run every step that is not up to date, in order; one study at a time in a folder."
-    ran, steps = [], [study.step(name) for name in ([only] if only else STEPS)]
+    ran, steps = [], [study.step(name) for name in (STEPS if only is None else [only])]
     with alone(study):
         for number, step in enumerate(steps, 1):
-            state, started = step.state(), time.perf_counter()
-            print(f"[{number}/{len(steps)}] {step.name}: {'up to date' if state == 'fresh' else state}", flush=True)
-            if state == "fresh": continue
-            note = "" if ran else emulation(study.preset.precision, device_kind())
-            if note: print(f"docvlm: {note}", flush=True)
-            run_step(step)
+            line, state, started = f"[{number}/{len(steps)}] {step.name}", step.state(), time.perf_counter()
+            if state == "fresh":
+                print(f"{line}: up to date", flush=True)
+                continue
+            if not ran:
+                _log(study).unlink(missing_ok=True)
+                if note := emulation(study.preset.precision, device_kind()): print(f"docvlm: {note}", flush=True)
+            outcome = "stopped after"
+            try:
+                run_step(step, f"{line}: {state}")
+                outcome = "done in"
+            finally: print(f"{line}: {outcome} {time.perf_counter() - started:.0f} s", flush=True)
             ran.append(step.name)
-            print(f"[{number}/{len(steps)}] {step.name}: done in {time.perf_counter() - started:.0f} s", flush=True)
-    print(f"{study.name}: " + (f"ran {', '.join(ran)}" if ran else "everything is up to date, nothing to do"))
+    if ran: print(f"{study.name}: ran {', '.join(ran)}; log: {_log(study).relative_to(root())}")
+    else: print(f"{study.name}: everything is up to date, nothing to do")
     return ran

@@ -2,11 +2,12 @@
 
 # %% auto #0
 __all__ = ['pack_rows', 'TrainingBatches', 'answer_loss', 'page_groups', 'AnswerTrainer', 'Clock', 'LiveCurve', 'adapter_folder',
-           'check_base', 'train_adapter', 'train_study']
+           'check_base', 'check_reporting', 'train_adapter', 'train_study']
 
 # %% ../nbs/04_training.ipynb #cell-002
 import resource
 import shutil
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .core import Study, StudyError, base_digest, digest_of, flush, read_json, root, set_seed, write_json
@@ -190,17 +192,34 @@ def check_base(
     if (folder/"record.json").exists() and read_json(folder/"record.json").get("base_digest", digest := base_digest(study.preset)) != digest:
         raise StudyError(f"The adapter {folder.name} was trained on another version of {study.preset.base}; run docvlm-study again")
 
+def check_reporting(
+    report_to: str,  # "none", or one of transformers' integrations
+) -> None:
+    "StudyError if the loss cannot be reported there; it names what to install."
+    if report_to == "none": return
+    if report_to not in INTEGRATION_TO_CALLBACK:
+        known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+        raise StudyError(f"Unknown report_to {report_to!r}; choose one of: none, {known}")
+    callback = INTEGRATION_TO_CALLBACK[report_to]
+    try: type("Trial", (callback,), {"__del__": lambda self: None})()  # some stumble in __del__ after a failed start
+    except Exception as error:  # each library fails in its own way
+        raise StudyError(f"Cannot report to {report_to}: {error}") from error
+
 def train_adapter(
     study: Study,  # data, base, schedule
     lora_rank: int,  # of the adapter
     seed: int,  # of initial weights and batch order
-    report_to: str = "none",  # "wandb", "tensorboard", "trackio", as in TrainingArguments
+    report_to: str = "none",  # "wandb", "tensorboard", "mlflow", ..., see `check_reporting`
     precision: str = "",  # of the base under it, if it is quantized: "int8", or "nf4" as in QLoRA
 ) -> dict:  # loss curve, times, sizes; also in the adapter's record.json
     "Fine-tune one adapter, or read it back if it is there; a killed run continues from its last checkpoint."
     key, folder = digest_of(study.step("training").key(), lora_rank, seed, precision), adapter_folder(study, lora_rank, seed, precision)
-    if record := _finished(folder, key): return record
     workers = team()
+    if record := _finished(folder, key):
+        if report_to != "none" and workers.is_main_process:
+            print(f"{folder.name} is trained already: nothing is sent to {report_to}", file=sys.stderr)
+        return record
+    check_reporting(report_to)
     work = folder.with_name(f"{folder.name}.{key}")  # another key is another run: its checkpoints do not mix
     set_seed(seed)
     processor, base = load_processor(study.preset), load_base(study.preset, precision)

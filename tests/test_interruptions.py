@@ -25,9 +25,10 @@ def clone(tmp_path_factory): return copy_sources(open_study("smoke"), tmp_path_f
 
 
 def command(clone, *arguments, **options):
-    "Start `docvlm-study --preset smoke` in a clone."
+    "Start `docvlm-study --preset smoke` in a clone; it minds Ctrl-C, which what a shell runs in the background does not."
     whole = study_command(open_study("smoke"), clone) | {"args": [Path(sys.executable).parent/"docvlm-study", "--preset", "smoke", *arguments]}
-    return subprocess.Popen(**whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(**whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (  # a module imports from layers above its own and from its left neighbours
-    ("protocols", "metadata", "precision", "core", "metrics", "rendering", "entities"), ("steps",), ("trust", "outputs"), ("layout", "practice", "sketches", "plots", "scenes", "scanning", "statistics"), ("questions",),
+    ("protocols", "metadata", "precision", "core", "parameters", "execution", "metrics", "rendering", "entities"), ("steps",), ("trust", "outputs"), ("layout", "practice", "sketches", "plots", "scenes", "scanning", "statistics"), ("questions",),
     ("templates", "charts"), ("infographics", "bills", "billing"), ("contents",), ("documents",), ("images", "sources", "hub", "leakage", "folder"),
     ("data",), ("model", "packing", "cost", "plan"), ("features",), ("training",), ("refusals", "ocr", "lookup", "endpoint"), ("answering",), ("asking", "evaluation", "submission"),
     ("ablation", "taxonomy", "gallery", "signals", "failures", "latency"), ("systems",),
