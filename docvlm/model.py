@@ -291,6 +291,7 @@ def load_adapter(
     try: config, weights = LoraConfig.from_pretrained(str(folder)), load_file(folder/"adapter_model.safetensors")
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise StudyError(f"{folder.name}/adapter_model.safetensors or its configuration is damaged ({error}); train the adapter again") from error
+    config.base_model_name_or_path = None  # as trained elsewhere; `check_base` compares the base itself
     adapted = get_peft_model(model, config)
     expected = get_peft_model_state_dict(adapted)
     faults = [f"lacks {name}" for name in expected.keys() - weights.keys()] + [f"unknown {name}" for name in weights.keys() - expected.keys()]
