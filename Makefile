@@ -39,7 +39,7 @@ study: install
 
 # What the study's executed notebooks show, in the notebooks of the repository.
 outputs: study
-	$(BIN)/python -c "from docvlm.core import open_study, root; from docvlm.outputs import keep_outputs; \
+	$(BIN)/python -c "from docvlm.core import open_study, root; from docvlm.paper.readme import keep_outputs; \
 		[print(path.name, keep_outputs(path, root()/'nbs'/path.name)) for path in sorted((open_study('$(PRESET)').run_dir/'notebooks').glob('*.ipynb'))]"
 	$(BIN)/nbdev_clean
 

@@ -6,9 +6,10 @@ __all__ = ['ablation_row', 'ablate_precision', 'ablate']
 # %% ../nbs/06_ablation.ipynb #cell-002
 import pandas as pd
 
-from .core import Study, StudyError
+from .core import Study
+from .engine.device import cannot_run
 from .evaluation import compare, predict_systems
-from .model import cannot_run
+from .files import StudyError
 from .training import adapter_folder, train_adapter
 
 # %% ../nbs/06_ablation.ipynb #cell-004

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from fastcore.script import Param, call_parse
 
-from .core import StudyError, digest_of, open_study, read_json, root
+from .core import open_study
+from .files import StudyError, read_json, root
 from .parameters import number
 
 # %% ../nbs/11_cli.ipynb #cell-004
@@ -34,21 +35,21 @@ def _opened(preset, documents):
 
 def _alone(study):
     "The study's lock, which one of several processes takes for all of them."
-    from docvlm.model import team
+    from docvlm.engine.device import team
     from docvlm.steps import alone
     return alone(study) if team().is_main_process else nullcontext()
 
 def _affordable(study):
     "The study, if its base is here or this machine can take it; asked before anything is downloaded."
     if not (root()/study.preset.base).is_dir():
-        from docvlm.plan import check_machine
+        from docvlm.bench.plan import check_machine
         check_machine(study)
     return study
 
 # %% ../nbs/11_cli.ipynb #cell-005-x6
 def _print_origin(study, number):
     "Origin of a number, by name or as it is shown; several numbers shown alike are listed by name."
-    from docvlm.trust import names_of, trace
+    from docvlm.provenance import names_of, trace
     names = names_of(study, number) if number[:1] in "+-\u2212.0123456789" else [number]
     if not names: raise StudyError(f"No number of the study {study.name} is shown as {number!r}; give a name such as evaluation.benchmarks.docvqa.ours")
     if len(names) == 1: print(json.dumps(trace(study, names[0]), indent=1, ensure_ascii=False))
@@ -56,7 +57,7 @@ def _print_origin(study, number):
 
 def _print_check(study):
     "The table of a rerun against the published results; exit code 1 if a step differs."
-    from docvlm.trust import check
+    from docvlm.provenance import check
     table = check(study)
     print(table.to_string(index=False))
     if table.differs.any(): raise SystemExit(1)
@@ -94,7 +95,7 @@ def train(
     def run():
         number("--seed", seed, 0, 2**32 - 1)
         if lora_rank is not None: number("--lora_rank", lora_rank, 1, 1024)
-        from docvlm.model import team
+        from docvlm.engine.device import team
         from docvlm.steps import run_study
         from docvlm.training import check_reporting, train_adapter
         check_reporting(report_to)
@@ -119,7 +120,8 @@ def evaluate(
     "Answer the study's test questions with the base and one adapter, and print the scores; runs under `accelerate launch` too."
     def run():
         from docvlm.evaluation import compare_groups, predict_systems
-        from docvlm.model import adapter_digest, team
+        from docvlm.model import adapter_digest
+        from docvlm.engine.device import team
         from docvlm.training import adapter_folder, check_base
         opened = _opened(preset, documents)
         seed = opened.preset.seeds[0]
@@ -129,7 +131,7 @@ def evaluate(
             raise FileNotFoundError(f"No adapter in {folder}; run docvlm-train first or name another folder")
         if not bare: check_base(opened, folder)
         if submit is not None:
-            from docvlm.submission import write_submission
+            from docvlm.apps.submission import write_submission
             return print(write_submission(opened, submit, None if bare else folder))
         record, own = folder/"record.json", folder.resolve().parent == adapter_folder(opened, 1, 1).resolve().parent
         if record.exists(): seed = read_json(record)["seed"]
@@ -151,7 +153,7 @@ def bench(
 ):
     "Measure how much faster the study trains and answers than the usual recipes (ten minutes at nano on two cores)."
     def run():
-        from docvlm.benchmark import measure_benchmark
+        from docvlm.bench.speedup import measure_benchmark
         opened = _opened(preset, documents)
         result = opened.step("benchmark").run(lambda: measure_benchmark(opened))
         for name, value in result.items():
@@ -167,7 +169,7 @@ def ask(
 ):
     "Ask about a page; answers of the base and, if one is trained, of the adapter."
     def run():
-        from docvlm.asking import ask_page
+        from docvlm.apps.ask import ask_page
         opened = _opened(preset, documents)
         for row in ask_page(opened, Path(image), questions):
             print(f"{row['question']}\n  {row['system']:>5}: {row['answer']}   (confidence {row['confidence']:.2f}, {row['seconds']:.2f} s)")
@@ -185,7 +187,7 @@ def demo(
     def run():
         number("--port", port, 0, 65535)
         if not host: raise ValueError("--host is empty; give 127.0.0.1, or 0.0.0.0 to open the page to the network")
-        from docvlm.demo import serve
+        from docvlm.apps.demo import serve
         serve(_opened(preset, documents), host, port)
     _plainly(run)
 
@@ -205,9 +207,9 @@ def measure(
     "Measure another system on the study's test questions; the next report shows it (continues where it was stopped)."
     def run():
         opened = _opened(preset, documents)
-        from docvlm.endpoint import Endpoint
-        from docvlm.tables import empty_answers
-        from docvlm.systems import cautions, measure_endpoint, measure_ocr
+        from docvlm.baselines.endpoint import Endpoint
+        from docvlm.paper.tables import empty_answers
+        from docvlm.baselines.compare import cautions, measure_endpoint, measure_ocr
         found = measure_ocr(opened) if system == "ocr" else measure_endpoint(
             opened, Endpoint(system, model, key_variable, concurrency, requests_per_minute, timeout_s), prompts)
         shown = ("benchmarks", "failures", "unanswered", "seconds_per_question", "cost_per_1000_questions_usd")
@@ -223,6 +225,6 @@ def plan(
 ):
     "Work out what a study takes (parameters, tokens, memory, hours, dollars) before anything is downloaded, and file it."
     def run():
-        from docvlm.plan import write_plan
+        from docvlm.bench.plan import write_plan
         print(write_plan(_opened(preset, "")).relative_to(root()))
     _plainly(run)

@@ -20,15 +20,16 @@ from datasets import Dataset, Image, concatenate_datasets
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from .core import (Study, StudyError, check_started, digest_of, documents_digest, flush, in_library, process_pool,
-                         read_json, root, write_json)
+from .core import Study
 from .documents import UNSEEN_SHARE, make_page
-from .folder import load_folder
-from .hub import check_sources, load_hub
-from .images import page_size
-from .leakage import find_leaks, fingerprints, page_positions
-from .steps import import_closure
-from .sources import document_types, read_sources, rows_dataset
+from .files import (StudyError, check_started, digest_of, flush, in_library, process_pool, read_json, root,
+                          write_json)
+from .inputs.folder import load_folder
+from .inputs.hub import check_sources, load_hub
+from .inputs.images import page_size
+from .inputs.leakage import find_leaks, fingerprints, page_positions
+from .inputs.sources import document_types, read_sources, rows_dataset
+from .steps import documents_digest, import_closure, module_file
 
 # %% ../nbs/02_data.ipynb #cell-004
 def page_plan(
@@ -130,7 +131,7 @@ def prepared_folder(
     "The prepared pages of a study, made now if they are not there yet."
     preset = study.preset
     modules = import_closure("from docvlm.documents import make_page\nfrom docvlm.folder import load_folder")
-    code = digest_of(*[root()/"docvlm"/f"{module}.py" for module in (*modules, "data")])
+    code = digest_of(*map(module_file, (*modules, "data")))
     content = (documents_digest(root()/study.documents) if study.documents else
                digest_of(preset.train_pages, preset.test_pages, preset.data_seed))
     folder = study.cache_dir/"data"/digest_of(code, content)

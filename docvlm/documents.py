@@ -14,14 +14,14 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from . import bills, charts, infographics, templates
-from .billing import make_invoice, make_letter, make_receipt
-from .contents import make_form, make_info, make_table
-from .entities import Cast, plain
-from .layout import PIXELS_PER_POINT, WIDTHS_PT, DoesNotFit, fit
-from .questions import Box, Question, chart_questions
-from .rendering import SEEN_FONTS, UNSEEN_FONTS, degrade, move_box
-from .statistics import Chart, make_chart
+from .pages import bills, charts, infographics, layout as templates
+from .pages.bills import make_invoice, make_letter, make_receipt
+from .pages.chart_data import Chart, make_chart
+from .pages.entities import Cast, plain
+from .pages.forms import make_form, make_info, make_table
+from .pages.layout import PIXELS_PER_POINT, WIDTHS_PT, DoesNotFit, fit
+from .pages.questions import Box, Question, chart_questions
+from .pages.rendering import SEEN_FONTS, UNSEEN_FONTS, degrade, move_box
 
 # %% ../nbs/01_documents.ipynb #cell-004
 @dataclass(frozen=True)

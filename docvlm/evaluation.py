@@ -16,14 +16,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate.utils import gather_object
 
-from .answering import answer_rows
-from .core import Study, base_digest, digest_of, replacing, root
+from .analysis.metrics import BENCHMARK_METRICS, mean_ci, paired_delta, relaxed_accuracy_strict, score
+from .core import Study
 from .data import load_splits, page_table, question_table
-from .metrics import BENCHMARK_METRICS, mean_ci, paired_delta, relaxed_accuracy_strict, score
-from .model import adapter_digest, load_adapter, load_base, load_processor, team
-from .sources import document_types, read_sources
+from .engine.answering import answer_rows
+from .engine.device import team
+from .engine.features import cache_features
+from .files import digest_of, replacing, root
+from .inputs.sources import document_types, read_sources
+from .model import adapter_digest, load_adapter, load_base, load_processor
+from .presets import base_digest
 from .steps import code_digests, content_digest
-from .features import cache_features
 from .training import adapter_folder
 
 # %% ../nbs/05_evaluation.ipynb #cell-004

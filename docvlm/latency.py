@@ -13,13 +13,16 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from .answering import answer
-from .core import Study, StudyError, in_library, process_pool, root
+from .core import Study
 from .data import load_splits
-from .model import autocast, cannot_run, encode_pages, load_base, load_processor, prepare_images
-from .packing import chat_template, encode_text
+from .engine.answering import answer
+from .engine.attention import encode_pages, prepare_images
+from .engine.device import autocast, cannot_run
+from .engine.features import pages_of
+from .engine.packing import chat_template, encode_text
+from .files import StudyError, in_library, process_pool, root
+from .model import load_base, load_processor
 from .precision import device_kind, has_bf16
-from .features import pages_of
 
 # %% ../nbs/08_latency.ipynb #cell-004
 def time_answers(

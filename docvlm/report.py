@@ -14,13 +14,15 @@ import typst
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from . import tables
-from .core import PRESETS, Study, StudyError, read_json, root
+from .core import Study
+from .files import StudyError, read_json, root
+from .paper import tables
+from .paper.figures import draw_all
+from .paper.speedup_section import speed_values
+from .paper.tables import (NOT_MEASURED, amount, benchmark_name, interval, markdown, percent, points,
+                                 present, said, table)
+from .presets import PRESETS
 from .steps import STEPS, content_digest
-from .figures import draw_all
-from .readme import readme_drift, write_model_card, write_readme
-from .speed import speed_values
-from .tables import NOT_MEASURED, amount, benchmark_name, interval, markdown, percent, points, present, said, table
 
 # %% ../nbs/09_report.ipynb #cell-004
 def verdict(cell: dict) -> str:

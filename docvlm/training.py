@@ -19,12 +19,16 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .core import Study, StudyError, base_digest, digest_of, flush, read_json, root, set_seed, write_json
+from .core import Study
 from .data import load_splits
-from .features import PageFeatures, cache_features, pages_of
-from .model import adapter_digest, add_lora, last_layer_at, load_base, load_processor, team, within_memory
+from .engine.attention import last_layer_at
+from .engine.device import team, within_memory
+from .engine.features import PageFeatures, cache_features, pages_of
+from .engine.packing import PackedPage, chat_template, collate_pages, encode_text, pack_page
+from .files import StudyError, digest_of, flush, read_json, root, set_seed, write_json
+from .model import adapter_digest, add_lora, load_base, load_processor
 from .precision import device_kind, in_bf16
-from .packing import PackedPage, chat_template, collate_pages, encode_text, pack_page
+from .presets import base_digest
 
 # %% ../nbs/04_training.ipynb #cell-007
 def pack_rows(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from test_report import fill, html_of, no_figures, study  # noqa: F401, fixtures among them
 
-from docvlm.core import open_study, read_json, root
+from docvlm.core import open_study
+from docvlm.files import read_json, root
 
 ROOT = Path(__file__).resolve().parent.parent
 WAYS = ("training_vs_plain", "training_vs_grouped", "evaluation_vs_loop", "evaluation_vs_batched")

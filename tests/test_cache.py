@@ -10,12 +10,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from docvlm.answering import answer_rows
-from docvlm.core import StudyError, open_study
+from docvlm.engine.answering import answer_rows
+from docvlm.files import StudyError
+from docvlm.core import open_study
 from docvlm.data import load_splits
 from docvlm.model import load_base, load_processor
-from docvlm.rates import ScratchStudy, changed, one_question_a_page
-from docvlm.features import PageFeatures, cache_features, pages_of
+from docvlm.bench.throughput import ScratchStudy, changed, one_question_a_page
+from docvlm.engine.features import PageFeatures, cache_features, pages_of
 from docvlm.training import TrainingBatches, answer_loss, pack_rows
 
 FEATURE = torch.randn(64, 256, generator=torch.Generator().manual_seed(0)).bfloat16()

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from docvlm.asking import Asker
+from docvlm.apps.ask import Asker
 from docvlm.core import open_study
-from docvlm.folder import load_folder
-from docvlm.metrics import score
-from docvlm.sources import ROW_FEATURES, rows_dataset
+from docvlm.inputs.folder import load_folder
+from docvlm.analysis.metrics import score
+from docvlm.inputs.sources import ROW_FEATURES, rows_dataset
 
 REPO = Path(__file__).parents[1]
 RECEIPTS = REPO.parent / "shared/real/receipts"

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 from docvlm import execution, parameters
-from docvlm.core import StudyError, read_json
+from docvlm.files import StudyError, read_json
 from docvlm.execution import execute
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,14 +19,15 @@ from transformers import Qwen2Tokenizer, Qwen2VLForConditionalGeneration, Traine
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from docvlm import training
-from docvlm.answering import answer
-from docvlm.core import Study, get_preset
+from docvlm.engine.answering import answer
+from docvlm.core import Study
+from docvlm.presets import get_preset
 from docvlm.data import load_splits, prepare_data, prepared_folder
 from docvlm.evaluation import evaluate_study
 from docvlm.model import load_base, load_processor, qwen2_vl_2b_config
-from docvlm.packing import chat_template
-from docvlm.plan import PREFIX_TOKENS
-from docvlm.features import PageFeatures, pages_of
+from docvlm.engine.packing import chat_template
+from docvlm.bench.plan import PREFIX_TOKENS
+from docvlm.engine.features import PageFeatures, pages_of
 from docvlm.training import adapter_folder, train_adapter, train_study
 
 pytestmark = pytest.mark.slow

@@ -6,10 +6,10 @@ import unicodedata
 import pytest
 from hostile import EITHER, USED, cases, encoded, record
 
-from docvlm.core import write_json
-from docvlm.folder import load_folder
-from docvlm.metadata import BENCHMARKS, MAX_CHARACTERS
-from docvlm.sources import rows_dataset
+from docvlm.files import write_json
+from docvlm.inputs.folder import load_folder
+from docvlm.inputs.folder import BENCHMARKS, MAX_CHARACTERS
+from docvlm.inputs.sources import rows_dataset
 
 CASES = {case.name: case for case in cases()}
 
@@ -94,7 +94,7 @@ def test_a_split_without_a_usable_line_is_one_clear_error(tmp_path, make):
 
 
 def test_a_line_of_any_length_takes_bounded_memory(tmp_path):
-    from docvlm.metadata import MAX_LINE_BYTES, read_metadata
+    from docvlm.inputs.folder import MAX_LINE_BYTES, read_metadata
     path = tmp_path/"metadata.jsonl"
     with path.open("wb") as file:
         for _ in range(10): file.write(b"a"*MAX_LINE_BYTES)

@@ -13,9 +13,10 @@ import pytest
 from filelock import FileLock
 
 from docvlm import steps
-from docvlm.core import StudyError, open_study
+from docvlm.files import StudyError
+from docvlm.core import open_study
 from docvlm.steps import run_study
-from docvlm.trust import copy_sources, study_command
+from docvlm.provenance import copy_sources, study_command
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,7 +45,7 @@ def test_a_full_disk_leaves_the_old_file_and_a_clear_message(tmp_path):
     code = f"""
 import resource, sys
 from pathlib import Path
-from docvlm.core import StudyError, read_json, write_json
+from docvlm.files import StudyError, read_json, write_json
 path = write_json(Path({str(tmp_path)!r})/"a.json", {{"old": 1}})
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 try: write_json(path, {{"new": "a"*100_000}})
@@ -110,7 +111,7 @@ def test_a_kernel_that_dies_is_named(monkeypatch):
 def test_workers_end_when_their_parent_is_killed():
     code = """
 import time
-from docvlm.core import process_pool
+from docvlm.files import process_pool
 pool = process_pool(2)
 list(pool.map(time.sleep, [0.1, 0.1]))
 print(*pool._processes, flush=True)

@@ -7,7 +7,7 @@ import pytest
 from anls import anls_score
 from anls_star import anls_score as anls_star_score
 
-from docvlm.metrics import anls, relaxed_accuracy, relaxed_accuracy_strict
+from docvlm.analysis.metrics import anls, relaxed_accuracy, relaxed_accuracy_strict
 
 PAIRS = 10_000
 LETTERS = "abcdeABCDE 12.,$%éß漢"

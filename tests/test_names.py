@@ -10,9 +10,11 @@ import pytest
 from PIL import Image, ImageDraw
 
 from docvlm import core, execution, parameters, steps
-from docvlm.core import Study, get_preset, open_study, read_json, write_json
+from docvlm.core import Study, open_study
+from docvlm.presets import get_preset
+from docvlm.files import read_json, write_json
 from docvlm.execution import execute
-from docvlm.trust import copy_sources, study_command
+from docvlm.provenance import copy_sources, study_command
 
 ROOT = Path(__file__).resolve().parent.parent
 CHARACTERS = [c for c in string.printable if c.isprintable() and not c.isalnum() and c != "/"] + list("éß中🙂")

@@ -6,7 +6,7 @@ import pytest
 
 from docvlm import cli, evaluation
 from docvlm.evaluation import compare, compare_groups
-from docvlm.systems import system_cells
+from docvlm.baselines.compare import system_cells
 
 
 def answers(pages, scores):

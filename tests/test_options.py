@@ -12,7 +12,9 @@ import pytest
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from docvlm import cli, steps, training
-from docvlm.core import Study, StudyError, get_preset, read_json
+from docvlm.core import Study
+from docvlm.files import StudyError, read_json
+from docvlm.presets import get_preset
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -21,7 +23,7 @@ AT = {name: i for name, cells in CODE.items() for i, c in enumerate(cells) if "p
 
 
 def test_every_notebook_with_parameters_checks_them_first():
-    assert set(AT) >= {notebook for notebook, *_ in (steps.STEPS | steps.APART).values()} | {"02d_hub", "10_nano_base"}
+    assert set(AT) >= {notebook for notebook, *_ in (steps.STEPS | steps.APART).values()} | {"inputs/03_hub", "10_nano_base"}
     for name, at in AT.items():
         assert f'settle_parameters("{name}", globals())' in "".join(CODE[name][at + 1]["source"]), name
 
@@ -44,8 +46,8 @@ def given(tmp_path):
 
 
 @pytest.mark.parametrize("name, parameter, options, outcome", [
-    ("02d_hub", "look", ("-p", "look", "false"), "False"),
-    ("02d_hub", "look", ("-p", "look", "True"), "True"),
+    ("inputs/03_hub", "look", ("-p", "look", "false"), "False"),
+    ("inputs/03_hub", "look", ("-p", "look", "True"), "True"),
     ("10_nano_base", "train", ("-p", "train", "false"), "False"),
     ("10_nano_base", "train", ("-p", "train", "0"), "False"),
     ("10_nano_base", "train", ("-p", "train", "on"), "True"),

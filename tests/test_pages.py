@@ -17,15 +17,18 @@ from datasets import Dataset, Image, concatenate_datasets
 from PIL import Image as PILImage
 from PIL import TiffImagePlugin
 
-from docvlm import ocr
-from docvlm.asking import read_upload
-from docvlm.core import Preset, Study, base_digest, copies_digest, documents_digest, get_preset, open_study
-from docvlm.endpoint import page_url
-from docvlm.folder import load_folder
-from docvlm.images import decode_page, open_page, page_size
-from docvlm.metadata import files_read
-from docvlm.model import load_processor, prepare_images
-from docvlm.sources import ROW_FEATURES, rows_dataset
+from docvlm.baselines import ocr
+from docvlm.apps.ask import read_upload
+from docvlm.presets import Preset, base_digest, get_preset
+from docvlm.core import Study, open_study
+from docvlm.steps import copies_digest, documents_digest
+from docvlm.baselines.endpoint import page_url
+from docvlm.inputs.folder import load_folder
+from docvlm.inputs.images import decode_page, open_page, page_size
+from docvlm.inputs.folder import files_read
+from docvlm.model import load_processor
+from docvlm.engine.attention import prepare_images
+from docvlm.inputs.sources import ROW_FEATURES, rows_dataset
 
 
 def encoded(image, kind="PNG", **options):

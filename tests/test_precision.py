@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from docvlm import core, model, precision, steps
-from docvlm.asking import Asker
-from docvlm.features import PageFeatures
-from docvlm.model import autocast, load_base
+from docvlm.apps.ask import Asker
+from docvlm.engine.features import PageFeatures
+from docvlm.engine.device import autocast
+from docvlm.model import load_base
 from docvlm.training import _arguments
 
 ROOT = Path(__file__).resolve().parent.parent

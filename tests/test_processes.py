@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from docvlm.core import open_study
-from docvlm.trust import copy_sources, study_command
+from docvlm.provenance import copy_sources, study_command
 
 BIN = Path(sys.executable).parent
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]

@@ -13,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from docvlm import steps
-from docvlm.core import digest_of, open_study, read_json, write_json
-from docvlm.metrics import BENCHMARK_METRICS, METRICS, anls, clustered_mean_ci, paired_delta, parse_number, score
-from docvlm.model import text_attention
-from docvlm.packing import Template, block_mask, collate_pages, pack_page, page_positions
+from docvlm.files import digest_of, read_json, write_json
+from docvlm.core import open_study
+from docvlm.analysis.metrics import (BENCHMARK_METRICS, METRICS, anls, clustered_mean_ci, paired_delta,
+                                     parse_number, score)
+from docvlm.engine.attention import text_attention
+from docvlm.engine.packing import Template, block_mask, collate_pages, pack_page, page_positions
 from docvlm.steps import PROVENANCE, Step, content_digest
-from docvlm.trust import leaves
+from docvlm.provenance import leaves
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=100)
 settings.load_profile("repeatable")

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 
-from docvlm import asking
-from docvlm.answering import questions_at_a_time
-from docvlm.asking import Asker, AskWidget, ask_page
+from docvlm.apps import ask as asking
+from docvlm.engine.answering import questions_at_a_time
+from docvlm.apps.ask import Asker, AskWidget, ask_page
 from docvlm.core import open_study
-from docvlm.demo import listen, make_app
-from docvlm.metadata import MAX_CHARACTERS, check_question, clean_record
+from docvlm.apps.demo import listen, make_app
+from docvlm.inputs.folder import MAX_CHARACTERS, check_question, clean_record
 
 ROOT = Path(__file__).resolve().parent.parent
 RULE = "; ask in 1 to 4,000 readable characters (UTF-8)"

@@ -13,8 +13,9 @@ from jinja2 import UndefinedError
 from PIL import Image
 
 import docvlm.core as core
-from docvlm import readme, report, steps
-from docvlm.tables import percent, points
+from docvlm.paper import readme
+from docvlm import report, steps
+from docvlm.paper.tables import percent, points
 
 REPO = Path(__file__).parents[1]
 HOSTILE = ["<script>alert('x')</script>", "</td></table><img src=x onerror=alert(1)>", "**bold** [link](javascript:alert(1)) | cell",

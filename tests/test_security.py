@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = sorted((ROOT/"docvlm").glob("*.py"))
-NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
+CODE = sorted((ROOT/"docvlm").rglob("*.py"))
+NOTEBOOKS = sorted((ROOT/"nbs").rglob("*.ipynb"))
 FORBIDDEN = {  # calls, by what they would let in
     "runs text": {"eval", "exec", "compile", "os.system", "os.popen", "subprocess.getoutput", "pd.eval"},
     "unpickles": {"pickle.load", "pickle.loads", "torch.load", "joblib.load", "dill.load", "dill.loads", "pd.read_pickle", "marshal.loads", "shelve.open"},
@@ -84,7 +84,7 @@ def test_a_place_is_found(text): assert PLACES.search(text)
 
 
 def test_picture_limits_hold_whoever_opens_them():
-    from docvlm.folder import FORMATS, MAX_PIXELS
+    from docvlm.inputs.images import FORMATS, MAX_PIXELS
     from PIL import Image, PngImagePlugin
     assert MAX_PIXELS <= 2*Image.MAX_IMAGE_PIXELS, "Pillow refuses from twice its limit on"
     assert PngImagePlugin.MAX_TEXT_CHUNK <= 2**20
@@ -94,7 +94,7 @@ def test_picture_limits_hold_whoever_opens_them():
 @pytest.fixture(scope="module")
 def tiny():
     "A study's base with a small adapter, and the adapter's files."
-    from docvlm.core import get_preset
+    from docvlm.presets import get_preset
     from docvlm.model import add_lora, load_base
     preset = get_preset("smoke")
     return preset, add_lora(load_base(preset, "fp32", "cpu"), preset, 2, 0)
@@ -124,7 +124,7 @@ def test_an_adapter_is_read_back(tiny, tmp_path):
     (lambda weights: weights.update({name: value*float("nan") for name, value in weights.items()}), "not finite")],
     ids=["tensor missing", "tensor unknown", "wrong shape", "not a number"])
 def test_an_adapter_of_other_tensors_is_refused(tiny, tmp_path, damage, message):
-    from docvlm.core import StudyError
+    from docvlm.files import StudyError
     from safetensors.torch import load_file, save_file
     path = saved(tiny, tmp_path)/"adapter_model.safetensors"
     weights = load_file(path)
@@ -137,7 +137,7 @@ def test_an_adapter_or_base_in_pickle_is_refused(tiny, tmp_path):
     import shutil
     import torch
     from dataclasses import replace
-    from docvlm.core import StudyError
+    from docvlm.files import StudyError
     from docvlm.model import load_base
     saved(tiny, tmp_path/"adapter")
     (tmp_path/"adapter"/"adapter_model.safetensors").unlink()
@@ -149,7 +149,7 @@ def test_an_adapter_or_base_in_pickle_is_refused(tiny, tmp_path):
 
 
 def test_damaged_adapter_files_are_named(tiny, tmp_path):
-    from docvlm.core import StudyError
+    from docvlm.files import StudyError
     saved(tiny, tmp_path)
     path = tmp_path/"adapter_model.safetensors"
     whole = path.read_bytes()

@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from docvlm.core import digest_of, open_study, read_json, root
+from docvlm.files import digest_of, read_json, root
+from docvlm.core import open_study
 from docvlm.steps import STEPS
-from docvlm.trust import answers_digest, compare, copy_sources, study_command
+from docvlm.provenance import answers_digest, compare, copy_sources, study_command
 
 pytestmark = pytest.mark.soak
 PRESET = os.environ.get("DOCVLM_KILL_PRESET", "smoke")

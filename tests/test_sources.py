@@ -20,9 +20,10 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
-from docvlm import hub
-from docvlm.core import StudyError, open_study
-from docvlm.sources import INVOICE_PROXY, ROW_FEATURES, convert_hub, document_types, read_sources
+from docvlm.inputs import hub
+from docvlm.files import StudyError
+from docvlm.core import open_study
+from docvlm.inputs.sources import INVOICE_PROXY, ROW_FEATURES, convert_hub, document_types, read_sources
 
 REPO = Path(__file__).parents[1]
 SOURCES = {source.name: source for source in read_sources(REPO/"data/sources.csv")}
@@ -282,7 +283,7 @@ def test_offline_what_is_there_is_used_and_what_is_not_is_said(visit):
 
 
 def test_submission_file_has_the_servers_format(tmp_path, monkeypatch):
-    from docvlm import submission
+    from docvlm.apps import submission
     source = copy_of("DocVQA test", tmp_path, rows=2)
     monkeypatch.setattr(submission, "read_sources", lambda _: [source])
     study = open_study("smoke")
@@ -298,7 +299,7 @@ def test_submission_file_has_the_servers_format(tmp_path, monkeypatch):
 def test_model_card_is_read_by_the_hubs_own_reader(tmp_path):
     from huggingface_hub import ModelCard
 
-    from docvlm.readme import model_card
+    from docvlm.paper.readme import model_card
     cell = {"metric": "anls", "questions": 5349, "images": 1286, "baseline": {"value": .5, "ci95": [.4, .6]},
             "ours": {"value": .6, "ci95": [.5, .7], "per_seed": {"42": .61}},
             "delta": {"value": .1, "ci95": [0, .2], "p_value": .01}}

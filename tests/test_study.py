@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from docvlm import steps
-from docvlm.core import StudyError, open_study, read_json, write_json
-from docvlm.metrics import score
+from docvlm.files import StudyError, read_json, write_json
+from docvlm.core import open_study
+from docvlm.analysis.metrics import score
 from docvlm.steps import STEPS, alone, run_study
 
 ROOT = Path(__file__).resolve().parent.parent

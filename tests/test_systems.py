@@ -14,9 +14,11 @@ from urllib.request import urlopen
 
 import pytest
 
-from docvlm.core import StudyError, get_preset, open_study, read_json
+from docvlm.files import StudyError, read_json
+from docvlm.presets import get_preset
+from docvlm.core import open_study
 from docvlm.data import load_splits
-from docvlm.endpoint import Endpoint, endpoint_answers
+from docvlm.baselines.endpoint import Endpoint, endpoint_answers
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -146,7 +148,7 @@ def test_answers_under_way_when_a_run_stops_are_kept(study, rows):
 
 
 def test_a_dead_server_stops_the_run(study, rows, monkeypatch):
-    monkeypatch.setattr("docvlm.endpoint.MOST_FAILURES", 4)
+    monkeypatch.setattr("docvlm.baselines.endpoint.MOST_FAILURES", 4)
     with socket.socket() as unused: unused.bind(("127.0.0.1", 0)); port = unused.getsockname()[1]
     with pytest.raises(StudyError, match=r"4 requests in a row failed .* \(no connection: 4\).*run the same command"):
         endpoint_answers(study, endpoint(f"http://127.0.0.1:{port}/v1"), rows)
@@ -176,9 +178,9 @@ def transformers_server(tmp_path_factory):
 
 
 def test_transformers_serve_answers_as_the_study_does(transformers_server, study, rows):
-    from docvlm.answering import answer_rows
+    from docvlm.engine.answering import answer_rows
     from docvlm.model import load_base, load_processor
-    from docvlm.features import cache_features
+    from docvlm.engine.features import cache_features
     own, few = open_study("smoke"), rows.select(range(4))
     model, processor = load_base(own.preset, "fp32"), load_processor(own.preset)
     ours = answer_rows(own, model, processor, few, cache_features(own, model, processor, few), precision="fp32")
@@ -190,7 +192,7 @@ def test_transformers_serve_answers_as_the_study_does(transformers_server, study
 
 def test_a_measured_system_is_filed_beside_the_study(monkeypatch, request):
     from docvlm.report import current_systems
-    from docvlm.systems import measure_endpoint
+    from docvlm.baselines.compare import measure_endpoint
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     opened = open_study("smoke")
     request.addfinalizer(lambda: (opened.results_dir/"systems.json").unlink(missing_ok=True))  # the name is real, the scores are not
@@ -222,7 +224,7 @@ def test_mistakes_get_one_clear_line(arguments, message):
 @pytest.mark.skipif(not RECEIPTS.is_dir(), reason="shared/real/receipts is not beside this checkout")
 def test_rules_read_a_real_training_receipt(tmp_path):
     from datasets import Dataset, Image
-    from docvlm.lookup import lookup_answers
+    from docvlm.baselines.ocr_rules import lookup_answers
     asked = [json.loads(line) for line in (RECEIPTS/"train/metadata.jsonl").read_text().splitlines()][:4]
     rows = Dataset.from_dict({"doc_id": ["r"]*4, "question": [row["question"] for row in asked], "benchmark": ["docvqa"]*4,
                               "image": [str(RECEIPTS/"train"/asked[0]["file_name"])]*4}).cast_column("image", Image())
@@ -245,12 +247,13 @@ def small(tmp_path, rows):
 @pytest.fixture
 def measured(tmp_path, monkeypatch, rows, capsys):
     "Runs docvlm-measure on few questions: exit code, stderr, what is filed."
-    from docvlm import cli, systems
+    from docvlm import cli
+    from docvlm.baselines import compare as systems
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
         for variable in (name, name.lower()): monkeypatch.delenv(variable, raising=False)
     real = systems.Endpoint
-    monkeypatch.setattr("docvlm.endpoint.Endpoint", lambda *settings: real(*settings, retries=0))
+    monkeypatch.setattr("docvlm.baselines.endpoint.Endpoint", lambda *settings: real(*settings, retries=0))
 
     def run(system, of=rows.select(range(3)), **options):
         made, own = small(tmp_path, of)
@@ -307,7 +310,7 @@ def test_a_message_is_one_bounded_line_without_the_key(measured):
 
 
 def test_many_questions_end_early_with_the_same_message(measured, rows, monkeypatch):
-    monkeypatch.setattr("docvlm.endpoint.MOST_FAILURES", 5)
+    monkeypatch.setattr("docvlm.baselines.endpoint.MOST_FAILURES", 5)
     with serve(lambda question, number: (400, {"error": {"message": "no images here"}})) as (url, log):
         found = measured(url, rows, concurrency=1)
     no_measurement(found)
@@ -366,7 +369,7 @@ def test_empty_texts_alone_are_asked_again(measured):
 
 
 def test_a_part_of_the_answers_is_scored_alone(measured, rows, tmp_path):
-    from docvlm.tables import measured_systems, other_systems, without_answer
+    from docvlm.paper.tables import measured_systems, other_systems, without_answer
     answers = dict(zip(rows["question"], rows["answers"]))
     bad = set(rows["question"][::3])
     def reply(question, number): return (500, "<b>Boom</b> | bang") if question in bad else (200, completion(answers[question][0]))
@@ -389,7 +392,7 @@ def test_a_part_of_the_answers_is_scored_alone(measured, rows, tmp_path):
 
 
 def test_a_benchmark_without_any_answer_is_not_measured(measured):
-    from docvlm.tables import measured_systems, other_systems
+    from docvlm.paper.tables import measured_systems, other_systems
     rows = load_splits(open_study("smoke"))["test"]
     lost = rows["benchmark"][len(rows) - 1]
     some = rows.select([i for i, name in enumerate(rows["benchmark"]) if name == lost][:3] + list(range(6)))
@@ -402,7 +405,7 @@ def test_a_benchmark_without_any_answer_is_not_measured(measured):
 
 
 def test_pages_that_a_server_rejects_do_not_end_the_others(measured, rows, monkeypatch):
-    monkeypatch.setattr("docvlm.endpoint.MOST_FAILURES", 2)
+    monkeypatch.setattr("docvlm.baselines.endpoint.MOST_FAILURES", 2)
     good = rows["question"][0]
     with serve(lambda question, number: (200, completion("7")) if question == good else (413, "")) as (url, log):
         found = measured(url, rows, concurrency=1)
@@ -428,7 +431,7 @@ def with_bad_pages(rows):
 
 
 def test_a_page_that_ocr_cannot_read_and_a_rule_that_raises_fail_alone(measured, rows, monkeypatch, tmp_path):
-    from docvlm import lookup
+    from docvlm.baselines import ocr_rules as lookup
     def raising(question, named, lines, benchmark):
         if question == "What raises?": raise ZeroDivisionError("a rule")
         return "7"
@@ -444,7 +447,7 @@ def test_a_page_that_ocr_cannot_read_and_a_rule_that_raises_fail_alone(measured,
 
 
 def test_what_would_fail_on_every_page_stops(measured, rows, monkeypatch):
-    from docvlm import ocr
+    from docvlm.baselines import ocr
     ocr._engine.cache_clear()
     monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", None)
     found = measured("ocr", with_bad_pages(rows), model="")
@@ -460,9 +463,9 @@ def test_ocr_that_reads_no_page_is_no_measurement(measured, rows):
 
 
 def test_a_broken_file_of_cached_lines_is_made_anew(tmp_path, monkeypatch):
-    from docvlm.ocr import Line, page_lines
+    from docvlm.baselines.ocr import Line, page_lines
     study, image = SimpleNamespace(cache_dir=tmp_path), lambda: None
-    monkeypatch.setattr("docvlm.ocr.read_lines", lambda page: [Line("a", 0, 0, 1, 1, 1.)])
+    monkeypatch.setattr("docvlm.baselines.ocr.read_lines", lambda page: [Line("a", 0, 0, 1, 1, 1.)])
     lines, _ = page_lines(study, image, "k")
     for broken in ("", "[]", '{"lines": [[1]], "seconds": 1}', '{"lines": []}'):
         next(tmp_path.rglob("k.json")).write_text(broken)
@@ -471,7 +474,7 @@ def test_a_broken_file_of_cached_lines_is_made_anew(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("error", [UnicodeEncodeError("utf-8", "\ud800", 0, 1, "no"), MemoryError(), RuntimeError("odd")])
 def test_a_request_of_ours_that_raises_fails_alone(measured, rows, monkeypatch, error):
-    from docvlm import endpoint as module
+    from docvlm.baselines import endpoint as module
     real, bad = module.ask, rows["question"][0]
     class Raising:
         def __init__(self, client): self.__dict__ |= {"api_key": client.api_key, "chat": self, "completions": self}
@@ -487,10 +490,10 @@ def test_a_page_that_cannot_be_sent_fails_alone_and_a_full_disk_stops(measured, 
     with serve(lambda question, number: (200, completion("7"))) as (url, log):
         found = measured(url, with_bad_pages(rows))
         assert found.code == 0 and found.filed["m"]["failures"].keys() <= {"unreadable page"}
-        monkeypatch.setattr("docvlm.endpoint.page_url", lambda image: (_ for _ in ()).throw(OSError("truncated")))
+        monkeypatch.setattr("docvlm.baselines.endpoint.page_url", lambda image: (_ for _ in ()).throw(OSError("truncated")))
         found = measured(url, rows)
         assert found.code == 1 and f"(unreadable page: {len(rows)}); OSError: truncated; check the files of the pages" in found.told
-        monkeypatch.setattr("docvlm.endpoint.page_url", lambda image: (_ for _ in ()).throw(StudyError("Cannot write x: disk full")))
+        monkeypatch.setattr("docvlm.baselines.endpoint.page_url", lambda image: (_ for _ in ()).throw(StudyError("Cannot write x: disk full")))
         found = measured(url, rows)
         assert found.code == 1 and found.told == "docvlm: Cannot write x: disk full"
 
@@ -498,7 +501,7 @@ def test_a_page_that_cannot_be_sent_fails_alone_and_a_full_disk_stops(measured, 
 def test_published_systems_read_as_before_and_failures_counted_as_zeros_are_left_out(monkeypatch, tmp_path):
     from docvlm.report import current_systems
     from docvlm.steps import content_digest
-    from docvlm.tables import empty_answers, measured_systems, other_systems, without_answer
+    from docvlm.paper.tables import empty_answers, measured_systems, other_systems, without_answer
     systems = read_json(ROOT/"data/results/nano/systems.json")["systems"]
     shown = other_systems(systems)
     assert "| 596 of 596 \\(100 \\%\\) | 74\\.0 | 69\\.2 to 78\\.8 | −18\\.8 |" in shown and "| 74\\.0 |" in measured_systems({"comparison": []}, systems)
@@ -515,7 +518,8 @@ def test_published_systems_read_as_before_and_failures_counted_as_zeros_are_left
 
 
 def test_the_report_shows_failures_as_failures_and_escapes_what_servers_say():
-    from docvlm import report, tables
+    from docvlm import report
+    from docvlm.paper import tables
     hostile = "<script>alert(1)</script> {{ 7*7 }} | **bold** [x](javascript:alert(1)) \u202e"
     cell = {"metric": "anls", "questions": 12, "images": 4, "answered": 10, "failed": 2, "empty": 0, "value": 0.5, "ci95": [0.4, 0.6],
             "delta": {"value": -0.1, "ci95": [-0.2, 0.1], "p_value": 0.2}}

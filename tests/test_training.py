@@ -5,16 +5,19 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from docvlm import answering, training
-from docvlm.answering import answer_rows
-from docvlm.core import get_preset, open_study, read_json, root
+from docvlm.engine import answering
+from docvlm import training
+from docvlm.engine.answering import answer_rows
+from docvlm.presets import get_preset
+from docvlm.core import open_study
+from docvlm.files import read_json, root
 from docvlm.data import load_splits
-from docvlm.features import cache_features
+from docvlm.engine.features import cache_features
 from docvlm.model import add_lora, load_base, load_processor
-from docvlm.nano import build_model, build_processor
-from docvlm.packing import collate_pages
-from docvlm.objectives import Speller
-from docvlm.pretraining import LEVELS, Recipe, Stage, load_shipped, pretrain
+from docvlm.nano.model import build_model, build_processor
+from docvlm.engine.packing import collate_pages
+from docvlm.nano.losses import Speller
+from docvlm.nano.pretraining import LEVELS, Recipe, Stage, load_shipped, pretrain
 from docvlm.training import AnswerTrainer, TrainingBatches, answer_loss, pack_rows
 
 
