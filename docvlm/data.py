@@ -130,7 +130,7 @@ def prepared_folder(
 ) -> Path:  # holds train.parquet, test.parquet, report.json and pages/
     "The prepared pages of a study, made now if they are not there yet."
     preset = study.preset
-    modules = import_closure("from docvlm.documents import make_page\nfrom docvlm.folder import load_folder")
+    modules = import_closure("from docvlm.documents import make_page\nfrom docvlm.inputs.folder import load_folder")
     code = digest_of(*map(module_file, (*modules, "data")))
     content = (documents_digest(root()/study.documents) if study.documents else
                digest_of(preset.train_pages, preset.test_pages, preset.data_seed))

@@ -125,6 +125,6 @@ def test_a_terminal_gets_one_line_that_says_how_far_it_is(tmp_path):
 
 
 def test_commands_say_nothing_of_an_optional_package():
-    code = "import docvlm.cli\nfrom docvlm import asking, evaluation, latency\nimport bitsandbytes"
+    code = "import docvlm.apps.ask\nfrom docvlm import cli, evaluation, latency\nimport bitsandbytes"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "gemm_4bit" not in done.stderr

@@ -163,11 +163,11 @@ def letter_foot(sheet, style):
     foot = [rule(style, 0.7, (1, 2))] + party(sheet, style) + _lines(sheet, style, ["Date"])
     return _body(sheet, style, 6) + _sign(sheet, style, "right") + foot
 
-# %% ../../nbs/pages/08_bills.ipynb #cell-003-01k_billing
+# %% ../../nbs/pages/08_bills.ipynb #cell-003b
 def _surname(cast): return Value(surname(cast))
 def _some_money(cast): return money(cast, round(10**cast.rng.uniform(1.2, 3.9), cast.rng.choice((0, 2))))
 
-# %% ../../nbs/pages/08_bills.ipynb #cell-005-01k_billing
+# %% ../../nbs/pages/08_bills.ipynb #cell-005b
 def _items(cast, words, low, high, number):
     "Rows of item, quantity and amount, and the amounts' sum."
     prices = [round(cast.rng.uniform(low, high), 2) for _ in range(number)]
@@ -176,7 +176,7 @@ def _items(cast, words, low, high, number):
             for word, quantity, price in zip(cast.pick(words, number), quantities, prices)]
     return rows, round(sum(row[2].number for row in rows), 2)
 
-# %% ../../nbs/pages/08_bills.ipynb #cell-006-01k_billing
+# %% ../../nbs/pages/08_bills.ipynb #cell-006b
 def _bill_questions(cast, rows, totals, labels, column):
     "Amounts of items and totals, the dearest item, how many there are."
     found = [reading(cast, ("What is the {label}?", "How much is the {label}?", "State the {label}."), value,
@@ -205,7 +205,7 @@ def _bill_questions(cast, rows, totals, labels, column):
                         item in [row[0].text for row in rows], labels + ("Yes/No",), item=item))
     return found
 
-# %% ../../nbs/pages/08_bills.ipynb #cell-007-01k_billing
+# %% ../../nbs/pages/08_bills.ipynb #cell-007b
 def _head_fields(cast):
     "Number, dates and customer of an invoice."
     pick, issued = cast.rng.choice, datetime.date(2012, 1, 1) + datetime.timedelta(cast.rng.randrange(4700))
@@ -221,7 +221,7 @@ def _texts(values): return {name: value.text for name, value in values.items()}
 def _field_texts(fields): return {name: value.text for name, (_, value, _) in fields.items()}
 def _cell_texts(rows): return [[value.text for value in row] for row in rows]
 
-# %% ../../nbs/pages/08_bills.ipynb #cell-008-01k_billing
+# %% ../../nbs/pages/08_bills.ipynb #cell-008b
 def make_invoice(
     cast: Cast,  # of the page
 ) -> tuple[Sheet, list[Question]]:
@@ -246,7 +246,7 @@ def make_invoice(
                          ("invoice", "form"), ("party", 0)))
     return sheet, asked
 
-# %% ../../nbs/pages/08_bills.ipynb #cell-010-01k_billing
+# %% ../../nbs/pages/08_bills.ipynb #cell-010b
 def _hour(cast): return Value(f"{cast.rng.randint(7, 21):02d}:{cast.rng.randint(0, 59):02d}")
 
 def _till_fields(cast):
@@ -258,7 +258,7 @@ def _till_fields(cast):
     return {name: (sort, make(cast), partial(make, cast))
             for name, sort, make in [day] + cast.rng.sample(others, pick((1, 2)))}
 
-# %% ../../nbs/pages/08_bills.ipynb #cell-011-01k_billing
+# %% ../../nbs/pages/08_bills.ipynb #cell-011b
 def make_receipt(
     cast: Cast,  # of the page
 ) -> tuple[Sheet, list[Question]]:
@@ -279,7 +279,7 @@ def make_receipt(
     which = ("What is the name of the shop?", "Which shop printed the receipt?", "Where was this bought?")
     return sheet, asked + [reading(cast, which, shop, ("receipt",), ("party", 0))]
 
-# %% ../../nbs/pages/08_bills.ipynb #cell-014-01k_billing
+# %% ../../nbs/pages/08_bills.ipynb #cell-014b
 OPENINGS = ("Thank you for your letter of {when}.", "We refer to your letter of {when}.",
             "I write about your visit on {when}.")
 MIDDLES = ("We will meet on {day} in {room} to discuss {topic}.",
@@ -299,7 +299,7 @@ ROLES = ("Sales Manager", "Director", "Secretary", "Head of Office", "Treasurer"
          "Chief Clerk")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
 
-# %% ../../nbs/pages/08_bills.ipynb #cell-015-01k_billing
+# %% ../../nbs/pages/08_bills.ipynb #cell-015b
 def _facts(cast):
     "What the body of a letter tells; an article in front is optional in answers."
     room, topic = cast.pick(ROOMS)[0], cast.pick(TOPICS)[0]
@@ -308,7 +308,7 @@ def _facts(cast):
             "topic": Value(topic, (topic.removeprefix("the "),)), "sum": _some_money(cast),
             "code": code(cast)}
 
-def _body(cast, facts):
+def _letter_body(cast, facts):
     "Two or three sentences, and look-ups of the facts in them."
     opening = [cast.rng.choice(OPENINGS)] if cast.rng.random() < 0.5 else []
     text = " ".join(opening + [cast.rng.choice(MIDDLES), cast.rng.choice(CLOSINGS)])
@@ -324,7 +324,7 @@ def make_letter(
     pick, label, facts = cast.rng.choice, ("free_text",), _facts(cast)
     sender, firm, reader, sent = person(cast), company(cast), _surname(cast), date(cast)
     role = Value(pick(ROLES))
-    body, asked = _body(cast, facts)
+    body, asked = _letter_body(cast, facts)
     greeting = pick(("Dear {},", "Dear Mr {},", "Dear Ms {},")).format(reader.text)
     sheet = Sheet(pick(("MEMO", "Memorandum", "Office Memo")), [firm.text, street(cast).text][:pick((1, 2))],
                   {"Date": sent.text, "Signed": sender.text, "Role": role.text}, paragraphs=[greeting, body],

@@ -177,7 +177,7 @@ def shelf(
     for i, image in enumerate(images): sheet.paste(image, (i % columns*width, i//columns*height))
     return sheet
 
-# %% ../../nbs/pages/02_layout.ipynb #cell-004-01b_templates
+# %% ../../nbs/pages/02_layout.ipynb #cell-004b
 @dataclass
 class Sheet:
     "What stands on a page, before anybody decides how it looks."
@@ -202,14 +202,14 @@ def note(sheet, style, align="left"):
 def rule(style, thick=0.7, dash=None, color=INK):
     return HRFlowable("100%", thick, color=color, spaceBefore=3, spaceAfter=3, dash=dash, vAlign="CENTER")
 
-# %% ../../nbs/pages/02_layout.ipynb #cell-005-01b_templates
+# %% ../../nbs/pages/02_layout.ipynb #cell-005b
 def pairs(sheet, style, end="", bold=True, align="left", color=INK):
     "Label and value cells of all fields."
     return [[Text(label + end, style, ("label", label), bold, color=color),
              Text(value, style, ("field", label), align=align)]
             for label, value in sheet.fields.items()]
 
-# %% ../../nbs/pages/02_layout.ipynb #cell-007-01b_templates
+# %% ../../nbs/pages/02_layout.ipynb #cell-007b
 def form_ruled(sheet, style):
     "Values on a rule, as typed into a blank."
     return title(sheet, style) + [grid(pairs(sheet, style, ":", False), style,
@@ -228,7 +228,7 @@ def form_colon(sheet, style):
                  color=style.accent) + [rule(style, 1.2, color=style.accent),
                                         grid(pairs(sheet, style, ":"), style, pad=1)] + note(sheet, style)
 
-# %% ../../nbs/pages/02_layout.ipynb #cell-008-01b_templates
+# %% ../../nbs/pages/02_layout.ipynb #cell-008b
 def form_boxes(sheet, style):
     "Two boxes a row, the label above its value."
     cells = [[Text(label, style, ("label", label), color=style.accent, scale=0.92),
@@ -254,7 +254,7 @@ def form_stacked(sheet, style):
     stripes = [("BACKGROUND", (0, r), (0, r + 1), HexColor("#eceff4")) for r in range(0, len(rows), 4)]
     return title(sheet, style) + [grid(rows, style, stripes, 6, gap=0)] + note(sheet, style)
 
-# %% ../../nbs/pages/02_layout.ipynb #cell-011-01b_templates
+# %% ../../nbs/pages/02_layout.ipynb #cell-011b
 def cells(sheet, style, head=INK, bold_head=True, key_bold=False):
     "All cells of a table: the first column left, all others right."
     return [[Text(text, style, ("cell", r, c), bold_head and r == 0 or key_bold and c == 0,
@@ -277,7 +277,7 @@ def table_zebra(sheet, style):
                  color=style.accent) + [grid(cells(sheet, style, style.accent), style, stripes,
                                              gap=3)] + note(sheet, style)
 
-# %% ../../nbs/pages/02_layout.ipynb #cell-012-01b_templates
+# %% ../../nbs/pages/02_layout.ipynb #cell-012b
 def table_dark(sheet, style):
     lines = [("BACKGROUND", (0, 0), (-1, 0), style.accent),
              ("LINEBELOW", (0, 1), (-1, -1), 0.5, HexColor("#999999"))]

@@ -61,7 +61,7 @@ def notebook_markdown(
     parts = []
     for cell in nbformat.read(notebook, as_version=4).cells:
         source = cell.source.strip()
-        if cell.cell_type == "markdown": parts.append(source)
+        if cell.cell_type == "markdown": parts.append(re.sub(r"\]\((?=\w+(?:\.ipynb|/)?\))", "](nbs/", source))  # links between notebooks
         elif "results_block(" in source: parts.append(f"{START}\n{results}\n{END}")
         elif "plan_block(" in source: parts.append(plan)
         elif not source.startswith("#| hide"):
