@@ -14,9 +14,13 @@ export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install lock audit study outputs bench test slow soak notebooks lab nano-base clean
+.DEFAULT_GOAL := help
+.PHONY: help install prepare lock audit study outputs bench test slow soak notebooks lab nano-base clean
 
-install: .venv/installed
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: .venv/installed  ## .venv with the pinned dependencies
 
 .venv/installed: settings.ini setup.py
 	$(PYTHON) -m venv .venv
@@ -25,50 +29,54 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
+prepare: install  ## before a commit: export the library, clean the notebooks, lint, test the notebooks
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(BIN)/ruff check docvlm tests setup.py
+	$(BIN)/nbdev_test --n_workers 1
+
 # The files of every package by hash, for the Python and system of the published results; `make install LOCKED=1` takes these.
-lock: install
+lock: install  ## requirements.lock anew
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile setup.py --extra dev --generate-hashes --quiet \
 		--python-version 3.11.7 --python-platform linux --output-file requirements.lock > /dev/null
 
-# Known vulnerabilities of the locked packages, as the Python Package Index lists them.
-audit: install
+audit: install  ## known vulnerabilities of the locked packages
 	$(BIN)/uv tool run pip-audit --requirement requirements.lock --disable-pip --require-hashes
 
-study: install
+study: install  ## the study of PRESET (nano), on DOCUMENTS if given, and its report
 	$(BIN)/docvlm-study --preset $(PRESET) --documents="$$DOCUMENTS"
 
-# What the study's executed notebooks show, in the notebooks of the repository.
-outputs: study
-	$(BIN)/python -c "from docvlm.core import open_study, root; from docvlm.paper.readme import keep_outputs; \
-		[print(path.name, keep_outputs(path, root()/'nbs'/path.name)) for path in sorted((open_study('$(PRESET)').run_dir/'notebooks').glob('*.ipynb'))]"
+outputs: study  ## the outputs of the study's notebooks into nbs/
+	$(BIN)/python -c "from docvlm.core import open_study; from docvlm.files import root; from docvlm.paper.readme import keep_outputs; \
+		ran = open_study('$(PRESET)').run_dir/'notebooks'; \
+		[print(path.relative_to(ran), keep_outputs(path, root()/'nbs'/path.relative_to(ran))) for path in sorted(ran.rglob('*.ipynb'))]"
 	$(BIN)/nbdev_clean
 
-bench: install
+bench: install  ## how much faster this is than the usual recipes
 	$(BIN)/docvlm-bench --preset $(PRESET) --documents="$$DOCUMENTS"
 
 test: export HF_HUB_OFFLINE = 1
-test: install
+test: install  ## all notebooks and tests; no network
 	$(BIN)/nbdev_test --n_workers 1 --do_print
 	$(BIN)/python -m pytest tests -q -m "not slow and not soak"
 
-# Minutes to hours: kill -9 over a whole smoke study, ten thousand pages.
 soak: export HF_HUB_OFFLINE = 1
-soak: install
+soak: install  ## kill -9 over a whole study, ten thousand pages
 	$(BIN)/python -m pytest tests -q -m soak
 
-notebooks: study
+notebooks: study  ## every notebook through a Jupyter server
 	$(BIN)/python -m pytest tests/test_jupyter.py -v
 
 slow: export HF_HUB_OFFLINE = 1
-slow: install
+slow: install  ## the tests that take minutes or much memory
 	$(BIN)/python -m pytest tests -q -m slow
 
-lab: install
+lab: install  ## JupyterLab with the notebooks
 	$(BIN)/jupyter lab --ServerApp.root_dir=$(CURDIR) nbs/index.ipynb
 
-nano-base: install
-	$(BIN)/python -c "from docvlm.core import root; from docvlm.execution import execute; run = root()/'data/runs/nano-base'; \
+nano-base: install  ## train the small base anew (hours)
+	$(BIN)/python -c "from docvlm.files import root; from docvlm.execution import execute; run = root()/'data/runs/nano-base'; \
 		execute('10_nano_base', {'train': True}, run/'10_nano_base.ipynb', run/'run.log', 'nano base')"
 
-clean:
+clean:  ## remove runs and caches
 	rm -rf data/runs data/cache

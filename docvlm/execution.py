@@ -66,7 +66,7 @@ def progress(
         watcher = threading.Thread(target=rewrite, daemon=True)
         if line.disable: print(label, flush=True)
         else:
-            line.set_description_str(label)
+            line.set_description_str(f"{label}, {how_far(*state, 0, last_s)}")
             watcher.start()
         try: yield lambda *now: state.__setitem__(slice(None), now)
         finally:

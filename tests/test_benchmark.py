@@ -47,7 +47,7 @@ def synthetic_benchmark():
                                                   "least_ms": 16., "speedup": 2.9}]}
 
 
-def test_the_report_shows_a_benchmark_only_if_there_is_one(study, no_figures):
+def test_the_report_shows_a_benchmark_only_if_there_is_one(study, no_figures):  # noqa: F811
     fill(study)
     assert "Page once, questions many" not in html_of(study)
     (root() / "nbs/08a_benchmark.ipynb").write_text(json.dumps({"cells": []}))

@@ -137,7 +137,7 @@ def demo():
     core.root.cache_clear()
     examples = [{"name": name, "image": Image.new("RGB", (60, 40), "white"), "answers": {"Who?": target}}
                 for name, target in (("<b>forms</b>", "ACME & <i>Sons</i>"), ("letters", "Foster"))]
-    loop, url = asyncio.new_event_loop(), []
+    loop = asyncio.new_event_loop()
 
     async def start(): return module.listen(module.make_app(Parrot(), examples), "127.0.0.1", 0)
 

@@ -87,8 +87,7 @@ def test_pins_agree():
     parser.read(ROOT/"settings.ini")
     pins = parser["DEFAULT"]["requirements"].split() + parser["DEFAULT"]["dev_requirements"].split()
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
-    conda = re.findall(r"^ {4}- (\S+==\S+)$", (ROOT/"environment.yml").read_text(), re.M)
-    assert sorted(conda) == sorted(pins), "environment.yml and settings.ini differ"
+    assert "==" not in (ROOT/"environment.yml").read_text(encoding="utf-8"), "pins stand in settings.ini alone"
 
 
 def test_nothing_unsafe_is_called():

@@ -198,7 +198,7 @@ def other_systems(others: dict) -> Markup:
                 "p": p_value(delta["p_value"])}
     rows = [(name, b, found) for name, found in others.items() for b in present(found["benchmarks"])]
     return table([{"system": name, "benchmark": benchmark_name(b), "answered": answered(cell := found["benchmarks"][b]),
-                   "score": percent(cell["value"]), "score, 95 %": interval(cell["ci95"]), **lead(cell["delta"]),
+                   "score": percent(cell["value"]), "score, 95 %": NOT_MEASURED if cell["value"] is None else interval(cell["ci95"]), **lead(cell["delta"]),
                    "s per question": amount(found["seconds_per_question"], 2),
                    "USD per 1,000 questions": amount(found["cost_per_1000_questions_usd"], 4)}
                   for name, b, found in rows],
