@@ -120,15 +120,17 @@ def evaluate(
     "Answer the study's test questions with the base and one adapter, and print the scores; runs under `accelerate launch` too."
     def run():
         from docvlm.evaluation import compare_groups, predict_systems
-        from docvlm.model import adapter_digest
+        from docvlm.model import ADAPTER_FILES, adapter_digest
         from docvlm.engine.device import team
         from docvlm.training import adapter_folder, check_base
+        if submit not in (None, "docvqa", "infovqa"): raise ValueError(f"--submit takes docvqa or infovqa, not {submit!r}")
         opened = _opened(preset, documents)
         seed = opened.preset.seeds[0]
         folder = adapter_folder(opened, opened.preset.lora_rank, seed) if adapter is None else Path(adapter)
         bare = submit is not None and adapter == "base"
-        if not bare and not (folder/"adapter_model.safetensors").exists():
-            raise FileNotFoundError(f"No adapter in {folder}; run docvlm-train first or name another folder")
+        if not bare and not all((folder/name).is_file() for name in ADAPTER_FILES):
+            raise FileNotFoundError(f"No adapter in {folder}, which takes {' and '.join(ADAPTER_FILES)}; run docvlm-train first "
+                                    "or name another folder")
         if not bare: check_base(opened, folder)
         if submit is not None:
             from docvlm.apps.submission import write_submission

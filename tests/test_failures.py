@@ -113,8 +113,8 @@ HOSTILE = ['<script>alert("x")</script>', "'><img src=x onerror=alert(1)>", "$\\
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_is_shown_as_text(text, tmp_path, monkeypatch):
     import matplotlib.pyplot as plt
-    import docvlm.analysis.gallery
-    monkeypatch.setattr(docvlm.gallery, "root", lambda: tmp_path)
+    from docvlm.analysis import gallery
+    monkeypatch.setattr(gallery, "root", lambda: tmp_path)
     save_page(Image.new("RGB", (50, 40), "white"), tmp_path / "page.png", [5, 5, 900, 20])
     entry = dict.fromkeys(("question", "target", "base", "ours", "doc_type"), text) | {
         "error_before": "empty", "error_after": "correct", "image": "page.png"}

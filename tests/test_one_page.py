@@ -36,6 +36,7 @@ def test_another_system_on_one_page_has_its_row():
 @pytest.mark.parametrize("pages", ["aa", "ab"])
 def test_the_command_prints_means_and_says_what_is_missing(tmp_path, monkeypatch, capsys, pages):
     (tmp_path/"adapter_model.safetensors").write_bytes(b"any")
+    (tmp_path/"adapter_config.json").write_text("{}")
     monkeypatch.setattr(evaluation, "predict_systems",
                         lambda study, adapters: ({"base": answers(pages, [0., 1.])} | {name: answers(pages, [1., 1.]) for name in adapters}, {}))
     cli.evaluate(preset="smoke", adapter=str(tmp_path))

@@ -18,7 +18,8 @@ from docvlm.presets import get_preset
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-CODE = {path.stem: [c for c in read_json(path)["cells"] if c["cell_type"] == "code"] for path in (ROOT/"nbs").glob("*.ipynb")}
+CODE = {path.relative_to(ROOT/"nbs").with_suffix("").as_posix(): [c for c in read_json(path)["cells"] if c["cell_type"] == "code"]
+        for path in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts}
 AT = {name: i for name, cells in CODE.items() for i, c in enumerate(cells) if "parameters" in c["metadata"].get("tags", [])}
 
 

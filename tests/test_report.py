@@ -91,7 +91,7 @@ def study(tmp_path, monkeypatch):
     "A repository of its own: this one's paper and tables, and notebooks that say nothing."
     repo = tmp_path / "repo"
     shutil.copytree(REPO / "paper", repo / "paper")
-    (repo / "nbs").mkdir()
+    (repo / "nbs/bench").mkdir(parents=True)
     (repo / "data/runs/nano/adapters/lora-r16-seed42").mkdir(parents=True)
     (repo / "settings.ini").write_text("lib_name = docvlm\n")
     for name in ("published_scores.csv", "prices.csv"): shutil.copy(REPO / "data" / name, repo / "data")
