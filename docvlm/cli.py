@@ -135,9 +135,11 @@ def evaluate(
         if submit is not None:
             from docvlm.apps.submission import write_submission
             return print(write_submission(opened, submit, None if bare else folder))
-        record, own = folder/"record.json", folder.resolve().parent == adapter_folder(opened, 1, 1).resolve().parent
-        if record.exists(): seed = read_json(record)["seed"]
-        name = folder.name if own else f"{folder.resolve().name}-{adapter_digest(folder)}"  # the study's own answers stay
+        digest, record = adapter_digest(folder), read_json(file) if (file := folder/"record.json").exists() else {}
+        beside = folder.resolve().parent == adapter_folder(opened, 1, 1).resolve().parent
+        own = beside and record.get("adapter_digest") == digest  # another's answers, or those of an edited one, lie beside the study's
+        seed = record.get("seed", seed)
+        name = folder.name if own else f"{folder.resolve().name}-{digest}"
         with _alone(opened): frames, _ = predict_systems(opened, {name: folder})
         cells = compare_groups(frames["base"], [frames[name]], [seed], opened.preset.resamples, frames["base"].benchmark)
         if not team().is_main_process: return

@@ -89,6 +89,12 @@ def _open(loader, preset, source, **options):
                          "HF_HUB_OFFLINE, or give a local folder as the preset's base") from error
 
 # %% ../nbs/03_model.ipynb #cell-016
+def _adapted(model, config):
+    "The model with LoRA layers, without the libraries' notes to each other."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(model, config)
+
 def add_lora(
     model,  # a base model
     preset: Preset,  # target modules, alpha, dropout
@@ -100,7 +106,7 @@ def add_lora(
     config = LoraConfig(r=lora_rank, lora_alpha=preset.lora_alpha_per_rank*lora_rank, lora_dropout=preset.lora_dropout,
                         target_modules=list(preset.target_modules), task_type="CAUSAL_LM")
     model.requires_grad_(False)
-    model = get_peft_model(model, config)
+    model = _adapted(model, config)
     model.active_peft_config.base_model_name_or_path = preset.base  # the hub's name, not a path of this machine
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
     strays = [name for name in trainable if "lora_" not in name or "visual" in name]
@@ -139,7 +145,7 @@ def load_adapter(
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise StudyError(f"{folder.name}/adapter_model.safetensors or its configuration is damaged ({error}); train the adapter again") from error
     config.base_model_name_or_path = None  # as trained elsewhere; `check_base` compares the base itself
-    adapted = get_peft_model(model, config)
+    adapted = _adapted(model, config)
     expected = get_peft_model_state_dict(adapted)
     faults = [f"lacks {name}" for name in expected.keys() - weights.keys()] + [f"unknown {name}" for name in weights.keys() - expected.keys()]
     for name in expected.keys() & weights.keys():

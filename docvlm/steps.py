@@ -144,7 +144,7 @@ def record_precision(
     if not record.exists() or read_json(record) != now: write_json(record, now)
 
 # %% ../nbs/study/05_steps.ipynb #cell-008
-PROVENANCE = ("step", "preset", "study", "params", "inputs", "code", "env", "started", "wall_s", "key", "content")
+PROVENANCE = ("step", "preset", "study", "params", "inputs", "code", "env", "started", "wall_s", "key", "content", "artefact_digests")
 
 def content_digest(
     result: dict,  # of a step
@@ -202,7 +202,9 @@ class Step:
             return "inputs, code or parameters have changed"
         if result.get("content") != content_digest(result): return "the result file has been changed since it was written"
         missing = [a for a in result.get("artefacts", []) if not (root()/a).exists()]
-        return f"{missing[0]} is missing" if missing else "fresh"
+        if missing: return f"{missing[0]} is missing"
+        changed = [a for a, digest in result.get("artefact_digests", {}).items() if digest_of(root()/a) != digest]
+        return f"{changed[0]} has been changed since it was written" if changed else "fresh"
 
     def read(self) -> dict:
         "The result, if it is up to date."
@@ -225,6 +227,8 @@ class Step:
                   "code": git_state() | code_digests(self.notebook), "env": environment(),
                   "started": started.isoformat(timespec="seconds"), "wall_s": time.perf_counter() - clock,
                   "content": content_digest(json.loads(json.dumps(result)))}
+        files = [a for a in result.get("artefacts", []) if (root()/a).is_file()]  # a folder's files know each other by record.json
+        record["artefact_digests"] = {a: digest_of(root()/a) for a in files}
         write_json(self.path, record | result)
         return read_json(self.path)
 

@@ -503,7 +503,7 @@ def test_copies_of_data_sets_are_inputs_of_the_data_step(tmp_path, monkeypatch):
     parquet.write_bytes(b"one")
     lines = "name,split,hub_id,files\na,train,copy,data/*.parquet\nb,test,no/copy,*.parquet\n"
     (tmp_path/"data"/"sources.csv").write_text(lines)
-    monkeypatch.setattr(core, "root", lambda: tmp_path)
+    monkeypatch.setattr(steps, "root", lambda: tmp_path)
     before = copies_digest()
     assert before == copies_digest()
     parquet.write_bytes(b"other")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from docvlm import core, model, precision, steps
+from docvlm import core, files, model, precision, presets, steps
 from docvlm.apps.ask import Asker
 from docvlm.engine.features import PageFeatures
 from docvlm.engine.device import autocast
@@ -37,9 +37,9 @@ def repository(tmp_path, monkeypatch):
     (tmp_path/"nbs").mkdir()
     for notebook, *_ in steps.STEPS.values(): (tmp_path/f"nbs/{notebook}.ipynb").write_text(json.dumps({"cells": []}))
     monkeypatch.chdir(tmp_path)
-    core.root.cache_clear()
+    files.root.cache_clear()
     yield tmp_path
-    core.root.cache_clear()
+    files.root.cache_clear()
 
 
 @pytest.mark.parametrize("names, has", [(("avx512_bf16",), True), (("amx_tile", "amx_bf16"), True), (("neon", "bf16"), True),
@@ -80,11 +80,11 @@ def test_a_study_goes_on_in_the_precision_it_was_begun_in(repository, units, beg
 def test_the_presets_own_setting_comes_first(repository, units, monkeypatch):
     units("avx512_bf16")
     core.open_study("nano").step("data").run(lambda: {"n": 1})
-    monkeypatch.setitem(core.PRESETS, "nano", replace(core.PRESETS["nano"], precision="fp32"))
+    monkeypatch.setitem(presets.PRESETS, "nano", replace(presets.PRESETS["nano"], precision="fp32"))
     study = core.open_study("nano")
     assert study.preset.precision == "fp32" and "computed in bf16" in study.step("data").state()
     study.step("data").run(lambda: {"n": 1})
-    monkeypatch.setitem(core.PRESETS, "nano", replace(core.PRESETS["nano"], precision="auto"))
+    monkeypatch.setitem(presets.PRESETS, "nano", replace(presets.PRESETS["nano"], precision="auto"))
     assert core.open_study("nano").preset.precision == "fp32", "what was set goes on"
 
 
@@ -93,12 +93,12 @@ def test_a_broken_record_is_named(repository, text, said):
     record = core.open_study("nano").run_dir/"precision.json"
     record.parent.mkdir(parents=True)
     record.write_text(text)
-    with pytest.raises(core.StudyError, match=said): core.open_study("nano")
+    with pytest.raises(files.StudyError, match=said): core.open_study("nano")
 
 
 def test_an_unknown_precision_is_refused(repository, monkeypatch):
-    monkeypatch.setitem(core.PRESETS, "nano", replace(core.PRESETS["nano"], precision="fp16"))
-    with pytest.raises(core.StudyError, match="'fp16'.*choose one of: auto, bf16, fp32"): core.open_study("nano")
+    monkeypatch.setitem(presets.PRESETS, "nano", replace(presets.PRESETS["nano"], precision="fp16"))
+    with pytest.raises(files.StudyError, match="'fp16'.*choose one of: auto, bf16, fp32"): core.open_study("nano")
 
 
 @pytest.mark.parametrize("chosen", ["bf16", "fp32"])
@@ -112,8 +112,8 @@ def test_every_part_computes_in_the_studys_precision(units, chosen, tmp_path):
     seen = []
     base = load_base(study.preset)
     base.model.visual.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
-    rows = core.in_library("data.load_splits")(study)["test"].select([0])
-    features = core.in_library("features.FreshFeatures")(base, model.load_processor(study.preset), rows, study.preset.precision)
+    rows = files.in_library("data.load_splits")(study)["test"].select([0])
+    features = files.in_library("bench.throughput.FreshFeatures")(base, model.load_processor(study.preset), rows, study.preset.precision)
     features.get(next(iter(features.first)))
     assert seen == [chosen == "bf16"]
 
@@ -132,6 +132,6 @@ def test_a_run_says_that_bf16_is_emulated(repository, units, monkeypatch, capsys
     units("avx512_bf16")
     core.open_study("nano").step("data").run(lambda: {"n": 1})
     units("avx2")
-    monkeypatch.setattr(steps, "run_step", lambda step: None)
+    monkeypatch.setattr(steps, "run_step", lambda *step: None)
     steps.run_study(core.open_study("nano"))
     assert capsys.readouterr().out.count("bf16 has no units on this machine") == 1

@@ -13,6 +13,7 @@ from jinja2 import UndefinedError
 from PIL import Image
 
 import docvlm.core as core
+from docvlm import files
 from docvlm.paper import readme
 from docvlm import report, steps
 from docvlm.paper.tables import percent, points
@@ -101,9 +102,9 @@ def study(tmp_path, monkeypatch):
     Image.new("RGB", (120, 170), "white").save(repo / "page.png")
     monkeypatch.chdir(repo)
     monkeypatch.setattr(steps, "environment", lambda: {"python": "3.11", "cpu": "a CPU", "gpu": None, "torch": "2.14.1"})
-    core.root.cache_clear()
+    files.root.cache_clear()
     yield core.open_study("nano")
-    core.root.cache_clear()
+    files.root.cache_clear()
 
 
 def fill(study, **options):
@@ -115,7 +116,7 @@ def fill(study, **options):
 
 def html_of(study):
     values = report.report_values(study)
-    template = (core.root() / "paper/template.md.j2").read_text()
+    template = (files.root() / "paper/template.md.j2").read_text()
     return report.to_html(report.render(template, html=True, **values), "Test")
 
 
@@ -231,13 +232,13 @@ def refusal(study):
 def test_refuses_missing_stale_partial_and_edited_results_and_names_them_all(study):
     assert "nano/data: no result yet; run `docvlm-study" in refusal(study)
     fill(study)
-    before = sorted(core.root().rglob("*"))
+    before = sorted(files.root().rglob("*"))
     places = {step: study.step(step).path for step in steps.STEPS}
     whole = {step: places[step].read_text() for step in steps.STEPS if step != "report"}
-    core.write_json(places["latency"], core.read_json(places["latency"]) | {"key": "0" * 16})
+    files.write_json(places["latency"], core.read_json(places["latency"]) | {"key": "0" * 16})
     edited = core.read_json(places["ablation"])
     edited["rows"][0]["docvqa"]["value"] = .99
-    core.write_json(places["ablation"], edited)
+    files.write_json(places["ablation"], edited)
     said = refusal(study).splitlines()
     assert len(said) == 3 and said[1].startswith("nano/ablation: the result file has been changed since it was written"), said
     assert said[2].startswith("nano/latency: inputs, code or parameters have changed"), said
@@ -249,10 +250,10 @@ def test_refuses_missing_stale_partial_and_edited_results_and_names_them_all(stu
     places["latency"].write_text(whole["latency"])
     cut = json.loads(whole["evaluation"])
     del cut["by_document_type"]
-    core.write_json(places["evaluation"], cut)
+    files.write_json(places["evaluation"], cut)
     assert "nano/evaluation: the result file has been changed" in refusal(study)
     places["evaluation"].write_text(whole["evaluation"])
-    assert sorted(core.root().rglob("*")) == before, "a refusal writes nothing"
+    assert sorted(files.root().rglob("*")) == before, "a refusal writes nothing"
 
 
 @pytest.mark.parametrize("gains, start", [
@@ -269,14 +270,14 @@ def test_answers_hold_whatever_the_interval(study, no_figures, gains, start):
     assert values["answers"][0].startswith(start), values["answers"][0]
     gained = sum(gain > .04 for gain in gains)
     assert values["answers"][1].startswith(f"Of 3 document types {gained} gain clearly" if gained else "None of 3 document types"), values["answers"][1]
-    page = report.to_html(report.render((core.root() / "paper/template.md.j2").read_text(), html=True, **values), "Test")
+    page = report.to_html(report.render((files.root() / "paper/template.md.j2").read_text(), html=True, **values), "Test")
     assert start.split(":")[0] in page and "Qwen2-VL-2B: not measured." in page
 
 
 def test_builds_html_and_pdf_and_readme(study):
     fill(study, texts=("42.10", *HOSTILE[:5]))
     result = report.build_report(study)
-    html, pdf = (core.root() / path for path in result["artefacts"][:2])
+    html, pdf = (files.root() / path for path in result["artefacts"][:2])
     assert html.stat().st_size > 50_000 and pdf.read_bytes().startswith(b"%PDF")
     first = html.read_bytes(), pdf.read_bytes()
     assert report.build_report(study) == result and first == (html.read_bytes(), pdf.read_bytes())
@@ -285,7 +286,7 @@ def test_builds_html_and_pdf_and_readme(study):
 
     text = readme.write_readme(study).read_text()
     assert "| DocVQA | ANLS | 412 | 31.0 | 53.0 |" in text and readme.readme_drift(study) is None
-    (core.root() / "README.md").write_text(text.replace("53.0", "63.0"))
+    (files.root() / "README.md").write_text(text.replace("53.0", "63.0"))
     assert "63" in readme.readme_drift(study)
     card = readme.write_model_card(study, 42).read_text()
     meta = json.loads(card.split("---\n")[1])

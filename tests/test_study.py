@@ -88,6 +88,27 @@ def test_second_run_does_nothing_and_a_hand_edit_is_noticed(study):
     moved.rename(predictions)
 
 
+def test_changed_predictions_are_noticed(study):
+    path = study.run_dir/"predictions"/"base.parquet"
+    kept = path.read_bytes()
+    path.write_bytes(kept + b"0")
+    assert "base.parquet has been changed" in study.step("evaluation").state()
+    path.write_bytes(kept)
+    assert study.step("evaluation").state() == "fresh"
+
+
+def test_an_edited_adapter_is_another_and_leaves_the_studys_answers(study):
+    config = study.run_dir/"adapters"/"lora-r16-seed42"/"adapter_config.json"
+    kept = config.read_text()
+    config.write_text(kept.replace('"lora_alpha": 32', '"lora_alpha": 640'))
+    try: done = subprocess.run([BIN/"docvlm-evaluate", "--preset", "smoke"], cwd=ROOT, capture_output=True, text=True)
+    finally: config.write_text(kept)
+    assert done.returncode == 0 and json.loads(done.stdout), done.stderr[-2000:]
+    assert study.step("evaluation").state() == "fresh"
+    beside = [file.stem for file in (study.run_dir/"predictions").glob("lora-r16-seed42-*.parquet")]
+    assert len(beside) == 1, "its answers lie under a name of their own"
+
+
 def test_two_studies_do_not_share_a_folder(study):
     with alone(study):
         with pytest.raises(StudyError, match="Another run"): run_study(study)

@@ -49,7 +49,8 @@ class Endpoint:
             raise ValueError("The address of an endpoint looks like http://localhost:8000/v1")
         if parts.username or parts.password or parts.query:
             raise ValueError(f"Put the key into the variable {self.key_variable}, not into the address")
-        if not self.model: raise ValueError(f"Name the model that {parts.hostname} serves")
+        if not self.model.strip() or not self.model.isprintable():
+            raise ValueError(f"Name the model that {parts.hostname} serves, in printable characters, not {self.model!r}")
         number("concurrency", self.concurrency, 1, 1000)
         number("requests_per_minute", self.requests_per_minute, 0.0, 1e6)
         number("timeout_s", self.timeout_s, 0.001, 86400.0)
@@ -99,17 +100,21 @@ def ask(
 
 class _NoAnswer(ValueError): "A reply that holds no answer."
 
+def _tokens(count):
+    "A count of tokens that can be one, else None."
+    return count if type(count) is int and 0 <= count < 2**31 else None
+
 def _read_reply(reply):
     "The answer and its cost in tokens, or `_NoAnswer`."
     try: choice, usage = reply.choices[0], reply.usage
-    except (AttributeError, IndexError, TypeError):
+    except (AttributeError, IndexError, KeyError, TypeError):
         said = server_words(reply.to_dict() if hasattr(reply, "to_dict") else reply)
-        raise _NoAnswer(f"no chat completion, but: {one_line(said)}") from None
+        raise _NoAnswer(f"no chat completion, but: {one_line(said) or 'nothing'}") from None
     text = getattr(getattr(choice, "message", None), "content", None)
     if not isinstance(text, str): raise _NoAnswer(f"no text (finish_reason: {getattr(choice, 'finish_reason', None)})")
-    count = lambda name: value if isinstance(value := getattr(usage, name, None), int) else None
-    return {"prediction": text.encode(errors="replace").decode().strip(), "prompt_tokens": count("prompt_tokens"),
-            "answer_tokens": count("completion_tokens")}
+    return {"prediction": text.encode(errors="replace").decode().strip(),
+            "prompt_tokens": _tokens(getattr(usage, "prompt_tokens", None)),
+            "answer_tokens": _tokens(getattr(usage, "completion_tokens", None))}
 
 # %% ../../nbs/baselines/03_endpoint.ipynb #8b7ecdac
 class AnswerFile:
@@ -123,7 +128,9 @@ class AnswerFile:
         for line in path.read_bytes().split(b"\n") if path.exists() else []:
             try: answer = json.loads(line)
             except ValueError: continue
-            if isinstance(answer, dict) and isinstance(answer.get("prediction"), str): self.answers[answer.get("key")] = answer
+            if not isinstance(answer, dict) or not isinstance(answer.get("prediction"), str): continue
+            counts = {name: _tokens(answer.get(name)) for name in ("prompt_tokens", "answer_tokens")}
+            self.answers[answer.get("key")] = answer | counts
 
     def add(self, key: str, answer: dict) -> None:
         "Keep an answer; on disk when this returns."

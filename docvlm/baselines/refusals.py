@@ -30,6 +30,7 @@ def one_line(
     text = str(text)
     if re.match(r"\s*<(!doctype|html|head|body)", text, re.I):
         text = html.unescape(re.sub(r"(?is)<(script|style)\b.*?</\1\s*>|<[^>]*>", " ", text[:100*longest]))
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)  # colours of a terminal
     hidden = [part for part in (key, quote(key)) if part not in ("", NO_KEY)]
     for part in hidden: text = text.replace(part, "(key)")
     text = "".join(c for c in text[:100*longest] if c.isspace() or unicodedata.category(c)[0] != "C")
@@ -115,7 +116,8 @@ REMEDIES = (  # kind, reason (patterns), what to do
     ("HTTP 4..", _NO_IMAGES, "check that the model reads images: pages are sent as such"),
     ("HTTP 4..", "", "the server does not take the request as it is: a page and a question, temperature 0, max_tokens"),
     ("HTTP 5..", "", "look into the server's log"),
-    ("unreadable reply", "", "check that {url} is the address of an OpenAI-compatible API, which usually ends in /v1"),
+    ("unreadable reply", "no text", "check the model's chat template, and whether it needs longer answers (--prompts)"),
+    ("unreadable reply", "", "see what it says, and that {url} is the address of an OpenAI-compatible API, usually ending in /v1"),
     ("unreadable page", "", "check the files of the pages"),
     ("empty answer", "", "check the model's chat template, and whether it needs longer answers (--prompts)"),
     ("", "", "mend what the reason names"))

@@ -94,8 +94,10 @@ def clean_record(
     record: dict,  # one line of metadata.jsonl
 ) -> dict:  # file_name, question, answers, doc_types, benchmark
     "The fields of a row but for its id, or a ValueError with the reason to skip it."
-    file_name = clean_text(record.get("file_name"), "file_name")
-    if not file_name: raise ValueError("no file_name")
+    plain = clean_text(record.get("file_name"), "file_name")
+    if not plain: raise ValueError("no file_name")
+    written = str(record["file_name"])  # blanks and invisible characters may be part of a name, a zero byte never
+    file_name = plain if "\0" in written else written
     question = check_question(record.get("question"))
     def texts(name):
         values = record.get(name)
@@ -140,12 +142,14 @@ def page_path(
     file_name: str,  # as in metadata.jsonl
     listed: dict | None = None,  # names by folder, kept from page to page
 ) -> Path:
-    "The image file, if it lies inside the folder of its split."
+    "The image file, if it lies inside the folder of its split; blanks around a name count only where a file is called so."
     try:
         absolute, listed = Path(file_name).is_absolute(), {} if listed is None else listed
         path = (folder/file_name if absolute else _spelt(folder, file_name, listed)).resolve()
+        plain = clean_text(file_name, "file_name")
+        if plain != file_name and not absolute and not path.exists(): path = _spelt(folder, plain, listed).resolve()
         if absolute or not path.is_relative_to(folder.resolve()):
-            raise ValueError(f"path {file_name!r} leaves the folder; put the image inside")
+            raise ValueError(f"path {file_name!r} leaves the folder; put the image itself inside, not a link to it")
         if not path.is_file(): raise ValueError(f"file {file_name!r} not found")
         if (size := path.stat().st_size) > MAX_PAGE_BYTES:
             raise ValueError(f"file {file_name!r} of {size/1e9:.1f} GB: over {MAX_PAGE_BYTES/1e9:.0f} GB")
