@@ -1,4 +1,4 @@
-"settings.ini names what the project uses, environment.yml repeats it for conda, requirements.lock fixes every file: they agree."
+"settings.ini names what the project uses, requirements.lock fixes every file of it: they agree."
 import configparser
 import re
 from importlib.metadata import PackageNotFoundError, distribution
@@ -36,11 +36,6 @@ def entries():
 
 @pytest.fixture(scope="module")
 def locked(entries): return pins(entry.split(" --hash")[0] for entry in entries)
-
-
-def test_environment_repeats_the_settings(wanted):
-    conda = re.findall(r"^ {4}- ([\w.-]+==\S+)$", (ROOT/"environment.yml").read_text(encoding="utf-8"), re.M)
-    assert pins(conda) == wanted
 
 
 def test_lock_holds_what_the_settings_pin(wanted, locked):

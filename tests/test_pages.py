@@ -496,7 +496,7 @@ def test_a_base_is_what_is_loaded_of_it(tmp_path):
 
 
 def test_copies_of_data_sets_are_inputs_of_the_data_step(tmp_path, monkeypatch):
-    from docvlm import core, steps
+    from docvlm import steps
     (tmp_path/"data").mkdir()
     (tmp_path/"copy"/"data").mkdir(parents=True)
     parquet = tmp_path/"copy"/"data"/"train-0.parquet"

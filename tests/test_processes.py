@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from docvlm.core import open_study
+from docvlm.files import write_json
 from docvlm.provenance import copy_sources, study_command
 
 BIN = Path(sys.executable).parent
@@ -33,8 +34,15 @@ def run(folder, processes, command):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     found = {processes: copy_sources(open_study("smoke"), tmp_path_factory.mktemp(f"with-{processes}")) for processes in (1, 2)}
-    for processes, folder in found.items(): run(folder, processes, "train")
+    for processes, folder in found.items():
+        in_fp32(folder)
+        run(folder, processes, "train")
     return found
+
+
+def in_fp32(folder):
+    "Let the study in a copy compute in fp32, whose roundings are small enough to compare step by step."
+    write_json(folder/"data/runs/smoke/precision.json", {"precision": "fp32"})
 
 
 def record(folder): return json.loads((folder/"data/runs/smoke/adapters/lora-r16-seed42/record.json").read_text())
@@ -83,6 +91,7 @@ cli.train()
 def test_a_model_spread_by_fsdp_takes_the_steps_of_one_process(folders, tmp_path):
     folder, script = copy_sources(open_study("smoke"), tmp_path/"spread"), tmp_path/"spread.py"
     script.write_text(SPREAD)
+    in_fp32(folder)
     for part in ("cache", "results"): shutil.copytree(folders[1]/"data"/part, folder/"data"/part, dirs_exist_ok=True)
     done = launch(folder, BIN/"accelerate", "launch", "--config_file", folder/"data"/"fsdp.yaml", "--num_processes", "2",
                   "--mixed_precision", "no", script, "--preset", "smoke")
