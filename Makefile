@@ -15,7 +15,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install prepare lock audit study outputs bench test slow soak notebooks lab nano-base clean
+.PHONY: help install prepare lock audit study outputs readme bench test slow soak notebooks lab nano-base clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ outputs: study  ## the outputs of the study's notebooks into nbs/
 		ran = open_study('$(PRESET)').run_dir/'notebooks'; \
 		[print(path.relative_to(ran), keep_outputs(path, root()/'nbs'/path.relative_to(ran))) for path in sorted(ran.rglob('*.ipynb'))]"
 	$(BIN)/nbdev_clean
+
+readme: install  ## README.md from nbs/index.ipynb and the published results
+	$(BIN)/python -c "from docvlm.core import open_study; from docvlm.paper.readme import write_readme; print(write_readme(open_study('nano')))"
 
 bench: install  ## how much faster this is than the usual recipes
 	$(BIN)/docvlm-bench --preset $(PRESET) --documents="$$DOCUMENTS"

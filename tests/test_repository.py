@@ -45,7 +45,7 @@ def test_imports_run_one_way():
 
 def test_every_notebook_is_numbered_in_its_folder():
     for folder in {path.parent for path in NOTEBOOKS}:
-        numbers = [path.name[:2] for path in NOTEBOOKS if path.parent == folder and path.stem != "index"]
+        numbers = [path.name[:2] for path in NOTEBOOKS if path.parent == folder and path.stem not in ("index", "gpu_guide")]
         assert numbers == [f"{n:02d}" for n in range(len(numbers))], folder
 
 

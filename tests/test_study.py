@@ -1,14 +1,18 @@
 "The smoke study from end to end through papermill: runs, is up to date, notices changes, refuses what it should."
 import json
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from docvlm import steps
+from docvlm.apps.ask import Asker
 from docvlm.files import StudyError, read_json, write_json
 from docvlm.core import open_study
 from docvlm.analysis.metrics import score
@@ -140,3 +144,16 @@ def test_ask_answers_with_base_and_adapter(study):
     page = next((study.cache_dir/"data").glob("*/pages/*.png"))
     done = subprocess.run([BIN/"docvlm-ask", page, "What is the total?", "--preset", "smoke"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "base:" in done.stdout and "LoRA:" in done.stdout, done.stderr
+
+
+def test_the_readmes_python_answers_as_docvlm_does(study, tmp_path):
+    page = next((study.cache_dir/"data").glob("*/pages/*.png"))
+    code = re.search(r"```python\n(from peft.*?)```", (ROOT/"README.md").read_text(encoding="utf-8"), re.S)[1]
+    for printed, here in (("data/runs/nano", "data/runs/smoke"), ("page.png", str(page))):
+        assert printed in code
+        code = code.replace(printed, here)
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr[-2000:]
+    fp32 = replace(study, preset=replace(study.preset, precision="fp32"))
+    answers = {row["system"]: row["answer"] for row in Asker(fp32).ask(Image.open(page), ["What is the total?"])}
+    assert said.stdout.strip() == answers["LoRA"]

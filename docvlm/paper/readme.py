@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 
-from ..core import Study, open_study
+from ..core import Study
 from ..files import read_json, root, write_json
 from .tables import METRICS, amount, benchmark_name, headline, present, table
 from ..steps import Step
@@ -55,30 +55,25 @@ def plan_block(
 def notebook_markdown(
     notebook: Path,
     results: str,  # stands in for the cell that calls `results_block`
-    plan: str = "",  # stands in for the cell that calls `plan_block`
 ) -> str:
     "A notebook as one Markdown text."
     parts = []
     for cell in nbformat.read(notebook, as_version=4).cells:
         source = cell.source.strip()
-        if cell.cell_type == "markdown": parts.append(re.sub(r"\]\((?=\w+(?:\.ipynb|/)?\))", "](nbs/", source))  # links between notebooks
+        if cell.cell_type == "markdown": parts.append(re.sub(r"\]\((?!https?:|\.\./)", "](nbs/", source).replace("](../", "]("))
         elif "results_block(" in source: parts.append(f"{START}\n{results}\n{END}")
-        elif "plan_block(" in source: parts.append(plan)
         elif not source.startswith("#| hide"):
             code = "\n".join(line for line in source.splitlines() if not line.startswith("#|"))
             parts.append(f"```python\n{code}\n```")
     return "\n\n".join(parts) + "\n"
 
 # %% ../../nbs/paper/03_readme.ipynb #cell-006
-def _index(results):
-    return notebook_markdown(root()/"nbs"/"index.ipynb", results, plan_block(open_study("qwen2-vl-2b")))
-
 def write_readme(
     study: Study,  # whose results are shown
 ) -> Path:
     "Write README.md from `nbs/index.ipynb` and the up-to-date results."
     path = root()/"README.md"
-    path.write_text(_index(results_block(study)), encoding="utf-8")
+    path.write_text(notebook_markdown(root()/"nbs"/"index.ipynb", results_block(study)), encoding="utf-8")
     return path
 
 def readme_drift(
@@ -86,10 +81,10 @@ def readme_drift(
 ) -> str | None:  # None: no drift
     "The first line in which README.md differs from notebook and results file."
     def published(step): return read_json(Step(study, step).path)
-    wanted = _index(results_block(study, published)).splitlines()
+    wanted = notebook_markdown(root()/"nbs"/"index.ipynb", results_block(study, published)).splitlines()
     found = (root()/"README.md").read_text(encoding="utf-8").splitlines()
     for number, (want, have) in enumerate(zip(wanted + [None], found + [None]), 1):
-        if want != have: return f"README.md, line {number}: {have!r} should be {want!r}; run nbs/09_report.ipynb"
+        if want != have: return f"README.md, line {number}: {have!r} should be {want!r}; run `make readme`"
     return None
 
 # %% ../../nbs/paper/03_readme.ipynb #cell-008
