@@ -14,12 +14,12 @@ from .training import adapter_folder, train_adapter
 
 # %% ../nbs/06_ablation.ipynb #cell-004
 def ablation_row(
-    record: dict,  # of `train_adapter`
+    record: dict,  # returned by `train_adapter`
     base: pd.DataFrame,  # predictions of the base
     ours: pd.DataFrame,  # predictions of this rank's adapter
-    resamples: int,  # of the bootstrap
-) -> dict:
-    "One row: the rank, what it costs to train, and its score on each benchmark."
+    resamples: int,  # number of bootstrap and permutation resamples
+) -> dict:  # fields of the record, and per benchmark its "value", "ci95" and "delta" to the base
+    "One row of the ablation: rank, training cost, and score on each benchmark."
     keep = ("lora_rank", "lora_alpha", "precision", "trainable_parameters", "trainable_percent", "seed", "train_s")
     cells = {name: compare(base, [ours], [record["seed"]], resamples, base.benchmark == name) for name in sorted(set(base.benchmark))}
     scores = {name: {"value": cell["ours"]["value"], "ci95": cell["ours"]["ci95"], "delta": cell["delta"]} for name, cell in cells.items() if cell}
@@ -28,10 +28,10 @@ def ablation_row(
 # %% ../nbs/06_ablation.ipynb #c6668b71
 #| eval: false
 def ablate_precision(
-    study: Study,  # its rank and first seed
-    precision: str,  # of the base: "int8" or "nf4"
-) -> list[dict]:  # two rows, `evaluated_on` that base and on the study's own
-    "An adapter trained on a quantized base."
+    study: Study,  # supplies data, rank and first seed
+    precision: str,  # quantization of the base during training, "int8" or "nf4"
+) -> list[dict]:  # two rows; "evaluated_on" is first the quantized base, then the study's own
+    "Train an adapter on a quantized base; evaluate it on that base and on the unquantized one."
     seed, rank = study.preset.seeds[0], study.preset.lora_rank
     record, folder, rows = train_adapter(study, rank, seed, precision=precision), adapter_folder(study, rank, seed, precision), []
     for on in (precision, ""):
@@ -43,9 +43,9 @@ def ablate_precision(
 # %% ../nbs/06_ablation.ipynb #cell-010
 #| eval: false
 def ablate(
-    study: Study,  # ranks, data, base
-) -> dict:
-    "Train and evaluate every rank of the preset, and its own rank on quantized bases, with its first seed; the ablation result of the contract."
+    study: Study,  # supplies ranks, precisions, data and base
+) -> dict:  # the fields of ablation.json
+    "With the first seed, train and evaluate every rank of the preset, and the study's own rank on each quantized base."
     seed, resamples = study.preset.seeds[0], study.preset.resamples
     records = {folder.name: (folder, train_adapter(study, rank, seed)) for rank in study.preset.ablation_ranks
                for folder in [adapter_folder(study, rank, seed)]}
@@ -54,7 +54,7 @@ def ablate(
     quantized, notes = [], []
     for precision in study.preset.ablation_precisions:
         try: quantized += ablate_precision(study, precision)
-        except (RuntimeError, ImportError, NotImplementedError, AttributeError) as error:  # bitsandbytes has no kernel for this machine
+        except (RuntimeError, ImportError, NotImplementedError, AttributeError) as error:  # no bitsandbytes kernel here
             if isinstance(error, StudyError): raise
             notes.append(cannot_run(precision, error))
     return {"rows": rows, "quantized": quantized, "notes": notes, "artefacts": [record["adapter"] for _, record in records.values()]}

@@ -31,14 +31,14 @@ from .training import adapter_folder
 
 # %% ../nbs/05_evaluation.ipynb #cell-004
 def predict(
-    study: Study,  # what to answer
-    system: str,  # "base" or an adapter's folder name
-    rows,  # a datasets.Dataset in the row schema
-    processor,  # of the base
-    load,  # gives the model when called
-    key: str,  # digest of what decides the answers
+    study: Study,  # supplies preset and run folder
+    system: str,  # "base" or the folder name of an adapter; names the parquet file
+    rows,  # questions to answer, a datasets.Dataset in the row schema
+    processor,  # the base model's processor
+    load,  # function without arguments that returns the model; called only if there is something to answer
+    key: str,  # digest of everything that determines the answers
 ) -> tuple[pd.DataFrame, dict]:  # the predictions, and {"questions_per_s"}
-    "Answer and score every row, or read the predictions back if they are there under the same key."
+    "Answer and score every question, or read the stored predictions if their key is the same."
     path = study.run_dir/"predictions"/f"{system}.parquet"
     if path.exists():
         table = pq.read_table(path)
@@ -47,7 +47,7 @@ def predict(
     model, workers = load(), team()
     features, started = cache_features(study, model, processor, rows), time.perf_counter()
     frame = rows.remove_columns("image").to_pandas()[["question_id", "doc_id", "benchmark", "doc_types", "source", "question", "answers"]]
-    mine = np.flatnonzero(pd.factorize(frame.doc_id)[0] % workers.num_processes == workers.process_index)  # whole pages
+    mine = np.flatnonzero(pd.factorize(frame.doc_id)[0] % workers.num_processes == workers.process_index)  # whole pages per process
     answered = answer_rows(study, model, processor, rows if workers.num_processes == 1 else rows.select(mine), features, description=system)
     frame = frame.join(pd.concat(gather_object([answered.set_index(mine)])))
     throughput = {"questions_per_s": len(rows)/(time.perf_counter() - started)}
@@ -60,12 +60,12 @@ def predict(
     return pq.read_table(path).to_pandas(), throughput
 
 def predict_systems(
-    study: Study,  # what to answer
-    adapters: dict[str, Path],  # folder by system name
-    split: str = "test",  # of the study's data
-    precision: str = "",  # of a quantized base, "int8" or "nf4": the names then end in "@" and it
-) -> tuple[dict[str, pd.DataFrame], dict[str, dict]]:  # predictions and throughput by system
-    "Predictions of the base and of each adapter, one base in memory."
+    study: Study,  # supplies base model and data
+    adapters: dict[str, Path],  # system name -> adapter folder
+    split: str = "test",  # split of the study's data to answer
+    precision: str = "",  # "int8" or "nf4" to quantize the base; system names then end in "@int8" or "@nf4"
+) -> tuple[dict[str, pd.DataFrame], dict[str, dict]]:  # predictions, and throughput, each by system name
+    "Predictions of the base and of each adapter, with a single copy of the base in memory."
     rows, processor, loaded = load_splits(study)[split], load_processor(study.preset), []
     def system(folder):
         if not loaded: loaded.append(load_base(study.preset, precision))
@@ -83,13 +83,16 @@ def predict_systems(
 # %% ../nbs/05_evaluation.ipynb #cell-006
 def compare(
     base: pd.DataFrame,  # predictions of the base
-    ours: list[pd.DataFrame],  # predictions of one adapter a seed, the same questions
-    seeds: list[int],  # of the adapters
-    resamples: int,  # of bootstrap and permutation test
-    keep=None,  # boolean mask of the questions that count; None: all
-    metric=None,  # (prediction, answers) -> score in place of the benchmark's own
-) -> dict | None:  # a cell, "ci95" and "p_value" None on a single page; None without questions
-    "Base against ours on some questions."
+    ours: list[pd.DataFrame],  # predictions for the same questions, one table per seed
+    seeds: list[int],  # training seeds, in the order of `ours`
+    resamples: int,  # number of bootstrap and permutation resamples
+    keep=None,  # boolean mask of the questions to include; None includes all
+    metric=None,  # function (prediction, answers) -> score; None uses the stored benchmark score
+) -> dict | None:  # metric, counts, baseline, ours, delta; None if no question is included
+    """Scores of base and adapters on the included questions, and the paired difference.
+
+    For questions of a single page every `ci95` and the `p_value` are None.
+    """
     keep = np.ones(len(base), bool) if keep is None else np.asarray(keep, bool)
     pages = base.doc_id[keep]
     if pages.empty: return None
@@ -105,35 +108,35 @@ def compare(
             "delta": delta}
 
 def compare_groups(
-    base: pd.DataFrame,  # as in `compare`
-    ours: list[pd.DataFrame],
-    seeds: list[int],
-    resamples: int,
-    groups: pd.Series,  # the group of each question (or a list of groups); missing: none
-) -> dict[str, dict]:  # a cell by group
-    "Base against ours by group, in alphabetical order."
+    base: pd.DataFrame,  # predictions of the base
+    ours: list[pd.DataFrame],  # predictions for the same questions, one table per seed
+    seeds: list[int],  # training seeds, in the order of `ours`
+    resamples: int,  # number of bootstrap and permutation resamples
+    groups: pd.Series,  # group or list of groups of each question; a missing value means no group
+) -> dict[str, dict]:  # group name -> result of `compare`
+    "Compare base and adapters within each group, in alphabetical order."
     sets = groups.map(lambda g: set(g) if isinstance(g, (list, set, np.ndarray)) else {g} if pd.notna(g) else set())
     cells = {name: compare(base, ours, seeds, resamples, sets.map(lambda s: name in s)) for name in sorted(set().union(*sets))}
     return {name: cell for name, cell in cells.items() if cell}
 
 # %% ../nbs/05_evaluation.ipynb #cell-010
 def reliability(
-    frames: list[pd.DataFrame],  # predictions of one system, or of one adapter a seed
-    bins: int = 10,  # of equal width in confidence
-) -> list[dict]:  # confidence, score, questions of each bin that holds any
-    "Mean score by confidence."
+    frames: list[pd.DataFrame],  # predictions of one system, or one table per seed
+    bins: int = 10,  # number of confidence bins of equal width
+) -> list[dict]:  # per non-empty bin: mean confidence, mean score, number of questions
+    "Mean score by confidence bin, for a reliability diagram."
     frame = pd.concat(frames)
     groups = frame.groupby(np.minimum((frame.confidence*bins).astype(int), bins - 1))
     return [{"confidence": float(g.confidence.mean()), "score": float(g.score.mean()), "questions": len(g)} for _, g in groups]
 
 def by_interval(
     base: pd.DataFrame,  # predictions of the base
-    ours: list[pd.DataFrame],  # predictions of one adapter a seed
-    values: pd.Series,  # a number for each question
-    edges: list[float],  # bounds of the groups, the first included
-    name: str,  # of the number
-) -> list[dict]:
-    "Mean scores by ranges of a number, for figures."
+    ours: list[pd.DataFrame],  # predictions for the same questions, one table per seed
+    values: pd.Series,  # an integer for each question, e.g. the length of its answer
+    edges: list[float],  # integer boundaries; each range includes its lower and excludes its upper boundary
+    name: str,  # what the integer is; becomes a key of each row
+) -> list[dict]:  # per non-empty range: its label, number of questions, mean scores
+    "Mean scores of base and adapters by range of a value, for figures."
     labels = pd.cut(values, edges, right=False, labels=[f"{a}–{b - 1}" if b - a > 1 else f"{a}" for a, b in zip(edges, edges[1:])])
     mean = sum(frame.score for frame in ours)/len(ours)
     return [{name: label, "questions": int(m.sum()), "baseline": float(base.score[m].mean()), "ours": float(mean[m].mean())}
@@ -141,11 +144,11 @@ def by_interval(
 
 # %% ../nbs/05_evaluation.ipynb #cell-013
 def comparison_rows(
-    study: Study,  # names our systems
-    cells: dict[str, dict],  # by benchmark, from `compare`
-    parameters: int,  # of the base
+    study: Study,  # supplies the names of our systems
+    cells: dict[str, dict],  # benchmark -> result of `compare`
+    parameters: int,  # number of parameters of the base
 ) -> list[dict]:  # model, size, benchmark, value, kind, source
-    "Measured rows of this study and the published ones of data/published_scores.csv."
+    "This study's measured scores, followed by the published scores of data/published_scores.csv."
     size = f"{parameters/1e9:.1f}B" if parameters >= 1e9 else f"{parameters/1e6:.1f}M"
     here = [{"model": f"{study.preset.base.split('/')[-1]} {name}", "size": size, "benchmark": benchmark, "kind": "measured",
              "value": cell[key]["value"], "source": f"this study, {study.name} test pages"}
@@ -155,11 +158,11 @@ def comparison_rows(
                     "source": row.source} for row in published.itertuples()]
 
 def against_published(
-    preset,  # core.Preset: names the base and the protocol
-    cells: dict[str, dict],  # by benchmark, from `compare`
-    tolerance_points: float = 0.5,  # a larger difference is flagged
+    preset,  # a `Preset`; supplies base and protocol
+    cells: dict[str, dict],  # benchmark -> result of `compare`
+    tolerance_points: float = 0.5,  # points out of 100; a larger difference is flagged
 ) -> list[dict]:  # benchmark, split, value, published, difference_points, protocol, published_protocol, source, flag (or None)
-    "The base's scores beside those that others published for it, on the same split."
+    "Compare the base's scores with those published for it on the same split; empty unless the pages come from the hub."
     if preset.source != "hub": return []
     table = pd.read_csv(root()/"data"/"published_scores.csv", keep_default_na=False)
     scored = {(s.benchmark, s.hub_split) for s in read_sources(root()/"data"/"sources.csv") if s.split == "test"}
@@ -176,9 +179,9 @@ def against_published(
 # %% ../nbs/05_evaluation.ipynb #cell-017
 #| eval: false
 def evaluate_study(
-    study: Study,  # what to evaluate
-) -> dict:
-    "Answer the test questions with the base and every seed's adapter; the evaluation result of the contract."
+    study: Study,  # trained study to evaluate
+) -> dict:  # the fields of evaluation.json
+    "Answer the test questions with the base and with every seed's adapter, and compare the scores."
     rank, seeds, resamples = study.preset.lora_rank, list(study.preset.seeds), study.preset.resamples
     adapters = {f"lora-r{rank}-seed{seed}": adapter_folder(study, rank, seed) for seed in seeds}
     frames, throughput = predict_systems(study, adapters)
@@ -197,7 +200,7 @@ def evaluate_study(
     return result | (_by_page_knowledge(study, base, ours, seeds) if study.generated else {})
 
 def _by_page_knowledge(study, base, ours, seeds):
-    "What only generated pages can tell: seen and unseen templates, text height, kind of question."
+    "Breakdowns only generated pages allow: seen and unseen templates, kind of question, text height in pixels."
     pages, questions = page_table(study).set_index("doc_id"), question_table(study).set_index("question_id")
     seen = base.doc_id.map(pages.seen).map({True: "seen", False: "unseen"})
     kinds = base.question_id.map(questions.kind)

@@ -23,15 +23,15 @@ from .data import load_splits, page_table, question_table
 # %% ../nbs/07_failures.ipynb #cell-004
 @dataclass(frozen=True)
 class Knowledge:
-    "What is known about the test pages and questions; empty but for generated pages."
-    pages: dict[str, PageFacts] = field(default_factory=dict)  # by doc_id
-    kinds: dict[str, str] = field(default_factory=dict)  # by question_id, see `questions.Question`
-    evidence: dict[str, list | None] = field(default_factory=dict)  # by question_id, box in pixels
+    "What the generator knows about test pages and questions; empty if the pages are not generated."
+    pages: dict[str, PageFacts] = field(default_factory=dict)  # doc_id -> contents of the page
+    kinds: dict[str, str] = field(default_factory=dict)  # question_id -> kind, see `docvlm.pages.questions.Question`
+    evidence: dict[str, list | None] = field(default_factory=dict)  # question_id -> box of the answer (x0, y0, x1, y1) in pixels
 
 def read_knowledge(
-    study: Study,  # whose test pages
+    study: Study,  # whose test pages are read
 ) -> Knowledge:
-    "The generator's knowledge, if these pages are its own."
+    "Load the generator's knowledge about the test pages; empty if they are not generated."
     if not study.generated: return Knowledge()
     pages, questions = page_table(study).query("split == 'test'"), question_table(study)
     facts = {page.doc_id: PageFacts([word[0] for word in json.loads(page.words_json)],
@@ -43,10 +43,10 @@ def read_knowledge(
 # %% ../nbs/07_failures.ipynb #cell-005
 def add_types(
     frame: pd.DataFrame,  # predictions of one system
-    known: Knowledge,  # about its pages
-    max_new_tokens: dict[str, int],  # by benchmark: an answer that long was cut off
-) -> pd.DataFrame:  # with the columns `kind` and `type`
-    "Classify every answer; where the kind of question is unknown, a label such as `non-span` stands in."
+    known: Knowledge,  # about the test pages and questions
+    max_new_tokens: dict[str, int],  # benchmark -> token limit; an answer that reaches it counts as cut off
+) -> pd.DataFrame:  # the predictions with the columns `kind` and `type` added
+    "Classify every answer; if the kind of question is unknown, use a label of the dataset such as `non-span`."
     label = lambda labels: next((text.lower() for text in labels if text.lower() in COMPUTED), "")
     kinds = [known.kinds.get(question) or label(labels)
              for question, labels in zip(frame.question_id, frame.doc_types)]
@@ -58,7 +58,7 @@ def add_types(
 
 # %% ../nbs/07_failures.ipynb #cell-009
 def _part(frames, name, resamples):
-    "One type in one system's answers."
+    "Share, count, lost score and mean confidence of one type in one system's answers."
     hits = np.stack([(frame.type == name).to_numpy() for frame in frames])
     found = mean_ci(hits, frames[0].doc_id, resamples)
     lost = 1 - np.stack([frame.score for frame in frames])
@@ -69,10 +69,10 @@ def _part(frames, name, resamples):
 # %% ../nbs/07_failures.ipynb #cell-010
 def failure_shares(
     base: pd.DataFrame,  # classified predictions of the base
-    ours: list[pd.DataFrame],  # classified predictions of one adapter a seed, the same questions
-    resamples: int,  # of the bootstrap
-) -> list[dict]:  # name, share and ci95 (after), before, after, examples (of the first seed)
-    "Every type of error before and after fine-tuning; a type that never occurs has share 0."
+    ours: list[pd.DataFrame],  # classified predictions for the same questions, one table per seed
+    resamples: int,  # number of bootstrap resamples
+) -> list[dict]:  # per type: name, share and ci95 (after), before, after, example ids (first seed)
+    "Every error type before and after fine-tuning, including types that never occur (share 0)."
     rows = []
     for name in TYPES[1:]:
         after = _part(ours, name, resamples)
@@ -83,11 +83,11 @@ def failure_shares(
 
 # %% ../nbs/07_failures.ipynb #cell-014
 def transitions(
-    base: pd.DataFrame,  # as in `failure_shares`
-    ours: list[pd.DataFrame],
-    resamples: int,
-) -> dict:  # {"pairs": [{"before", "after", "questions"}], "fixed", "broken": {"value", "ci95"}}
-    "Questions by type before and after, mean over seeds; shares of all questions put right and put wrong."
+    base: pd.DataFrame,  # classified predictions of the base
+    ours: list[pd.DataFrame],  # classified predictions for the same questions, one table per seed
+    resamples: int,  # number of bootstrap resamples
+) -> dict:  # {"pairs": [{"before", "after", "questions"}], "fixed": {"value", "ci95"}, "broken": {"value", "ci95"}}
+    "Number of questions per pair of types (mean over seeds), and the shares of questions fixed and broken."
     pairs = pd.concat([pd.DataFrame({"before": base.type, "after": frame.type}) for frame in ours])
     counts = pairs.value_counts(sort=False)/len(ours)
     changed = np.stack([changes(base.type, frame.type) for frame in ours])
@@ -97,9 +97,9 @@ def transitions(
 
 # %% ../nbs/07_failures.ipynb #cell-015
 def draw_transitions(
-    pairs: list[dict],  # of `transitions`
+    pairs: list[dict],  # the "pairs" of `transitions`
 ):
-    "Types before against types after; the diagonal did not change."
+    "Heat map of types before (rows) and after fine-tuning (columns); unchanged types are on the diagonal."
     table = pd.DataFrame(pairs).pivot(index="before", columns="after", values="questions").fillna(0)
     names = [name for name in TYPES if name in {*table.index, *table.columns}]
     table = table.reindex(index=names, columns=names, fill_value=0)
@@ -117,11 +117,11 @@ def _told(cell):
 
 # %% ../nbs/07_failures.ipynb #cell-019
 def what_helps(
-    types: list[dict],  # of `failure_shares`
-    silence: list[dict],  # of `abstain`
-    signals: dict | None,  # of `seed_signals`
+    types: list[dict],  # returned by `failure_shares`
+    silence: list[dict],  # returned by `abstain`, one per coverage; the last covers all questions
+    signals: dict | None,  # returned by `seed_signals`; None for a single seed
 ) -> list[str]:
-    "A sentence for each measure."
+    "Sentences on the points lost, on abstaining at low confidence, and on the vote of the seeds."
     first, second = sorted(types, key=lambda row: -row["after"]["lost"])[:2]
     total = sum(row["after"]["lost"] for row in types)
     told = [f"Of the {_percent(total)} points missing to full marks, {_percent(first['after']['lost'])} are lost "
@@ -145,15 +145,15 @@ def _seed_sentences(signals):
 
 # %% ../nbs/07_failures.ipynb #cell-025
 def read_predictions(
-    study: Study,  # that has been evaluated
-) -> list[pd.DataFrame]:  # the base, then one adapter a seed, the same questions in the same order
-    "The predictions that the evaluation stored."
+    study: Study,  # an evaluated study
+) -> list[pd.DataFrame]:  # the base first, then one table per seed; same questions in the same order
+    "Load the predictions stored by the evaluation."
     systems = study.result("evaluation")["systems"]
     return [pd.read_parquet(study.run_dir/"predictions"/f"{system}.parquet") for system in systems]
 
 # %% ../nbs/07_failures.ipynb #cell-026
 def _by_benchmark(base, ours):
-    "Shares of all types within each benchmark."
+    "Share of each type, before and after, within each benchmark."
     def share(frames, benchmark, name):
         return float(np.mean([(frame.type[frame.benchmark == benchmark] == name).mean() for frame in frames]))
     return {benchmark: [{"name": name, "before": share([base], benchmark, name),
@@ -163,10 +163,10 @@ def _by_benchmark(base, ours):
 # %% ../nbs/07_failures.ipynb #cell-027
 def failure_report(
     base: pd.DataFrame,  # classified predictions of the base
-    ours: list[pd.DataFrame],  # classified predictions of one adapter a seed
-    resamples: int,
-) -> dict:
-    "The failures result of the contract, but for the gallery."
+    ours: list[pd.DataFrame],  # classified predictions, one table per seed
+    resamples: int,  # number of bootstrap resamples
+) -> dict:  # the fields of failures.json that need only the predictions
+    "All numbers of the failure analysis."
     types, signals = failure_shares(base, ours, resamples), seed_signals(ours, resamples)
     silence = [abstain(ours, coverage, resamples) for coverage in (.5, .8, 1.)]
     return {"types": types, "correct": {"before": float((base.type == "correct").mean()),
@@ -177,9 +177,9 @@ def failure_report(
 
 # %% ../nbs/07_failures.ipynb #cell-028
 def analyse_failures(
-    study: Study,  # that has been evaluated
-) -> dict:
-    "Classify every answer of the base and of each seed; the failures result of the contract."
+    study: Study,  # an evaluated study
+) -> dict:  # the fields of failures.json
+    "Classify every answer of the base and of each seed, and choose the gallery."
     known = read_knowledge(study)
     base, *ours = [add_types(frame, known, study.preset.max_new_tokens) for frame in read_predictions(study)]
     pages = load_splits(study)["test"].select_columns(["doc_id", "image"])

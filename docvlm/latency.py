@@ -26,14 +26,14 @@ from .precision import device_kind, has_bf16
 
 # %% ../nbs/08_latency.ipynb #cell-004
 def time_answers(
-    model,  # at the precision to be measured
-    processor,  # of its base
-    images: list,  # pages, PIL images
-    questions: list[list[int]],  # token ids, one question a page
-    max_new_tokens: int,  # longest answer
-    precision: str,  # see `in_bf16`
+    model,  # model, loaded at the precision to be measured
+    processor,  # the base model's processor
+    images: list,  # pages as PIL images, one batch
+    questions: list[list[int]],  # token ids, one question per page
+    max_new_tokens: int,  # limit of an answer, in tokens
+    precision: str,  # "fp32", "bf16" or "auto", see `in_bf16`
 ) -> float:  # seconds
-    "Answer one question about each page, as one batch, from pixels to token ids."
+    "Time answering one question per page in one batch, from page images to token ids."
     template, started = chat_template(processor), time.perf_counter()
     pixels, grids = prepare_images(processor, images)
     with torch.no_grad(), autocast(model.device.type, precision):
@@ -43,21 +43,21 @@ def time_answers(
     return time.perf_counter() - started
 
 def quantiles(
-    seconds: list[float],  # one a measurement
+    seconds: list[float],  # one value per measurement
 ) -> dict:  # {"p50", "p95"} in milliseconds
     "Median and 95th percentile in milliseconds."
     return dict(zip(("p50", "p95"), map(float, 1000*np.quantile(seconds, (0.5, 0.95)))))
 
 # %% ../nbs/08_latency.ipynb #cell-007
 def measure_precision(
-    study: Study,  # pages, sizes and repeats
+    study: Study,  # supplies base, test pages, pixel budget and number of repeats
     precision: str,  # "fp32", "bf16", "int8" or "nf4"
-    batch_sizes: tuple[int, ...] = (1, 8),  # pages at a time
-) -> list[dict]:  # one row a batch size
-    "Latency, throughput and peak memory of a precision."
+    batch_sizes: tuple[int, ...] = (1, 8),  # pages per batch
+) -> list[dict]:  # one row per batch size, up to the number of pages
+    "Latency (ms), throughput (pages/s) and peak memory (bytes) of one precision."
     preset, rows = study.preset, load_splits(study)["test"]
     processor, model = load_processor(preset), load_base(preset, precision)
-    if precision == "bf16": model = model.to(torch.bfloat16)  # on a CPU, where `load_base` keeps fp32 weights
+    if precision == "bf16": model = model.to(torch.bfloat16)  # on a CPU `load_base` keeps fp32 weights
     pages = list(pages_of(rows).values())
     chosen = [rows[pages[i]["rows"][0]] for i in np.linspace(0, len(pages) - 1, preset.latency_pages).astype(int)]
     ask = lambda row: encode_text(processor.tokenizer, row["question"] + preset.prompt_suffix[row["benchmark"]])
@@ -82,10 +82,10 @@ def _measure(study, processor, model, chosen, questions, precision, size):
 
 # %% ../nbs/08_latency.ipynb #cell-009
 def cost_per_1000_images(
-    device: str,  # a device of data/prices.csv
-    images_per_s: float,  # measured
-) -> dict:  # cost_per_1000_images_usd and price_source, both None where no price is known
-    "US dollars for a thousand pages on a rented machine."
+    device: str,  # name as in data/prices.csv, or as the driver reports it
+    images_per_s: float,  # measured throughput, pages per second
+) -> dict:  # cost_per_1000_images_usd and price_source; both None if no price is known
+    "Cost of a thousand pages on a rented machine, in US dollars."
     prices = pd.read_csv(root()/"data"/"prices.csv")
     known = prices[prices.device.map(lambda name: name == device or device.replace(" ", "").startswith(name.replace(" ", "")))]
     if known.empty: return {"cost_per_1000_images_usd": None, "price_source": None}
@@ -98,10 +98,10 @@ CPU_PRICE = "2 vCPU general-purpose instance"
 # %% ../nbs/08_latency.ipynb #cell-015
 #| eval: false
 def measure_latency(
-    study: Study,  # base, pages and repeats
-    precisions: tuple[str, ...] = ("fp32", "bf16", "int8", "nf4"),
-) -> dict:
-    "Every precision that runs on this machine; the latency result of the contract."
+    study: Study,  # supplies base, pages and number of repeats
+    precisions: tuple[str, ...] = ("fp32", "bf16", "int8", "nf4"),  # precisions to try
+) -> dict:  # the fields of latency.json: "rows" and "notes"
+    "Measure every precision this machine can run; note those it cannot."
     rows, notes = [], []
     for precision in tqdm(precisions, desc="latency", unit="precision"):
         if precision == "bf16" and not has_bf16(device_kind()):

@@ -17,9 +17,9 @@ from .taxonomy import plain
 COVERAGES = tuple(np.linspace(.05, 1, 20).round(2).tolist())
 
 def risk_coverage(
-    frames: list[pd.DataFrame],  # predictions of one system, or of one adapter a seed
-) -> list[dict]:  # coverage (share of questions answered), score (mean over seeds)
-    "Mean score of the most confident answers."
+    frames: list[pd.DataFrame],  # predictions of one system, or one table per seed
+) -> list[dict]:  # per coverage (share of questions answered): score (mean over seeds)
+    "Mean score of the most confident answers at each coverage of `COVERAGES` (risk–coverage curve)."
     curves = []
     for frame in frames:
         scores = frame.score.to_numpy()[np.argsort(-frame.confidence.to_numpy(), kind="stable")]
@@ -30,19 +30,19 @@ def risk_coverage(
 
 # %% ../../nbs/analysis/02_confidence.ipynb #cell-008
 def abstain(
-    frames: list[pd.DataFrame],  # one adapter a seed
-    coverage: float,  # share of questions that get an answer
-    resamples: int,
-) -> dict:  # coverage, value, ci95 (over pages, the seeds' answers pooled)
-    "Score of the answered questions when each seed keeps silent where it is least sure."
+    frames: list[pd.DataFrame],  # predictions for the same questions, one table per seed
+    coverage: float,  # share of questions to answer, between 0 and 1
+    resamples: int,  # number of bootstrap draws
+) -> dict:  # coverage, value, ci95 (over pages; the seeds' answers are pooled)
+    "Mean score of the answered questions if each seed abstains on its least confident ones."
     kept = pd.concat([frame.nlargest(max(1, round(coverage*len(frame))), "confidence") for frame in frames])
     return {"coverage": coverage} | mean_ci(kept.score.to_numpy(), kept.doc_id, resamples)
 
 # %% ../../nbs/analysis/02_confidence.ipynb #cell-009
 def draw_risk_coverage(
-    curves: dict[str, list[dict]],  # of `risk_coverage`, by "base" and "ours"
+    curves: dict[str, list[dict]],  # "base" and "ours" -> result of `risk_coverage`
 ):
-    "Score over the share of questions answered."
+    "Plot mean score against the share of questions answered."
     figure, axis = plt.subplots(figsize=(4.5, 2.8))
     for name, color, label in (("base", "#999999", "base"), ("ours", "#0072B2", "fine-tuned")):
         points = pd.DataFrame(curves[name])
@@ -54,10 +54,10 @@ def draw_risk_coverage(
 
 # %% ../../nbs/analysis/02_confidence.ipynb #cell-012
 def vote(
-    answers: list[str],  # one a seed
-    confidences: list[float],  # of the answers
-) -> int:  # position of the chosen answer
-    "The answer of most seeds; at a tie the answer with more confidence."
+    answers: list[str],  # one answer per seed
+    confidences: list[float],  # confidence of each answer
+) -> int:  # index of the chosen answer
+    "Index of the answer given by most seeds (texts compared by `plain`); in a tie, the one with more total confidence."
     groups = defaultdict(list)
     for i, answer in enumerate(answers): groups[plain(answer)].append(i)
     best = max(groups.values(), key=lambda group: (len(group), sum(confidences[i] for i in group)))
@@ -65,10 +65,10 @@ def vote(
 
 # %% ../../nbs/analysis/02_confidence.ipynb #cell-013
 def seed_signals(
-    frames: list[pd.DataFrame],  # predictions of one adapter a seed
-    resamples: int,
-) -> dict | None:  # "vote": value, ci95, single, delta; "agreement": share, agree, differ; None for one seed
-    "Score of the vote against a single seed, and of the questions on which seeds agree or differ."
+    frames: list[pd.DataFrame],  # predictions for the same questions, one table per seed
+    resamples: int,  # number of bootstrap draws
+) -> dict | None:  # {"vote": {value, ci95, single, delta}, "agreement": {share, agree, differ}}; None for a single seed
+    "Score of the vote against the average single seed, and scores where the seeds agree and where they differ."
     if len(frames) < 2: return None
     answers, confidences, scores = (np.stack([frame[name] for frame in frames], 1)
                                     for name in ("prediction", "confidence", "score"))

@@ -23,20 +23,20 @@ from ..inputs.sources import TYPE_GROUPS
 PATTERN = ("fixed", "wrong", "wrong", "broken")
 
 def changes(
-    before: pd.Series,  # error type of each question
-    after: pd.Series,  # the same questions
+    before: pd.Series,  # type of each answer before fine-tuning
+    after: pd.Series,  # type after fine-tuning, same questions
 ) -> pd.Series:  # "right", "fixed", "wrong" or "broken"
-    "What fine-tuning did to each answer."
+    "Whether each answer stayed right, was fixed, stayed wrong or was broken."
     names = {(True, True): "right", (False, True): "fixed", (False, False): "wrong", (True, False): "broken"}
     return pd.Series([names[pair] for pair in zip(before == "correct", after == "correct")], before.index)
 
 # %% ../../nbs/analysis/03_gallery.ipynb #cell-005
 def choose(
-    before: pd.DataFrame,  # predictions of the base with their `type`
-    after: pd.DataFrame,  # predictions of one adapter with their `type`, the same questions
-    count: int = 16,  # questions to choose
-) -> list[int]:  # their positions
-    "Failures of all types and benchmarks, by the pattern fixed, wrong, wrong, broken."
+    before: pd.DataFrame,  # predictions of the base, with the column `type`
+    after: pd.DataFrame,  # predictions of one adapter for the same questions, with the column `type`
+    count: int = 16,  # number of questions to choose
+) -> list[int]:  # row positions of the chosen questions
+    "Choose failures across all types and benchmarks, cycling through fixed, wrong, wrong, broken."
     change = changes(before.type, after.type)
     shown = after.type.where(change != "fixed", before.type)
     rows = list(zip(change, shown, before.doc_id, before.benchmark, map(digest_of, before.question_id)))
@@ -56,10 +56,10 @@ OUTLINE = "#D55E00"
 
 def save_page(
     image: Image.Image,  # the page
-    path: Path,  # of the PNG
-    evidence: list[float] | None = None,  # box (x0, y0, x1, y1) in pixels of `image`
+    path: Path,  # PNG file to write
+    evidence: list[float] | None = None,  # box of the answer to outline, (x0, y0, x1, y1) in pixels of `image`
 ) -> Path:
-    "Equal pages give equal bytes."
+    "Save the page as a PNG of at most 640 pixels a side; equal pages give equal bytes."
     page = Image.new("RGB", image.size)
     page.paste(image.convert("RGB"))
     page.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
@@ -73,13 +73,13 @@ def save_page(
 
 # %% ../../nbs/analysis/03_gallery.ipynb #cell-011
 def make_gallery(
-    before: pd.DataFrame,  # predictions of the base with their `type`
-    after: pd.DataFrame,  # predictions of one adapter with their `type`, the same questions
+    before: pd.DataFrame,  # predictions of the base, with the column `type`
+    after: pd.DataFrame,  # predictions of one adapter for the same questions, with the column `type`
     pages,  # a datasets.Dataset with the columns doc_id and image
-    evidence: dict[str, list | None],  # place of the answer by question, where known
-    folder: Path,  # for the PNGs; those of an earlier gallery are removed
-) -> list[dict]:
-    "Chosen failures with everything a reader needs to judge them, and their pages as files."
+    evidence: dict[str, list | None],  # question_id -> box of the answer in pixels, if known
+    folder: Path,  # where to write the PNGs; existing PNGs there are deleted
+) -> list[dict]:  # one entry per chosen question
+    "Choose failures, save their pages, and collect question, answers and error types of each."
     for old in folder.glob("*.png"): old.unlink()
     first, entries = {}, []
     for position, doc in enumerate(pages["doc_id"][:]): first.setdefault(doc, position)
@@ -97,25 +97,25 @@ def make_gallery(
 
 # %% ../../nbs/analysis/03_gallery.ipynb #cell-013
 def shown(
-    text: str,  # from a page or a model
-    width: int = 60,  # characters
+    text: str,  # text from a page or a model
+    width: int = 60,  # maximum length in characters
 ) -> str:
-    "Text on one line, printable, and not too long."
+    "Text as one line of printable characters, shortened with an ellipsis; `(empty)` if nothing is left."
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return (line if len(line) <= width else line[:width - 1] + "…") or "(empty)"
 
 # %% ../../nbs/analysis/03_gallery.ipynb #cell-014
 def captions(entry: dict) -> list[tuple[str, str]]:
-    "Labelled lines under a picture."
+    "Labels and texts of the lines under a page image."
     mark = lambda error: "right" if error == "correct" else error
     return [("question", shown(entry["question"], 80)), ("target", shown(entry["target"])),
             ("base", f"{shown(entry['base'])} ({mark(entry['error_before'])})"),
             ("LoRA", f"{shown(entry['ours'])} ({mark(entry['error_after'])})")]
 
 def gallery_html(
-    gallery: list[dict],  # of `make_gallery`
+    gallery: list[dict],  # returned by `make_gallery`
 ) -> str:
-    "All entries as HTML that stands alone."
+    "All entries as self-contained HTML, with embedded images."
     card = ('<div style="width:300px"><img style="max-width:100%" alt="{alt}" '
             'src="data:image/png;base64,{data}">{lines}</div>')
     def line(name, text): return f"<br><b>{escape(name)}</b> {escape(text)}"
@@ -126,11 +126,11 @@ def gallery_html(
 
 # %% ../../nbs/analysis/03_gallery.ipynb #cell-015
 def draw_gallery(
-    gallery: list[dict],  # of `make_gallery`
-    columns: int = 4,
-    rows: int = 2,
+    gallery: list[dict],  # returned by `make_gallery`
+    columns: int = 4,  # entries per row
+    rows: int = 2,  # rows of entries
 ):
-    "The first entries as one figure."
+    "Draw the first `rows*columns` entries as one figure."
     figure, axes = plt.subplots(rows, columns, figsize=(2.9*columns, 4.3*rows), squeeze=False)
     for axis in axes.flat: axis.axis("off")
     for axis, entry in zip(axes.flat, gallery):

@@ -14,34 +14,34 @@ from scipy import stats
 
 # %% ../../nbs/analysis/00_metrics.ipynb #cell-004
 def _targets(answers) -> list:
-    "A non-empty list of target strings from one string or any sequence of them."
+    "The accepted answers as a list of strings, from one string or a sequence; ValueError if there are none."
     targets = [answers] if isinstance(answers, str) else [str(answer) for answer in answers]
     if not targets: raise ValueError("No target answers: a question needs at least one; drop the row.")
     return targets
 
 def composed(
-    text,  # str, or anything that has one
+    text,  # a string, or an object to convert with `str`
 ) -> str:
-    "Text with every letter and its accents in one character where Unicode has one (NFC)."
+    "Text in Unicode's composed form (NFC): a letter and its accents are one character where one exists."
     return unicodedata.normalize("NFC", str(text))
 
 def squeezed(
-    text,  # str, or anything that has one
+    text,  # a string, or an object to convert with `str`
 ) -> str:
-    "Text as it is compared: composed, in lower case, white space collapsed and stripped."
+    "Text normalized for comparison: NFC, lower case, whitespace collapsed and stripped."
     return " ".join(composed(text).lower().split())
 
 # %% ../../nbs/analysis/00_metrics.ipynb #cell-005
 def anls(
     prediction: str,  # the model's answer
-    answers: list,  # accepted answers (or one string); the best one counts
-    threshold: float = 0.5,  # similarities below it become 0
+    answers: list,  # accepted answers (or one string); the most similar one counts
+    threshold: float = 0.5,  # similarities below this value become 0
 ) -> float:  # between 0 and 1
-    """Normalized Levenshtein similarity to the nearest target (averaged over questions: ANLS).
+    """Normalized Levenshtein similarity to the most similar target; its average over questions is ANLS.
 
-    Biten et al. 2019 give 0 at a distance of exactly one half; the public harnesses (lmms-eval, VLMEvalKit)
-    keep 0.5 there, and so do we, to be comparable. Distance and longer length are both taken on composed,
-    lowercased text with whitespace collapsed and stripped, so padding earns nothing.
+    At a normalized distance of exactly 0.5, Biten et al. 2019 give 0. The public harnesses (lmms-eval,
+    VLMEvalKit) give 0.5, and so do we, for comparability. Both the distance and the length it is divided by
+    are computed on normalized text (`squeezed`), so padding does not raise the score.
     """
     similarity = max(Levenshtein.normalized_similarity(squeezed(prediction), squeezed(target))
                      for target in _targets(answers))
@@ -49,19 +49,19 @@ def anls(
 
 # %% ../../nbs/analysis/00_metrics.ipynb #cell-008
 def _harness_float(text: str) -> float | None:
-    "A number as the harnesses read it: Python's `float`, with a trailing `%` dividing by 100."
+    "A number as the harnesses parse it: Python's `float`, divided by 100 if it ends in `%`; None for other text."
     try: return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
     except ValueError: return None
 
 def relaxed_accuracy(
     prediction: str,  # the model's answer
-    answers: list,  # accepted answers (or one string); the best one counts
-    max_relative_change: float = 0.05,  # tolerance for numbers, relative to the target
+    answers: list,  # accepted answers (or one string); matching any of them is enough
+    max_relative_change: float = 0.05,  # tolerance for numbers, as a fraction of the target
 ) -> float:  # 0.0 or 1.0
-    """ChartQA's relaxed accuracy as the public harnesses compute it, on composed text, quirks included (table below).
+    """ChartQA's relaxed accuracy as the public harnesses compute it, with their quirks (table below), on NFC text.
 
-    Numbers may be off by 5 % of the target (Masry et al. 2022, section 5.1), all else must be equal but for
-    case. The prediction is stripped first, as VLMEvalKit does.
+    Numbers may differ by 5 % of the target (Masry et al. 2022, section 5.1); other text must be equal,
+    ignoring case. The prediction is stripped first, as in VLMEvalKit.
     """
     prediction = composed(prediction).strip()
     value = _harness_float(prediction)
@@ -81,13 +81,13 @@ _THOUSANDS = re.compile("(?<=[0-9])[\u00a0\u2007\u2009\u202f](?=[0-9]{3}(?![0-9]
 def typed(
     text,  # e.g. "−1 234", with a minus sign and a thin space
 ) -> str:  # e.g. "-1,234"
-    "Text as it is compared, its numbers as a keyboard has them."
+    "Text normalized for comparison (`squeezed`), with typeset numbers rewritten as typed on a keyboard."
     return squeezed(_THOUSANDS.sub(",", composed(text).translate(_TYPED)))
 
 def parse_number(
     text: str,  # e.g. "$1,234.50", "-3 %", "n/a"
-) -> float | None:  # the value (a percentage divided by 100), or None
-    "The number a text stands for, with thousands separators, currency sign and per cent understood."
+) -> float | None:  # the value (percentages divided by 100), or None if the text is no number
+    "Parse a number that may have thousands separators, a currency sign and a percent sign."
     match = _NUMBER.fullmatch(typed(text))
     if not match: return None
     outer_sign, inner_sign, digits, percent = match.groups()
@@ -96,10 +96,10 @@ def parse_number(
 
 def relaxed_accuracy_strict(
     prediction: str,  # the model's answer
-    answers: list,  # accepted answers (or one string); the best one counts
-    max_relative_change: float = 0.05,  # tolerance for numbers that are not years
+    answers: list,  # accepted answers (or one string); matching any of them is enough
+    max_relative_change: float = 0.05,  # tolerance for numbers other than years, as a fraction of the target
 ) -> float:  # 0.0 or 1.0
-    "Relaxed accuracy with exact years, parsed thousands and currencies, and zero as a number."
+    "Relaxed accuracy with exact years, parsed thousands separators and currencies, and zero as a number."
     prediction = typed(prediction).removesuffix(".")
     value = parse_number(prediction)
     def correct(target):
@@ -118,14 +118,14 @@ def score(
     prediction: str,  # the model's answer
     answers: list,  # accepted answers
 ) -> float:  # between 0 and 1
-    "The benchmark's own headline metric for one question."
+    "Score one answer by its benchmark's headline metric; ValueError for an unknown benchmark."
     if benchmark not in BENCHMARK_METRICS:
         raise ValueError(f"Unknown benchmark {benchmark!r}: use one of {', '.join(BENCHMARK_METRICS)}.")
     return METRICS[BENCHMARK_METRICS[benchmark]](prediction, answers)
 
 # %% ../../nbs/analysis/00_metrics.ipynb #cell-017
 def _page_sums(scores, clusters):
-    "Scores added up by page: sums of shape (seeds, pages) and questions of shape (pages,)."
+    "Sums of scores by page, shape (seeds, pages), and question counts, shape (pages,); ValueError for unusable input."
     scores, clusters = np.atleast_2d(np.asarray(scores, float)), np.asarray(clusters)
     if scores.size == 0: raise ValueError("No scores: the set of questions is empty.")
     if scores.ndim != 2 or clusters.shape != scores.shape[1:]:
@@ -140,14 +140,15 @@ def _page_sums(scores, clusters):
 def clustered_mean_ci(
     scores,  # shape (questions,), or (seeds, questions) for one model trained with several seeds
     clusters,  # the page of each question, shape (questions,)
-    resamples: int = 2000,  # bootstrap draws
-    seed: int = 0,  # of the draws
+    resamples: int = 2000,  # number of bootstrap draws
+    seed: int = 0,  # random seed of the draws
 ) -> dict:  # {"value", "ci95": [low, high]}
     """Mean score with a 95 % percentile bootstrap interval over pages, and over seeds if there are several.
 
-    A draw takes whole pages with replacement and, independently, seeds with replacement (Owen 2007, the
-    pigeonhole bootstrap); its mean is the sum of scores over the number of questions drawn. With n seeds
-    their part of the variance is understated by 1/n. Constant scores give width 0. Booleans give a share.
+    Each draw samples whole pages with replacement and, independently, seeds with replacement (the pigeonhole
+    bootstrap, Owen 2007). Its mean is the sum of the drawn scores divided by the number of drawn questions.
+    With n seeds, the between-seed variance is underestimated by the fraction 1/n. Constant scores give an
+    interval of width 0. For Boolean scores the mean is a share.
     """
     sums, questions = _page_sums(scores, clusters)
     seeds, pages = map(np.arange, sums.shape)
@@ -165,9 +166,9 @@ def clustered_mean_ci(
 def mean_ci(
     values,  # shape (questions,) or (seeds, questions)
     pages,  # the page of each question, shape (questions,)
-    resamples: int = 2000,  # of the bootstrap
+    resamples: int = 2000,  # number of bootstrap draws
 ) -> dict | None:  # {"value", "ci95"}; ci95 is None on a single page; None without questions
-    "Mean with its interval over pages and seeds, as far as there are any."
+    "Mean with its bootstrap interval over pages and seeds (`clustered_mean_ci`), where one can be computed."
     values = np.asarray(values, float)
     if values.size == 0: return None
     if len(set(pages)) < 2: return {"value": float(values.mean()), "ci95": None}
@@ -175,16 +176,16 @@ def mean_ci(
 
 # %% ../../nbs/analysis/00_metrics.ipynb #cell-024
 def paired_delta(
-    base_scores,  # shape (questions,)
-    our_scores,  # shape (questions,) or (seeds, questions), the same questions in the same order
+    base_scores,  # scores of the base, shape (questions,)
+    our_scores,  # scores on the same questions in the same order, shape (questions,) or (seeds, questions)
     clusters,  # the page of each question, shape (questions,)
-    resamples: int = 2000,  # bootstrap draws, and sign flips
-    seed: int = 0,  # of both
+    resamples: int = 2000,  # number of bootstrap draws, and of random sign patterns
+    seed: int = 0,  # random seed of both
 ) -> dict:  # {"value", "ci95", "p_value"}
-    """Mean gain of ours over base: bootstrap interval over pages and seeds, two-sided sign-flip test by page.
+    """Mean gain over the base, with a bootstrap interval over pages and seeds and a two-sided sign-flip test by page.
 
-    The p-value is for the mean over the seeds given (each question's scores are averaged over seeds first);
-    the interval also covers the choice of seeds, so with seeds far apart it can hold 0 where p is small.
+    The test averages each question's scores over the given seeds first. The interval also covers the choice of
+    seeds, so it can contain 0 although p is small if the seeds differ much. ValueError if shapes do not match.
     """
     base_scores, our_scores = np.asarray(base_scores, float), np.atleast_2d(np.asarray(our_scores, float))
     if base_scores.ndim != 1 or base_scores.shape != our_scores.shape[1:]:

@@ -27,22 +27,22 @@ LONGEST_PHRASE = 8  # words
 
 @lru_cache(maxsize=1 << 16)
 def plain(
-    text: str,  # as printed or answered
+    text: str,  # from the page or from the model
 ) -> str:
-    "Text without case, layout, typesetting and punctuation at its ends."
+    "Text without case, extra whitespace, typographic variants (NFKC, `typed`) and punctuation at its ends."
     return " ".join(unicodedata.normalize("NFKC", typed(text)).casefold().split()).strip(" .,;:")
 
 # %% ../../nbs/analysis/01_taxonomy.ipynb #cell-005
 @dataclass(frozen=True, eq=False)
 class PageFacts:
-    "What is known about a page."
+    "The known contents of a page; empty if unknown."
     words: Sequence[str] = ()  # in reading order
     fields: dict[str, str] = field(default_factory=dict)  # label -> value
     table: Sequence[Sequence[str]] = ()  # rows of cells
 
     @cached_property
     def phrases(self) -> list[str]:
-        "Every run of up to eight words, every label, value and cell, made plain."
+        "Every run of up to eight words and every label, value and cell, normalized by `plain`, without duplicates."
         runs = (self.words[start:start + length] for length in range(1, LONGEST_PHRASE + 1)
                 for start in range(len(self.words) - length + 1))
         cells = (cell for row in self.table for cell in row)
@@ -50,24 +50,24 @@ class PageFacts:
         return [text for text in dict.fromkeys(map(plain, texts)) if text]
 
     def cells(self, texts: Sequence[str]) -> list[tuple[int, int]]:
-        "Row and column of every cell with one of these plain texts."
+        "Row and column of every table cell whose normalized text is among `texts`."
         return [(row, column) for row, cells in enumerate(self.table) for column, cell in enumerate(cells)
                 if plain(cell) in texts]
 
 # %% ../../nbs/analysis/01_taxonomy.ipynb #cell-008
-FULL_SCORE = {"anls": 1.0, "relaxed_accuracy": 1.0}  # from here on an answer is correct
-NEAR_TARGET, NEAR_OTHER = 0.5, 0.8  # Levenshtein similarity
+FULL_SCORE = {"anls": 1.0, "relaxed_accuracy": 1.0}  # metric -> score from which an answer is correct
+NEAR_TARGET, NEAR_OTHER = 0.5, 0.8  # thresholds on the Levenshtein similarity
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    "One answer, its targets, and its page."
+    "One answer with its targets, its score and what is known about its page."
     prediction: str
-    answers: Sequence[str]  # accepted, the first as printed
-    score: float  # by the benchmark's metric
+    answers: Sequence[str]  # accepted answers, the first as printed on the page
+    score: float  # by the benchmark's metric, between 0 and 1
     benchmark: str
     page: PageFacts = PageFacts()
-    kind: str = ""  # of the question, see `questions.Question` and `COMPUTED`; "" where nobody knows
-    cut: bool = False  # generation stopped at the limit of new tokens
+    kind: str = ""  # kind of question, see `docvlm.pages.questions.Question` and `COMPUTED`; "" if unknown
+    cut: bool = False  # generation stopped at the token limit
 
     @cached_property
     def text(self): return plain(self.prediction)
@@ -79,7 +79,7 @@ class Case:
 
     @cached_property
     def stray(self) -> str | None:
-        "The text of the page that the prediction is nearer to than to any target."
+        "The page text most similar to the prediction, if it is more similar than any target; otherwise None."
         if not self.text: return None
         others = [phrase for phrase in self.page.phrases if phrase not in self.targets]
         best = process.extractOne(self.text, others, scorer=Levenshtein.normalized_similarity,
@@ -94,13 +94,13 @@ def is_empty(case: Case) -> bool: return not case.prediction.strip()
 _UNIT = r"\ ?(?:[$€£¥%]|usd|eur|gbp|percent|per\ cent)?\ ?"
 _AMOUNT = re.compile(rf"{_UNIT} ([+-]?) {_UNIT} ([0-9][0-9.,]{{0,20}}|\.[0-9]{{1,20}}) ({_UNIT})", re.X)
 _DAY = re.compile(r"(?=[a-z0-9 ,./-]{6,30}$)(?:[^0-9]*[0-9]){3}.*")
-_DEFAULTS = datetime(2001, 2, 3), datetime(2004, 5, 6)  # fill in what a date leaves open
+_DEFAULTS = datetime(2001, 2, 3), datetime(2004, 5, 6)  # defaults for missing parts; two, to detect that a part is missing
 
 @lru_cache(maxsize=1 << 16)
 def numbers(
-    text: str,  # plain
-) -> frozenset[float]:  # empty if it is no number
-    "Every number that a text can stand for."
+    text: str,  # normalized by `plain`
+) -> frozenset[float]:  # empty if the text is not a number
+    "Every number the text can mean, e.g. in English and German notation; `12 %` gives both 12 and 0.12."
     found, match = set(), _AMOUNT.fullmatch(text)
     for locale in ("en_US", "de_DE") if match else ():
         try: number = float(parse_decimal(match[2], locale, strict=True))*(-1 if match[1] == "-" else 1)
@@ -111,14 +111,14 @@ def numbers(
 # %% ../../nbs/analysis/01_taxonomy.ipynb #cell-015
 @lru_cache(maxsize=1 << 16)
 def days(
-    text: str,  # plain
-) -> frozenset[date]:  # empty if it is no full date
-    "Every day that a text can stand for."
+    text: str,  # normalized by `plain`
+) -> frozenset[date]:  # empty if the text is not a complete date
+    "Every date the text can mean, reading it day first and month first."
     found = set()
     for day_first in (True, False) if _DAY.fullmatch(text) else ():
         try: read = {parser.parse(text, dayfirst=day_first, default=default).date() for default in _DEFAULTS}
         except (ValueError, OverflowError): continue
-        if len(read) == 1: found |= read  # day, month and year were all given
+        if len(read) == 1: found |= read  # the defaults made no difference: the date is complete
     return frozenset(found)
 
 # %% ../../nbs/analysis/01_taxonomy.ipynb #cell-017
@@ -126,19 +126,19 @@ def days(
 def _bare(text): return re.sub(r"\s|(?<![0-9])[^\w\s]|[^\w\s](?![0-9])", "", text)
 
 def is_format(case: Case) -> bool:
-    "Same text but for punctuation outside numbers, same number, or same day."
+    "Same text except for whitespace and punctuation outside numbers, same number, or same date."
     same = lambda target: (_bare(case.text) and _bare(case.text) == _bare(target)
                            or numbers(case.text) & numbers(target) or days(case.text) & days(target))
     return any(map(same, case.targets))
 
 def is_wrong_verdict(case: Case) -> bool:
-    "Yes for no or no for yes."
+    "`yes` for `no`, or `no` for `yes`."
     return case.text in ("yes", "no") and not {"yes", "no"}.isdisjoint(case.targets)
 
-COMPUTED = ("difference", "ratio", "arithmetic", "count", "counting", "non-span", "non span")  # printed nowhere
+COMPUTED = ("difference", "ratio", "arithmetic", "count", "counting", "non-span", "non span")  # not printed on the page
 
 def is_arithmetic(case: Case) -> bool:
-    "A number, but the wrong one, where a number had to be worked out."
+    "A wrong number in answer to a question that requires a computation."
     return case.kind in COMPUTED and bool(numbers(case.text))
 
 # %% ../../nbs/analysis/01_taxonomy.ipynb #cell-020
@@ -154,7 +154,7 @@ def has_extra_words(case: Case) -> bool:
 
 # %% ../../nbs/analysis/01_taxonomy.ipynb #cell-023
 def _moves(case):
-    "For each pair of target cell and answered cell: (same row, same column)."
+    "The set of (same row, same column) over all pairs of a target cell and an answered cell."
     if case.stray is None: return set()
     pairs = product(case.page.cells(case.targets), case.page.cells([case.stray]))
     return {(a[0] == b[0], a[1] == b[1]) for a, b in pairs}
@@ -178,14 +178,14 @@ UNKNOWN = PageFacts()
 # %% ../../nbs/analysis/01_taxonomy.ipynb #cell-027
 def classify(
     prediction: str,  # the model's answer
-    answers: Sequence[str],  # accepted answers, the first as printed
-    score: float,  # by the benchmark's metric
+    answers: Sequence[str],  # accepted answers, the first as printed on the page
+    score: float,  # by the benchmark's metric, between 0 and 1
     benchmark: str,  # "docvqa", "infovqa" or "chartqa"
     page: PageFacts = UNKNOWN,  # what is known about the page
-    kind: str = "",  # of the question; "" if unknown
-    cut: bool = False,  # generation stopped at the limit of new tokens
+    kind: str = "",  # kind of question, see `Case`; "" if unknown
+    cut: bool = False,  # generation stopped at the token limit
 ) -> str:  # one of `TYPES`
-    "The first type whose rule holds."
+    "The first type in `TYPES` whose rule matches; ValueError for an unknown benchmark."
     if benchmark not in BENCHMARK_METRICS:
         raise ValueError(f"Unknown benchmark {benchmark!r}; use one of {', '.join(BENCHMARK_METRICS)}")
     case = Case(str(prediction), [str(answer) for answer in answers], float(score), benchmark, page, kind, cut)
