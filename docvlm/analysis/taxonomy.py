@@ -79,7 +79,7 @@ class Case:
 
     @cached_property
     def stray(self) -> str | None:
-        "The page text most similar to the prediction, if it is more similar than any target; otherwise None."
+        "The page text most similar to the prediction, from `NEAR_OTHER` on and if no target is as similar; otherwise None."
         if not self.text: return None
         others = [phrase for phrase in self.page.phrases if phrase not in self.targets]
         best = process.extractOne(self.text, others, scorer=Levenshtein.normalized_similarity,
