@@ -26,14 +26,15 @@ from .pages.rendering import SEEN_FONTS, UNSEEN_FONTS, degrade, move_box
 # %% ../nbs/01_documents.ipynb #cell-004
 @dataclass(frozen=True)
 class DocType:
-    "How pages of one type are made."
+    "How to generate pages of one type."
     benchmark: str  # docvqa, chartqa or infovqa
-    make: object  # function of a cast: (content, questions)
-    seen: tuple  # layouts used in training and test
-    unseen: tuple  # layouts used in test only
+    make: object  # function that takes a `Cast` and returns (content, questions)
+    seen: tuple  # layout functions for training and test
+    unseen: tuple  # layout functions for test only
     widths: tuple[int, ...] = WIDTHS_PT  # page widths in points
 
 def _chart(cast, kind):
+    "A chart of this kind, with two series in 30 % of bar and line charts, and its questions."
     chart = make_chart(cast, kind, kind != "pie" and cast.rng.random() < 0.3)
     return chart, chart_questions(cast, kind, chart)
 
@@ -60,7 +61,7 @@ DOC_TYPES = {
     "infographics": _type("infovqa", make_info, infographics, "info", "cards ranked strips banner",
                           "circles dark"),
 }
-UNSEEN_SHARE = 0.4  # of the test pages
+UNSEEN_SHARE = 0.4  # share of test pages with unseen layout and font
 MONO = ("DejaVu Sans Mono", "Space Mono", "Cascadia Mono", "Ubuntu Mono")
 
 # %% ../nbs/01_documents.ipynb #cell-009
@@ -72,10 +73,10 @@ def _within(box, area):
     return x0 - 1 <= x <= x1 + 1 and y0 <= y <= y1
 
 def find_words(
-    words: list[tuple[str, Box]],  # of the page
-    text: str,  # one or several words, punctuation at their ends aside
+    words: list[tuple[str, Box]],  # words of the page with boxes (x0, y0, x1, y1)
+    text: str,  # one or several words; punctuation at their ends is ignored
 ) -> list[Box]:
-    "The boxes of every place where `text` is printed."
+    "One bounding box for each occurrence of `text`."
     wanted = [_bare(word) for word in text.split()]
     texts = [_bare(word) for word, _ in words]
     return [_union([box for _, box in words[i:i + len(wanted)]]) for i in range(len(words) - len(wanted) + 1)
@@ -83,11 +84,11 @@ def find_words(
 
 # %% ../nbs/01_documents.ipynb #cell-010
 def locate(
-    where: tuple | None,  # a mark's key, ("find", text[, mark]) or ("near", text, category)
-    words: list[tuple[str, Box]],  # of the page
-    marks: dict[tuple, Box],  # of the page
+    where: tuple | None,  # a mark's key, ("find", text[, mark]), ("near", text, category) or None
+    words: list[tuple[str, Box]],  # words of the page with boxes (x0, y0, x1, y1)
+    marks: dict[tuple, Box],  # named regions of the page
 ) -> Box | None:
-    "The box of the words that print an answer."
+    "The bounding box of an answer on the page; None if `where` is None, or if the mark or `find` matches no word."
     if where is None: return None
     if where[0] not in ("find", "near"):
         inside = [box for _, box in words if _within(box, marks[where])]
@@ -105,34 +106,34 @@ def locate(
 # %% ../nbs/01_documents.ipynb #cell-014
 @dataclass
 class Page:
-    "One document with its questions and everything known about it."
+    "One document with its questions and ground truth."
     doc_id: str
     image: Image.Image  # RGB
     questions: list[Question]
     benchmark: str  # docvqa, chartqa or infovqa
     doc_type: str  # a key of `DOC_TYPES`
-    template: str  # the layout's name
-    font: str  # family
-    seen: bool  # layout and family are used in training
-    text_height_px: int  # em size of body text, rounded
-    words: list[tuple[str, Box]]  # in pixels of the final image
-    fields: dict[str, str] = field(default_factory=dict)  # label -> value
-    table: list[list[str]] = field(default_factory=list)  # cells, header first
-    degradations: dict[str, float] = field(default_factory=dict)  # what the scanner did
+    template: str  # name of the layout function
+    font: str  # font family
+    seen: bool  # whether layout and font family also occur in training
+    text_height_px: int  # em size of body text in pixels, rounded
+    words: list[tuple[str, Box]]  # words with boxes, in pixels of the final image
+    fields: dict[str, str] = field(default_factory=dict)  # values by label
+    table: list[list[str]] = field(default_factory=list)  # rows of cells, header first
+    degradations: dict[str, float] = field(default_factory=dict)  # what the simulated scanner applied, e.g. rotation in degrees
 
     def __repr__(self):
         size = "x".join(map(str, self.image.size))
         return f"Page({self.doc_id}, {self.template}, {self.font}, {size}, {len(self.questions)} questions)"
 
-_READING = ("lookup", "cell", "span")  # asked about twice as often as what must be worked out
+_READING = ("lookup", "cell", "span")  # kinds that read an answer off the page; preferred to those that compute one, see `choose`
 
 # %% ../nbs/01_documents.ipynb #cell-015
 def choose(
-    found: list[Question],  # everything one could ask
-    count: int,  # how many to keep
-    rng: random.Random,  # decides ties
+    found: list[Question],  # all possible questions about the page
+    count: int,  # how many questions to keep
+    rng: random.Random,  # breaks ties
 ) -> list[Question]:
-    "A mixed handful: kinds and answers repeat as little as possible."
+    "Select a varied set of questions: kinds and answers repeat as little as possible."
     rng.shuffle(found)
     picked, used = [], Counter()
     while found and len(picked) < count:
@@ -144,7 +145,7 @@ def choose(
     return picked
 
 def _record(content):
-    "Fields and table of a page, whatever its content."
+    "The fields and the table of a page, for `Page`."
     if isinstance(content, Chart):
         rows = [[name, *map(plain, values)] for name,
                 values in zip(content.categories, zip(*content.series.values()))]
@@ -154,7 +155,7 @@ def _record(content):
 
 # %% ../nbs/01_documents.ipynb #cell-016
 def _compose(kind, cast, unseen):
-    "Draw content in a layout and font that fit, and keep a handful of questions."
+    "Draw content in a random layout and font, and choose 3 to 6 of its questions; DoesNotFit if the content does not fit."
     rng, (content, found) = cast.rng, kind.make(cast)
     layout = rng.choice(kind.unseen if unseen else kind.seen)
     families = list(UNSEEN_FONTS if unseen else SEEN_FONTS)
@@ -166,12 +167,12 @@ def _compose(kind, cast, unseen):
 # %% ../nbs/01_documents.ipynb #cell-017
 def make_page(
     doc_type: str,  # a key of `DOC_TYPES`
-    seed: int,  # of this page
-    split: str = "train",  # or `test`: decides the entities
-    unseen: bool = False,  # layout and font that training never shows; test only
-    strength: float = 1.0,  # of the scanner, see `rendering.degrade`
+    seed: int,  # random seed of the page
+    split: str = "train",  # "train" or "test", which have different entities
+    unseen: bool = False,  # use a layout and a font that training never shows; test only
+    strength: float = 1.0,  # strength of the simulated scanner, see `degrade`
 ) -> Page:
-    "One page; equal arguments give equal pixels and questions in any process."
+    "Generate one page; equal arguments give equal pixels and questions in any process. ValueError for invalid arguments."
     if doc_type not in DOC_TYPES:
         raise ValueError(f"Unknown document type {doc_type!r}; known: {', '.join(DOC_TYPES)}")
     if split not in ("train", "test"): raise ValueError(f"Unknown split {split!r}; known: train, test")
@@ -193,14 +194,14 @@ def make_page(
 
 # %% ../nbs/01_documents.ipynb #cell-021
 def make_pages(
-    count: int,  # pages
-    seed: int = 0,  # pages of different seeds differ
-    split: str = "train",  # or `test`
-    unseen_share: float = UNSEEN_SHARE,  # of the test pages with new layouts and fonts
-    doc_types: Sequence[str] = tuple(DOC_TYPES),  # taken in turn
-    strength: float = 1.0,  # of the scanner
+    count: int,  # number of pages
+    seed: int = 0,  # different seeds give different pages
+    split: str = "train",  # "train" or "test"
+    unseen_share: float = UNSEEN_SHARE,  # share of test pages with unseen layout and font
+    doc_types: Sequence[str] = tuple(DOC_TYPES),  # types, used in turn
+    strength: float = 1.0,  # strength of the simulated scanner
 ) -> Iterator[Page]:
-    "Pages of all types in turn; in the test split a fixed share of each type is unseen."
+    "Generate pages of all types in turn; in the test split, a fixed share of each type is unseen."
     share = unseen_share if split == "test" else 0
     for i in range(count):
         turn, place = divmod(i, len(doc_types))

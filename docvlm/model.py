@@ -24,18 +24,19 @@ from .presets import Preset
 
 # %% ../nbs/03_model.ipynb #cell-007-model
 def _quantization(precision, half):
+    "The bitsandbytes configuration of `int8` or `nf4`; `half` is the compute dtype of NF4."
     from transformers import BitsAndBytesConfig
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # int8 repeats at every product that it casts bf16
-    keep = ["model.visual", "lm_head"]  # anchored names: "visual" alone would skip nothing
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # else int8 logs at every matmul that it casts bf16
+    keep = ["model.visual", "lm_head"]  # full module paths: "visual" alone would match nothing
     if precision == "int8": return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=keep)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                               bnb_4bit_compute_dtype=half, llm_int8_skip_modules=keep)
 
 # %% ../nbs/03_model.ipynb #cell-008-model
 def load_processor(
-    preset: Preset,  # names the base and the pixel budget
+    preset: Preset,  # gives the base model and the pixel limits
 ):
-    "The base's processor with the preset's pixel budget (page areas in pixels)."
+    "The base model's processor, with the preset's limits on page area in pixels; StudyError if tokenizer and config do not match."
     source, revision = _source(preset)
     processor = _open(AutoProcessor.from_pretrained, preset, source, revision=revision)
     config = _open(Qwen2VLConfig.from_pretrained, preset, source, revision=revision)
@@ -45,11 +46,11 @@ def load_processor(
     return processor
 
 def load_base(
-    preset: Preset,  # names the base
-    precision: str = "",  # "fp32", "bf16", "int8" or "nf4"; "" for the preset's
-    device: str | None = None,  # "cpu", "cuda", "cuda:1", …; None takes this process' GPU if there is one
+    preset: Preset,  # gives the base model
+    precision: str = "",  # "fp32", "bf16", "int8" or "nf4"; "" uses the preset's
+    device: str | None = None,  # "cpu", "cuda", "cuda:1", …; None uses this process's GPU, or the CPU if there is none
 ):
-    "The base model in evaluation mode, vision and language as published."
+    "Load the published base model, vision tower and language model, in evaluation mode with greedy decoding."
     precision = precision or preset.precision
     if precision not in (*PRECISIONS, "int8", "nf4"):
         raise ValueError(f"Unknown precision {precision!r}; choose one of: {', '.join(PRECISIONS)}, int8, nf4")
@@ -68,7 +69,7 @@ def load_base(
     return model.eval()
 
 def _check_quantized(model):
-    "StudyError unless the matrices of the language layers are quantized and no other layer is."
+    "StudyError unless exactly the linear layers of the language layers are quantized."
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
     for name, layer in model.named_modules():
         if isinstance(layer, torch.nn.Linear) and isinstance(layer, (Linear4bit, Linear8bitLt)) != ("language_model.layers." in name):
@@ -76,13 +77,14 @@ def _check_quantized(model):
 
 # %% ../nbs/03_model.ipynb #cell-009
 def _source(preset):
+    "Where to load the base from: a local folder and None, or a hub id and its revision."
     folder = root()/preset.base
     if folder.is_dir(): return str(folder), None
     if preset.base.startswith("data/"): raise StudyError(f"The base model folder {preset.base} is missing; restore it with git, or `make nano-base`")
     return preset.base, preset.revision
 
 def _open(loader, preset, source, **options):
-    "Load from the hub or from disk, or say what is missing."
+    "Call `loader` on the hub id or folder; StudyError with advice if it fails."
     try: return loader(source, **options)
     except (OSError, SafetensorError, ValueError) as error:
         raise StudyError(f"Cannot open base model {preset.base!r}: {(str(error) or type(error).__name__).splitlines()[0]} Check the files, the connection and "
@@ -90,24 +92,24 @@ def _open(loader, preset, source, **options):
 
 # %% ../nbs/03_model.ipynb #cell-016
 def _adapted(model, config):
-    "The model with LoRA layers, without the libraries' notes to each other."
+    "The model with LoRA layers; suppresses PEFT's FutureWarnings."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(model, config)
 
 def add_lora(
     model,  # a base model
-    preset: Preset,  # target modules, alpha, dropout
-    lora_rank: int,  # rank of each adapter matrix pair
-    seed: int,  # of the initial adapter weights
+    preset: Preset,  # gives target modules, alpha per rank and dropout
+    lora_rank: int,  # rank of every adapter
+    seed: int,  # random seed of the initial adapter weights
 ):
-    "The model with trainable LoRA matrices in the language model and nothing else trainable."
+    "Freeze the model and add trainable LoRA matrices to its language layers; StudyError if LoRA matches no layer or the vision tower."
     torch.manual_seed(seed)
     config = LoraConfig(r=lora_rank, lora_alpha=preset.lora_alpha_per_rank*lora_rank, lora_dropout=preset.lora_dropout,
                         target_modules=list(preset.target_modules), task_type="CAUSAL_LM")
     model.requires_grad_(False)
     model = _adapted(model, config)
-    model.active_peft_config.base_model_name_or_path = preset.base  # the hub's name, not a path of this machine
+    model.active_peft_config.base_model_name_or_path = preset.base  # the hub id, not a local path
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
     strays = [name for name in trainable if "lora_" not in name or "visual" in name]
     if strays or not trainable: raise StudyError(f"LoRA reached {strays[:3] or 'no layer'}; check target_modules {preset.target_modules}")
@@ -115,8 +117,8 @@ def add_lora(
 
 def parameter_table(
     model,  # with or without LoRA
-) -> pd.DataFrame:  # rows: part; columns: parameters, trainable
-    "Parameters by part; tied weights count once."
+) -> pd.DataFrame:  # index: part of the model; columns: parameters, trainable
+    "Total and trainable parameters by part of the model; tied weights count once."
     part = lambda name: ("LoRA" if "lora_" in name else "vision tower" if ".visual." in name else
                          "embeddings" if "embed_tokens" in name else "language layers")
     rows = [(part(name), p.numel(), p.numel()*p.requires_grad) for name, p in model.named_parameters()]
@@ -127,9 +129,9 @@ def parameter_table(
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 def adapter_digest(
-    folder: Path,  # of an adapter
-) -> str:
-    "Digest of what `load_adapter` reads: the configuration, but for where the base lies, and the weights."
+    folder: Path,  # with adapter_config.json and adapter_model.safetensors
+) -> str:  # hexadecimal
+    "Digest of what `load_adapter` reads: the weights and the configuration, except for the location of the base."
     config = {name: sorted(value) if isinstance(value, list) else value
               for name, value in read_json(folder/ADAPTER_FILES[0]).items() if name != "base_model_name_or_path"}
     return digest_of(config, folder/ADAPTER_FILES[1])
@@ -138,13 +140,13 @@ def load_adapter(
     model,  # a base model
     folder: Path,  # with adapter_config.json and adapter_model.safetensors
 ):
-    "The base with a trained adapter in evaluation mode; StudyError if the files are damaged or made for another model."
+    "The base model with a trained adapter, frozen, in evaluation mode; StudyError if files are missing, damaged or for another base."
     for name in ADAPTER_FILES:
         if not (folder/name).is_file(): raise StudyError(f"No {name} in the adapter folder {folder.name}; train the adapter again or name another")
     try: config, weights = LoraConfig.from_pretrained(str(folder)), load_file(folder/"adapter_model.safetensors")
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise StudyError(f"{folder.name}/adapter_model.safetensors or its configuration is damaged ({error}); train the adapter again") from error
-    config.base_model_name_or_path = None  # as trained elsewhere; `check_base` compares the base itself
+    config.base_model_name_or_path = None  # may be a path of another machine; `check_base` compares the base's digest
     adapted = _adapted(model, config)
     expected = get_peft_model_state_dict(adapted)
     faults = [f"lacks {name}" for name in expected.keys() - weights.keys()] + [f"unknown {name}" for name in weights.keys() - expected.keys()]
@@ -157,7 +159,7 @@ def load_adapter(
 
 # %% ../nbs/03_model.ipynb #cell-020
 def qwen2_vl_2b_config() -> Qwen2VLConfig:
-    "Qwen2-VL-2B-Instruct's architecture (config.json of Qwen/Qwen2-VL-2B-Instruct)."
+    "The architecture of Qwen2-VL-2B-Instruct, as in the config.json of Qwen/Qwen2-VL-2B-Instruct."
     return Qwen2VLConfig(
         text_config={"vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
                      "num_attention_heads": 12, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "max_window_layers": 28,
@@ -166,5 +168,5 @@ def qwen2_vl_2b_config() -> Qwen2VLConfig:
         tie_word_embeddings=True)
 
 def meta_qwen2_vl_2b() -> Qwen2VLForConditionalGeneration:
-    "The model of that architecture, without weights."
+    "A model of that architecture on the meta device, without weights."
     with torch.device("meta"): return Qwen2VLForConditionalGeneration(qwen2_vl_2b_config())

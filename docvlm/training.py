@@ -32,12 +32,12 @@ from .presets import base_digest
 
 # %% ../nbs/04_training.ipynb #cell-007
 def pack_rows(
-    study: Study,  # prompt suffix and longest page
+    study: Study,  # gives the prompt suffix and tokens_per_page
     processor,  # tokenizer and chat template
     rows,  # a datasets.Dataset in the row schema
-    features: PageFeatures,  # gives each page's grid
+    features: PageFeatures,  # gives each page's patch grid
 ) -> list[PackedPage]:
-    "Each page with its questions and target answers, ready for `collate_pages`."
+    "Pack each page with its questions and target answers, ready for `collate_pages`."
     encode = lambda text: encode_text(processor.tokenizer, text)
     template, merge, packed = chat_template(processor), processor.image_processor.merge_size, []
     table = rows.select_columns(["question", "answers", "benchmark"])[:]
@@ -46,7 +46,7 @@ def pack_rows(
         asked = [(encode(table["question"][i] + study.preset.prompt_suffix[table["benchmark"][i]]),
                   encode(table["answers"][i][0])) for i in page["rows"]]
         image_tokens = grid[0]*grid[1]*grid[2]//merge**2
-        room = max(study.preset.tokens_per_page - image_tokens, image_tokens, 64)  # a copy of the page pays only above its own size
+        room = max(study.preset.tokens_per_page - image_tokens, image_tokens, 64)  # at least the page's own size
         lengths = np.cumsum([len(q) + len(a) + len(template.closing) for q, a in asked])
         for part in np.split(np.arange(len(asked)), np.flatnonzero(np.diff(lengths//room)) + 1):
             packed.append(pack_page(template, grid, [asked[i][0] for i in part], [asked[i][1] for i in part], merge, page["key"]))
@@ -54,7 +54,9 @@ def pack_rows(
 
 # %% ../nbs/04_training.ipynb #cell-008
 class TrainingBatches(torch.utils.data.Dataset):
-    "The batches of a whole run: each pass shuffled, pages up to a token budget in one row; of several processes each takes its part of every batch."
+    """All batches of a training run. Each pass over the pages is shuffled and split into rows of at most `tokens_per_batch`
+    tokens (or one page). With several processes, each takes its share of the pages of every batch:
+    item i is the share of process i % processes."""
     def __init__(self, packed, features, preset, seed, processes=1):
         self.packed, self.features, self.processes = packed, features, processes
         rng, passes = np.random.default_rng(seed), []
@@ -64,6 +66,7 @@ class TrainingBatches(torch.utils.data.Dataset):
         self.epochs = len(self.batches)*len(passes)/len(batches)
 
     def _epoch(self, budget, rng):
+        "Indices of all pages in random order, split into batches of at most `budget` tokens."
         batches, tokens = [[]], 0
         for i in rng.permutation(len(self.packed)):
             if batches[-1] and tokens + len(self.packed[i]) > budget: batches.append([]); tokens = 0
@@ -79,21 +82,21 @@ class TrainingBatches(torch.utils.data.Dataset):
         return collate_pages(mine, self.features) | {"answer_tokens": sum(int((page.labels != -100).sum()) for page in pages)/self.processes}
 
     def means(self):
-        "Mean pages of a step, mean tokens of a page with its questions."
+        "Mean pages per optimizer step and mean tokens per page, questions included."
         pages = [len(self.packed[i]) for batch in self.batches for i in batch]
         return {"pages_per_step": len(pages)/len(self.batches), "tokens_per_page": sum(pages)/len(pages)}
 
 # %% ../nbs/04_training.ipynb #cell-010
 def _unlabelled(page):
-    "A page whose one label weighs nothing: for a process that a small batch leaves without work."
+    "The page with all labels ignored, for a process that gets no page of a small batch."
     return replace(page, labels=torch.full_like(page.labels, -100))
 
 def answer_loss(
     model,  # with or without LoRA
     batch: dict,  # from `TrainingBatches`
-    answer_tokens: float | None = None,  # to divide by; None: those of the batch
+    answer_tokens: float | None = None,  # divisor of the summed loss; None: the number of answer tokens in the batch
 ) -> torch.Tensor:  # scalar
-    "Cross-entropy of the answer tokens, given page features and questions."
+    "Mean cross-entropy of the answer tokens, given page features and questions."
     whole, labels = getattr(model, "module", model), batch["labels"]
     asked = labels != -100
     vision = BaseModelOutputWithPooling(pooler_output=tuple(f.float() for f in batch["features"]))
@@ -105,9 +108,9 @@ def answer_loss(
 
 def page_groups(
     batch: dict,  # from `TrainingBatches`
-    pages: int,  # in a part, at most
+    pages: int,  # at most so many in a part
 ):
-    "The batch in parts; with the whole batch's `answer_tokens` their losses add up to its loss."
+    "Split a batch into parts; their losses add up to the batch's loss if each is divided by the batch's `answer_tokens`."
     masks = batch["attention_mask"]["full_attention"]
     ends = np.cumsum([0, *(mask.shape[-1] for mask in masks)])
     for start in range(0, len(masks), pages):
@@ -117,13 +120,13 @@ def page_groups(
             "attention_mask": {"full_attention": masks[part]}, "features": batch["features"][part]}
 
 class AnswerTrainer(Trainer):
-    "Trainer whose batches come ready-made and whose loss is `answer_loss`; where memory runs out a batch goes through in parts."
-    pages_at_once = 2**20  # no batch has more
+    "Trainer for ready-made batches with `answer_loss`; a batch that does not fit into memory is processed in parts."
+    pages_at_once = 2**20  # effectively unlimited
     def training_step(self, model, inputs, num_items_in_batch=None):
         step, inputs = super().training_step, self._prepare_inputs(inputs)
         def run(pages): return sum(step(model, part, num_items_in_batch) for part in page_groups(inputs, pages))
         pages = min(self.pages_at_once, len(inputs["features"]))
-        if team().num_processes > 1: return run(pages)  # several processes would have to split alike
+        if team().num_processes > 1: return run(pages)  # no splitting: all processes would have to split in the same way
         loss, enough = within_memory(run, pages, model.zero_grad)
         if enough < pages: self.pages_at_once = enough
         return loss
@@ -132,7 +135,7 @@ class AnswerTrainer(Trainer):
         return (loss, {}) if return_outputs else loss
 
 class Clock(TrainerCallback):
-    "Seconds of training over all runs up to the end, kept beside the checkpoints."
+    "Training time in seconds, summed over interrupted and resumed runs; stored with each checkpoint."
     def __init__(self, file): self.file, self.before, self.started = file, read_json(file)["seconds"] if file.exists() else 0.0, time.perf_counter()
     def seconds(self): return self.before + time.perf_counter() - self.started
     def on_train_begin(self, args, state, control, **kwargs): self.started = time.perf_counter()
@@ -140,7 +143,7 @@ class Clock(TrainerCallback):
         if state.is_world_process_zero: write_json(self.file, {"seconds": self.seconds()})
 
 class LiveCurve(TrainerCallback):
-    "Redraws the loss curve in the notebook while training runs, in a fiftieth of the time at most."
+    "Redraws the loss curve in the notebook during training, using about 2 % of the time at most."
     def __init__(self, title): self.title, self.handle, self.next = title, None, 0.0
     def on_log(self, args, state, control, logs=None, **kwargs):
         points, started = [(row["step"], row["loss"]) for row in state.log_history if "loss" in row], time.monotonic()
@@ -155,6 +158,7 @@ class LiveCurve(TrainerCallback):
 
 # %% ../nbs/04_training.ipynb #cell-011
 def _arguments(study, seed, folder, steps, report_to):
+    "Hugging Face `TrainingArguments` of a run of `steps` optimizer steps that saves its checkpoints in `folder`."
     preset, cpu, log = study.preset, not torch.cuda.is_available(), max(1, steps//60)
     arguments = TrainingArguments(
         output_dir=folder, seed=seed, max_steps=steps, per_device_train_batch_size=1, learning_rate=preset.learning_rate,
@@ -163,60 +167,60 @@ def _arguments(study, seed, folder, steps, report_to):
         save_strategy="steps", save_steps=log*max(5, steps//6//log), save_total_limit=1, train_sampling_strategy="sequential",
         remove_unused_columns=False, dataloader_num_workers=0, dataloader_pin_memory=not cpu, report_to=report_to,
         ddp_find_unused_parameters=False, logging_nan_inf_filter=False)
-    if arguments.n_gpu > 1: arguments._n_gpu = 1  # a process drives one GPU; several take `accelerate launch`, never DataParallel
+    if arguments.n_gpu > 1: arguments._n_gpu = 1  # one GPU per process: use `accelerate launch` for several, never DataParallel
     return arguments
 
 def adapter_folder(
-    study: Study,  # decides the place
-    lora_rank: int,  # of the adapter
-    seed: int,  # of the run
-    precision: str = "",  # of the base under it, if it is quantized: "int8" or "nf4"
+    study: Study,  # gives the run folder
+    lora_rank: int,  # rank of the adapter
+    seed: int,  # random seed of the run
+    precision: str = "",  # "int8" or "nf4" if the base is quantized, else ""
 ) -> Path:
-    "Where a trained adapter lies."
+    "The folder of a trained adapter."
     return study.run_dir/"adapters"/(f"lora-r{lora_rank}-seed{seed}" + (precision and f"-{precision}"))
 
 def _finished(folder, key):
-    "The record of a whole adapter of that key, or None."
+    "The record of the adapter in `folder` if it has this key and undamaged files, else None."
     try:
         record = read_json(folder/"record.json")
         return record if record["key"] == key and adapter_digest(folder) == record["adapter_digest"] else None
     except (OSError, StudyError): return None
 
 def _drop_broken(work):
-    "Remove checkpoints whose state, which is written last, was cut off."
+    "Remove incomplete checkpoints, recognized by their trainer_state.json, which is written last."
     for checkpoint in work.glob("checkpoint-*"):
         try: read_json(checkpoint/"trainer_state.json")
         except (OSError, StudyError): shutil.rmtree(checkpoint, ignore_errors=True)
 
 def check_base(
-    study: Study,  # names the base
-    folder: Path,  # of an adapter
+    study: Study,  # gives the base model
+    folder: Path,  # the adapter's
 ) -> None:
-    "StudyError if the adapter's record says that it was trained on another base; one without a record is taken as it is."
+    "StudyError if the adapter was trained on another base, according to its record; an adapter without a record is accepted."
     if (folder/"record.json").exists() and read_json(folder/"record.json").get("base_digest", digest := base_digest(study.preset)) != digest:
         raise StudyError(f"The adapter {folder.name} was trained on another version of {study.preset.base}; run docvlm-study again")
 
 def check_reporting(
-    report_to: str,  # "none", or one of transformers' integrations
+    report_to: str,  # "none" or the name of one of transformers' integrations
 ) -> None:
-    "StudyError if the loss cannot be reported there; it names what to install."
+    "StudyError if the loss cannot be reported to this integration, for example because a package is not installed."
     if report_to == "none": return
     if report_to not in INTEGRATION_TO_CALLBACK:
         known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
         raise StudyError(f"Unknown report_to {report_to!r}; choose one of: none, {known}")
     callback = INTEGRATION_TO_CALLBACK[report_to]
-    try: type("Trial", (callback,), {"__del__": lambda self: None})()  # some stumble in __del__ after a failed start
-    except Exception as error:  # each library fails in its own way
+    try: type("Trial", (callback,), {"__del__": lambda self: None})()  # some fail in __del__ after a failed start
+    except Exception as error:  # each integration raises errors of its own
         raise StudyError(f"Cannot report to {report_to}: {error}") from error
 
 def train_adapter(
-    study: Study,  # data, base, schedule
-    lora_rank: int,  # of the adapter
-    seed: int,  # of initial weights and batch order
-    report_to: str = "none",  # "wandb", "tensorboard", "mlflow", ..., see `check_reporting`
-    precision: str = "",  # of the base under it, if it is quantized: "int8", or "nf4" as in QLoRA
-) -> dict:  # loss curve, times, sizes; also in the adapter's record.json
-    "Fine-tune one adapter, or read it back if it is there; a killed run continues from its last checkpoint."
+    study: Study,  # gives data, base and schedule
+    lora_rank: int,  # rank of the adapter
+    seed: int,  # random seed of initial weights and batch order
+    report_to: str = "none",  # "wandb", "tensorboard", "mlflow", …: where to send the loss, see `check_reporting`
+    precision: str = "",  # "int8", or "nf4" as in QLoRA, to quantize the base; "" uses the preset's
+) -> dict:  # the adapter's record.json: loss curve, times, sizes
+    "Fine-tune one adapter, or read its record if it is already trained; an interrupted run resumes from its last checkpoint."
     key, folder = digest_of(study.step("training").key(), lora_rank, seed, precision), adapter_folder(study, lora_rank, seed, precision)
     workers = team()
     if record := _finished(folder, key):
@@ -224,7 +228,7 @@ def train_adapter(
             print(f"{folder.name} is trained already: nothing is sent to {report_to}", file=sys.stderr)
         return record
     check_reporting(report_to)
-    work = folder.with_name(f"{folder.name}.{key}")  # another key is another run: its checkpoints do not mix
+    work = folder.with_name(f"{folder.name}.{key}")  # the key in the name keeps checkpoints of different runs apart
     set_seed(seed)
     processor, base = load_processor(study.preset), load_base(study.preset, precision)
     rows = load_splits(study)["train"]
@@ -244,7 +248,7 @@ def train_adapter(
         raise StudyError("Not enough memory for a training step; lower tokens_per_batch, or tokens_per_page and max_pixels (00_core)") from error
     record = _record(trainer, batches, study, lora_rank, seed, len(rows), clock.seconds()) | {
         "key": key, "precision": precision or study.preset.precision, "base_digest": base_digest(study.preset)}
-    weights = trainer.accelerator.get_state_dict(trainer.model)  # from all processes, where FSDP has spread them
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # gathers the shards of all processes under FSDP
     if workers.is_main_process:
         model.save_pretrained(work/"adapter", state_dict=weights)
         _publish(work, folder, record)
@@ -253,6 +257,7 @@ def train_adapter(
 
 # %% ../nbs/04_training.ipynb #cell-012
 def _record(trainer, batches, study, lora_rank, seed, questions, seconds):
+    "Settings, sizes, loss curve, speed and peak memory of a finished run, for record.json."
     model, preset = trainer.model, study.preset
     trainable, total = model.get_nb_trainable_parameters()
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
@@ -263,7 +268,7 @@ def _record(trainer, batches, study, lora_rank, seed, questions, seconds):
             **batches.means(), "peak_memory_bytes": peak}
 
 def _publish(work, folder, record):
-    "Put the finished adapter in its place with its record in one rename."
+    "Move the finished adapter, with its record, into place by one rename."
     record["adapter"] = str(folder.relative_to(root()))
     record["adapter_digest"] = adapter_digest(work/"adapter")
     write_json(work/"adapter"/"record.json", record)
@@ -275,10 +280,10 @@ def _publish(work, folder, record):
 # %% ../nbs/04_training.ipynb #cell-021
 #| eval: false
 def train_study(
-    study: Study,  # what to train
+    study: Study,  # gives data, base, rank and seeds
     report_to: str = "none",  # see `train_adapter`
-) -> dict:
-    "Train the study's rank for every seed; the training result of the contract."
+) -> dict:  # the fields of training.json
+    "Train one adapter of the study's rank per seed."
     records = {str(seed): train_adapter(study, study.preset.lora_rank, seed, report_to) for seed in study.preset.seeds}
     first, preset = next(iter(records.values())), study.preset
     keep = ("loss", "questions_per_s", "train_s", "peak_memory_bytes", "adapter", "adapter_digest")

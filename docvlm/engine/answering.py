@@ -23,12 +23,12 @@ from ..files import StudyError
 
 # %% ../../nbs/engine/04_answering.ipynb #roomy
 class RoomyLayer(DynamicLayer):
-    "A cache layer that writes tokens into room kept behind those it holds, where `DynamicLayer` copies all for each."
-    room = 128  # tokens; a layer that is full moves once to where there is as much again
+    "A key-value cache layer that preallocates space for new tokens; `DynamicLayer` instead copies everything for each token."
+    room = 128  # tokens of free space to allocate when the layer is full
     buffers = ()
 
     def update(self, key_states, value_states, *args, **kwargs):
-        "Keys and values of all tokens so far, (B, heads, T, width)."
+        "Append keys and values; returns those of all tokens so far, each (B, heads, T, width)."
         states, used = (key_states, value_states), self.get_seq_length()
         if not self.is_initialized: self.lazy_initialization(*states)
         end = used + key_states.shape[2]
@@ -41,33 +41,33 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_select_indices(self, indices):
-        "Keep, or repeat, rows of the batch."
+        "Keep or repeat the batch rows at `indices`."
         used = self.get_seq_length()
         self.buffers = [buffer[indices] for buffer in self.buffers]
         self.keys, self.values = (buffer[:, :, :used] for buffer in self.buffers)
 
     def dealt(self, tokens):
-        "A layer with a row for each of `tokens` (B, T), the positions in this layer's only row that it takes over."
+        "A new layer of B rows; row b holds the tokens at positions `tokens[b]` of this layer's only row. `tokens` is (B, T)."
         layer, take = RoomyLayer(), lambda row: row.index_select(1, tokens.flatten()).unflatten(1, tokens.shape).transpose(0, 1)
         layer.update(take(self.keys[0]), take(self.values[0]))
         return layer
 
 # %% ../../nbs/engine/04_answering.ipynb #cell-004
 def _pad(sequences):
-    "Index tensors as one (B, T), zeros behind them, and a mask that is True on what they hold."
+    "Pad 1-D index tensors with zeros at the end to one (B, T) tensor; also returns a mask (B, T) that is False on padding."
     table = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
     return table, torch.arange(table.shape[1]) < torch.tensor(list(map(len, sequences)))[:, None]
 
 def ask_pages(
     model,  # a Qwen2-VL model, with or without LoRA
-    template: Template,  # of its processor
-    features: list[torch.Tensor],  # per page (image tokens, hidden)
-    grids: list[tuple[int, int, int]],  # per page
+    template: Template,  # the model's chat template
+    features: list[torch.Tensor],  # per page (image tokens, hidden size)
+    grids: list[tuple[int, int, int]],  # per page, in patches: time, height, width
     questions: list[list[int]],  # token ids of each question, prompt suffix included
-    page_of: list[int],  # the page of each question
-    merge_size: int = 2,  # patches of a side that make one image token
-) -> tuple[torch.Tensor, Cache, torch.Tensor, torch.Tensor]:  # logits (Q, vocabulary); keys and values; their mask (Q, T); next position (Q, 1)
-    "All pages with their questions in one row without padding; the cache then has a row for each question: its page and itself."
+    page_of: list[int],  # index of the page of each question
+    merge_size: int = 2,  # one image token covers merge_size × merge_size patches
+) -> tuple[torch.Tensor, Cache, torch.Tensor, torch.Tensor]:  # last logits (Q, vocabulary); cache; its mask (Q, T); next position (Q, 1)
+    "Prefill all pages and questions as one row without padding; row q of the returned cache holds question q and its page."
     on_page = [[q for q, page in enumerate(page_of) if page == number] for number in range(len(grids))]
     packed = [pack_page(template, grid, [questions[q] for q in asked], merge_size=merge_size) for grid, asked in zip(grids, on_page)]
     row, device, cache = send_to_device(collate_pages(packed), model.device), model.device, Cache(layer_class_to_replicate=RoomyLayer)
@@ -88,29 +88,29 @@ def ask_pages(
 
 # %% ../../nbs/engine/04_answering.ipynb #cell-005
 def questions_at_a_time(
-    questions: list[list[int]],  # token ids of questions about a page
-    page_tokens: int,  # of the page
-    tokens_in_flight: int,  # of the page and a question, times questions: so much is kept of them
-    tokens_per_batch: int,  # of all questions: memory grows with the square of it, and a training step has as many
-) -> tuple[int, int]:  # how many are answered together; tokens kept of each
-    "A share of the questions about a page that fits into memory, however many and long they are."
+    questions: list[list[int]],  # token ids of the questions about one page
+    page_tokens: int,  # tokens of the page
+    tokens_in_flight: int,  # limit on cached tokens: (page + question) × number of questions
+    tokens_per_batch: int,  # limit on the tokens of all questions together: memory grows with its square; training has the same limit
+) -> tuple[int, int]:  # how many questions to answer together; cached tokens of each
+    "How many questions about a page to answer together, at least 1, so that they fit into memory."
     longest = max(map(len, questions), default=1)
     tokens = page_tokens + max(64, longest)
     return max(1, min(tokens_in_flight//tokens, tokens_per_batch//longest)), tokens
 
-LEAST_GOING = 0.75  # answered questions leave the batch when fewer go on: leaving copies the others' cache
+LEAST_GOING = 0.75  # finished questions leave the batch when the unfinished share is below this, because leaving copies the cache
 
 def answer(
     model,  # a Qwen2-VL model, with or without LoRA
-    template: Template,  # of its processor
-    features: list[torch.Tensor],  # per page (image tokens, hidden)
-    grids: list[tuple[int, int, int]],  # per page
+    template: Template,  # the model's chat template
+    features: list[torch.Tensor],  # per page (image tokens, hidden size)
+    grids: list[tuple[int, int, int]],  # per page, in patches: time, height, width
     questions: list[list[int]],  # token ids of each question, prompt suffix included
-    page_of: list[int],  # the page of each question
-    max_new_tokens: int | list[int],  # longest answer, or that of each question
-    merge_size: int = 2,  # patches of a side that make one image token
-) -> tuple[list[list[int]], list[float]]:  # answer ids without the end token; mean probability of the answer's tokens
-    "Greedy answers to questions about pages."
+    page_of: list[int],  # index of the page of each question
+    max_new_tokens: int | list[int],  # most tokens of an answer, the same for all questions or one number for each
+    merge_size: int = 2,  # one image token covers merge_size × merge_size patches
+) -> tuple[list[list[int]], list[float]]:  # answer ids without the end token; mean probability of the generated tokens
+    "Decode greedy answers to questions about pages."
     logits, cache, seen, position = ask_pages(model, template, features, grids, questions, page_of, merge_size)
     number, limit = 0, torch.tensor(max_new_tokens, device=model.device).expand(len(questions))
     active, going = torch.arange(len(questions), device=model.device), torch.ones(len(questions), dtype=torch.bool, device=model.device)
@@ -133,15 +133,15 @@ def answer(
 
 # %% ../../nbs/engine/04_answering.ipynb #cell-007
 def answer_rows(
-    study: Study,  # prompt suffix, decoding, memory budget
+    study: Study,  # gives prompt suffix, answer lengths, token limits and precision
     model,  # with or without LoRA
     processor,  # tokenizer and chat template
     rows,  # a datasets.Dataset in the row schema
-    features: PageFeatures,  # holds every page of `rows`
-    precision: str = "",  # see `in_bf16`; "" for the study's
-    description: str = "answers",  # on the progress bar
-) -> pd.DataFrame:  # a row a question: prediction, confidence, answer_tokens
-    "Answers to every row, in the rows' order."
+    features: PageFeatures,  # must hold every page of `rows`
+    precision: str = "",  # "bf16" or "fp32", see `in_bf16`; "" uses the study's
+    description: str = "answers",  # label of the progress bar
+) -> pd.DataFrame:  # one row per question; columns: prediction, confidence, answer_tokens
+    "Answer every question of `rows`, in order; StudyError if the model gives NaN."
     template, tokenizer = chat_template(processor), processor.tokenizer
     table, pages = rows.select_columns(["question", "benchmark", "doc_id"])[:], list(pages_of(rows).values())
     asks = [encode_text(tokenizer, question + study.preset.prompt_suffix[benchmark])
@@ -164,12 +164,12 @@ def answer_rows(
                 found[row] = (tokenizer.decode(answered, skip_special_tokens=True).strip(), confidence, len(answered))
             bar.update(len(asked))
 
-    within_memory(run, study.preset.tokens_in_flight)  # a second attempt leaves out what `found` holds
+    within_memory(run, study.preset.tokens_in_flight)  # another attempt skips the answers that `found` already holds
     bar.close()
     return pd.DataFrame(found, columns=["prediction", "confidence", "answer_tokens"])
 
 def _batches(pages, features, found, budget, merge_size, asks, tokens_per_batch):
-    "Unanswered questions by page, pages of similar size together, in batches of like weight: at most `budget` page tokens times questions (or one question)."
+    "Yield batches of (page, unanswered rows), sorted by page size, of similar cost, with at most `budget` cached tokens (or one question)."
     todo = []
     for page in pages:
         waiting = [row for row in page["rows"] if found[row] is None]

@@ -18,43 +18,44 @@ from ..precision import has_bf16
 
 # %% ../../nbs/engine/01_attention.ipynb #cell-004
 def by_products(module, device: str):
-    "Whether attention runs as plain matrix products: where a CPU has tiles for them, where they are counted, or watched."
+    "Whether attention runs as plain matmuls: on CPUs with bf16 units, on the meta device (to count operations), or to record the weights."
     return hasattr(module, "watch") or device == "meta" or device == "cpu" and has_bf16(device)
 
 def _softmax(module, scores, value):
-    "Softmax over keys; a module with a list named `watch` keeps it there, for the losses of the nano base's training."
+    "Softmax over keys; appended to the module's list `watch`, if it has one, for the attention losses of the nano base's pretraining."
     weights = torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype)
     if hasattr(module, "watch"): module.watch.append(weights)
     return weights
 
 def page_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, pages=1, **_):
-    "Bidirectional attention within each of `pages` pages of equal size; `query` is (1, heads, pages * T, width)."
+    "Bidirectional attention within each of `pages` pages of equal size T; `query`, `key` and `value` are (1, heads, pages * T, width)."
     q, k, v = (x.unflatten(2, (pages, -1))[0].transpose(0, 1) for x in (query, key, value))
     if by_products(module, q.device.type): out = _softmax(module, q*scaling @ k.transpose(2, 3), v) @ v
     else: out = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling)
     return out.transpose(1, 2).flatten(0, 1)[None], None
 
 def _page_and_questions(query, key, value, mask):
-    "The tokens that look back in order, and those under the mask."
+    "Split a page into its causal part (mask None) and the last tokens, which have rows in `mask`; yields (query, key, value, mask)."
     first = mask.shape[-1] - mask.shape[-2]
     if first: yield query[:, :, :first], key[:, :, :first], value[:, :, :first], None
     if first < mask.shape[-1]: yield query[:, :, first:], key, value, mask
 
 def _attend_at(module, wanted, pages, scaling, products):
-    "Attention of the tokens at `wanted` (T,) only, zeros elsewhere; the pages of a row one after the other."
+    "Attention at the positions where `wanted` (T,) is True, zeros elsewhere; processes the pages of a row one after the other."
     out = []
     for (query, key, value, mask), here in zip(pages, wanted.split([mask.shape[-1] for *_, mask in pages])):
         out.append(query.new_zeros(1, len(here), query.shape[1], value.shape[3]))
         if not here.any(): continue
-        first = mask.shape[-1] - mask.shape[-2]  # tokens before the mask's rows look back in order
+        first = mask.shape[-1] - mask.shape[-2]  # these tokens have no row in the mask: they are causal
         if first: mask = torch.cat([mask.new_ones(first, mask.shape[-1]).tril()[None, None], mask], 2)
         some = text_attention(module, query[:, :, here], key, value, mask[:, :, here], scaling, products=products)[0]
         out[-1] = out[-1].index_copy(1, here.nonzero()[:, 0], some)
     return torch.cat(out, 1)
 
 def text_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, products=None, **_):
-    """Attention under a mask that is True where a token may look. A list of masks is for pages that follow one another in a row: one with fewer
-    rows than columns is for the page's last tokens, and those before look back in order."""
+    """Attention of the language model; `query` is (B, heads, T, width). The mask is boolean (True: may attend), additive,
+    None (causal), or a list with one boolean mask per page of a row. If a page's mask has fewer rows than columns, it covers the page's
+    last tokens, and earlier tokens are causal."""
     if isinstance(attention_mask, list):
         pages = list(zip(*(x.split([mask.shape[-1] for mask in attention_mask], 2) for x in (query, key, value)), attention_mask))
         if hasattr(module, "wanted"): return _attend_at(module, module.wanted[0], pages, scaling, products), None
@@ -63,10 +64,10 @@ def text_attention(module, query, key, value, attention_mask, scaling, dropout=0
     if not (by_products(module, query.device.type) if products is None else products):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, is_causal=attention_mask is None)
     batch, heads, length, width = query.shape
-    q = (query*scaling).reshape(batch, key.shape[1], -1, width)  # the heads that share a key one below the other: no copies of it
+    q = (query*scaling).reshape(batch, key.shape[1], -1, width)  # stack the heads that share a key, instead of copying it
     scores = (q @ key.transpose(2, 3)).view(batch, heads, length, -1)
     if attention_mask is None: attention_mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-    if attention_mask.dtype != torch.bool: scores = scores + attention_mask  # from `generate`
+    if attention_mask.dtype != torch.bool: scores = scores + attention_mask  # additive mask, from `generate`
     else: scores = scores.masked_fill_(~attention_mask, torch.finfo(scores.dtype).min)
     out = _softmax(module, scores, value).view(*q.shape[:3], -1) @ value
     return out.view(batch, heads, length, width).transpose(1, 2), None
@@ -74,24 +75,24 @@ def text_attention(module, query, key, value, attention_mask, scaling, dropout=0
 ATTENTION = {"vision_config": "page_attention", "text_config": "text_attention"}
 AttentionInterface.register(ATTENTION["vision_config"], page_attention)
 AttentionInterface.register(ATTENTION["text_config"], text_attention)
-AttentionMaskInterface.register(ATTENTION["text_config"], eager_mask)  # for `generate`, which leaves the mask to the library
+AttentionMaskInterface.register(ATTENTION["text_config"], eager_mask)  # `generate` lets the library make the mask
 
 
 # %% ../../nbs/engine/01_attention.ipynb #last-layer
 def plain_model(
     model,  # a Qwen2-VL model, or a PEFT model around one
 ):
-    "The Qwen2-VL model itself."
+    "The Qwen2-VL model without its PEFT wrapper, if it has one."
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 @contextmanager
 def last_layer_at(
     model,  # a Qwen2-VL model, or a PEFT model around one
-    wanted: torch.Tensor,  # bool (B, T): the positions whose final state is read
+    wanted: torch.Tensor,  # bool (B, T): positions whose final hidden state is used
 ):
-    "The last language layer computes attention (in a row of pages) and MLP at `wanted` only; final states elsewhere mean nothing."
+    "Let the last language layer compute attention (in a row of pages) and MLP only at `wanted`; its output elsewhere is meaningless."
     layer = plain_model(model).model.language_model.layers[-1]
-    mlp, hooked = layer.mlp, vars(layer.mlp).get("forward")  # accelerate keeps its hooks in an attribute of that name
+    mlp, hooked = layer.mlp, vars(layer.mlp).get("forward")  # set if accelerate has hooked the MLP
     def forward(x):
         return torch.zeros_like(x).masked_scatter(wanted[..., None], type(mlp).forward(mlp, x[wanted]).to(x.dtype))
     layer.self_attn.wanted, mlp.forward = wanted, forward
@@ -102,10 +103,10 @@ def last_layer_at(
 
 # %% ../../nbs/engine/01_attention.ipynb #cell-005
 def prepare_images(
-    processor,  # of the base
+    processor,  # the base model's processor
     images: list,  # PIL images
-) -> tuple[list[torch.Tensor], list[tuple[int, int, int]]]:  # per page: patches (patches, 1176); grid (time, height, width)
-    "Pages as the vision tower takes them, resized once; a warning, once, if that makes some smaller."
+) -> tuple[list[torch.Tensor], list[tuple[int, int, int]]]:  # per page: pixels (patches, 1176); grid in patches (time, height, width)
+    "Resize pages and cut them into patches for the vision tower; warns if pages are larger than max_pixels and shrink."
     most = processor.image_processor.size["longest_edge"]
     if any(image.width*image.height > most for image in images):
         warnings.warn(f"Pages of more than {most:,} pixels are made smaller, to the preset's max_pixels; small text may be lost", stacklevel=2)
@@ -114,12 +115,12 @@ def prepare_images(
     return list(inputs["pixel_values"].split([t*h*w for t, h, w in grids])), grids
 
 def encode_pages(
-    model,  # a Qwen2-VL model (or a PEFT model around one) whose vision tower uses `PAGE_ATTENTION`
-    pixel_values: list[torch.Tensor],  # per page (patches, 1176), from the processor
-    grids: list[tuple[int, int, int]],  # per page: patches in time, height, width
-    patches_per_batch: int = 16384,  # bound on memory
+    model,  # a Qwen2-VL model, or a PEFT model around one, whose vision tower uses `page_attention`
+    pixel_values: list[torch.Tensor],  # per page (patches, 1176), from `prepare_images`
+    grids: list[tuple[int, int, int]],  # per page: grid in patches (time, height, width)
+    patches_per_batch: int = 16384,  # most patches in a batch (or one page), to limit memory
 ) -> list[torch.Tensor]:  # per page (image tokens, hidden size)
-    "Vision features of pages, in order; pages of equal grid are computed together."
+    "Vision features of pages, in the given order; pages of equal grid are computed as one batch."
     visual, features = plain_model(model).model.visual, [None]*len(grids)
     for grid in sorted(set(grids)):
         group, size = [i for i, g in enumerate(grids) if g == grid], grid[0]*grid[1]*grid[2]

@@ -14,36 +14,36 @@ from ..precision import in_bf16
 
 # %% ../../nbs/engine/00_device.ipynb #cell-007-device
 def autocast(device: str,  # "cpu" or "cuda"
-             precision: str = "auto",  # see `in_bf16`; of a study its preset's
+             precision: str = "auto",  # "auto", "bf16" or "fp32", see `in_bf16`; for a study, its preset's
     ) -> torch.autocast:
-    "bf16 autocast, or a context that changes nothing."
+    "bf16 autocast if `in_bf16` chooses bf16, else a context that changes nothing."
     return torch.autocast(device, torch.bfloat16, enabled=in_bf16(precision, device))
 
 # %% ../../nbs/engine/00_device.ipynb #cell-008-device
 def team() -> PartialState:
-    "The processes that work together: this one alone, or all that `accelerate launch` (or `torchrun`) has started."
+    "The distributed state: this process alone, or all processes started by `accelerate launch` or `torchrun`."
     return PartialState(cpu=not torch.cuda.is_available())
 
 # %% ../../nbs/engine/00_device.ipynb #cannot-run
 def cannot_run(
-    precision: str,  # see `load_base`
+    precision: str,  # "fp32", "bf16", "int8" or "nf4", see `load_base`
     error: Exception,  # what bitsandbytes or torch raised
 ) -> str:
-    "The note that stands in a result in place of a precision for which this machine has no kernel."
+    "The note that a result holds instead of figures if a precision does not run on this machine."
     return f"{precision} does not run here: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
 
 # %% ../../nbs/engine/00_device.ipynb #memory
 def within_memory(
-    run,  # takes how much to compute at a time
-    size: int,  # to begin with
-    undo=lambda: None,  # called before another attempt, for what the failed one left behind
-) -> tuple:  # what `run` returned; the size that was enough
-    "`run(size)`; where memory runs out again with half of it, down to one at a time."
+    run,  # called with the size: how much to compute at a time
+    size: int,  # size of the first attempt
+    undo=lambda: None,  # called after a failed attempt, to discard what it left behind
+) -> tuple:  # result of `run`; the size that fitted into memory
+    "Call `run(size)` and halve the size, down to 1, each time memory runs out; other errors are raised as they are."
     while True:
         try: return run(size), size
         except RuntimeError as error:
             if size < 2 or not should_reduce_batch_size(error): raise
-        size //= 2  # out here, where the error no longer holds the tensors of the failed attempt
+        size //= 2  # after the except block, where the error no longer keeps the failed attempt's tensors alive
         warnings.warn(f"Memory ran out; trying half as much at a time ({size})", stacklevel=2)
         undo()
         clear_device_cache(garbage_collection=True)

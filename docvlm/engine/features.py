@@ -29,7 +29,7 @@ from ..steps import module_file
 
 # %% ../../nbs/engine/03_features.ipynb #2ecdb3c1
 class PageFeatures:
-    "Vision features by page: a folder of safetensors files, filled on demand."
+    "Vision features by page key: a folder of safetensors files, filled by `cache_features`."
     def __init__(self, study: Study):
         preset, device = study.preset, device_kind()
         code = map(module_file, ("inputs.images", "engine.device", "engine.attention"))
@@ -40,32 +40,32 @@ class PageFeatures:
     def _path(self, key): return self.folder/key[:2]/f"{key}.safetensors"
 
     def get(self, key):
-        "Features (image tokens, hidden) and grid of a page, or None if they are not there or unreadable."
+        "Features (image tokens, hidden size) and grid (time, height, width) of a page; None if missing or unreadable."
         try:
             with safe_open(self._path(key), "pt") as file: return file.get_tensor("features"), tuple(json.loads(file.metadata()["grid"]))
         except (FileNotFoundError, SafetensorError, OSError): return None
 
     def grid(self, key):
-        "Grid of a page: patches in time, height, width."
+        "Grid of a stored page, in patches: time, height, width."
         with safe_open(self._path(key), "pt") as file: return tuple(json.loads(file.metadata()["grid"]))
 
     def put(self, key, features, grid):
-        "Store the features of a page."
+        "Store the features of a page in bf16, with its grid; OSError if they cannot be written."
         with replacing(self._path(key)) as partial:
             try: save_file({"features": features.to(torch.bfloat16).contiguous()}, partial, {"grid": json.dumps(grid)})
             except SafetensorError as error: raise OSError(f"{error} (page features grow with max_pixels)") from error
 
 def page_key(
-    image: dict,  # an undecoded `datasets.Image` value: bytes or path
-) -> str:
-    "Names a page by its file's content."
+    image: dict,  # an undecoded `datasets.Image` value, with bytes or path
+) -> str:  # hexadecimal
+    "A page's key in the cache: the digest of its image file."
     return digest_of(image["bytes"] if image.get("bytes") else Path(image["path"]))
 
 # %% ../../nbs/engine/03_features.ipynb #62e0408e
 def pages_of(
     rows,  # a datasets.Dataset in the row schema
-) -> dict[str, dict]:  # by doc_id: first row index, undecoded image, row indices
-    "The pages of a data set with the rows that ask about each, in order of appearance."
+) -> dict[str, dict]:  # by doc_id: "rows", indices of the rows about the page; "key", see `page_key`
+    "The pages of a data set, in order of appearance, with the rows that ask about each."
     pages, images = {}, rows.cast_column("image", datasets.Image(decode=False))
     for i, doc in enumerate(rows["doc_id"]): pages.setdefault(doc, {"rows": []})["rows"].append(i)
     for page in pages.values():
@@ -73,14 +73,14 @@ def pages_of(
     return pages
 
 def _image_tokens(page, images, processor):
-    "Image tokens of a page, without preparing it."
+    "Number of image tokens of a page, computed from its size without running the image processor."
     image, how = images[page["rows"][0]]["image"], processor.image_processor
     width, height = page_size(image["bytes"] or image["path"])
     cell = how.patch_size*how.merge_size
     return math.prod(smart_resize(height, width, cell, how.size["shortest_edge"], how.size["longest_edge"]))//cell**2
 
 def _check_room(study, pages, need):
-    "StudyError if the disk has no room for `need` bytes of page features."
+    "StudyError if `need` bytes of page features take more than 90 % of the free disk space."
     folder = next(folder for folder in (study.cache_dir, *study.cache_dir.parents) if folder.exists())
     free = shutil.disk_usage(folder).free
     if need > 0.9*free:
@@ -88,7 +88,7 @@ def _check_room(study, pages, need):
                          f"{free/2**20:,.0f} MiB free; free space, or lower max_pixels, max_train_questions or max_test_questions")
 
 def _ahead(function, items):
-    "`function` of each item, that of the next one computed in a thread while the caller works on this one's."
+    "Yield `function(item)` for each item; a thread computes the next result while the caller uses the current one."
     with ThreadPoolExecutor(1) as pool:
         waiting = []
         for item in items:
@@ -97,13 +97,13 @@ def _ahead(function, items):
         for last in waiting: yield last.result()
 
 def cache_features(
-    study: Study,  # base, pixel budget and cache folder
-    model,  # the base, with or without an adapter: vision is the same
-    processor,  # its processor
+    study: Study,  # gives base model, pixel limits and cache folder
+    model,  # the base, with or without an adapter, which leaves vision unchanged
+    processor,  # the base model's processor
     rows,  # a datasets.Dataset in the row schema
-    pages_per_batch: int = 64,  # images decoded at a time
+    pages_per_batch: int = 64,  # pages decoded at a time
 ) -> PageFeatures:
-    "Fill the cache for every page of `rows` that is not in it yet."
+    "Compute and store the features of every page of `rows` that is not in the cache; the processes of a team share the work."
     features, pages, workers = PageFeatures(study), list(pages_of(rows).values()), team()
     todo = [page for page in pages[workers.process_index::workers.num_processes] if features.get(page["key"]) is None]
     images = rows.cast_column("image", datasets.Image(decode=False))

@@ -11,28 +11,28 @@ import torch
 # %% ../../nbs/engine/02_packing.ipynb #cell-004
 @dataclass(frozen=True)
 class Template:
-    "A chat template cut into token ids: page prefix around the image tokens, then question, then answer."
+    "The token ids of a chat template, cut into parts: before the image tokens, after them, and between question and answer."
     before: tuple[int, ...]  # up to and including <|vision_start|>
-    after: tuple[int, ...]  # <|vision_end|>
+    after: tuple[int, ...]  # between the image tokens and the question: <|vision_end|>
     closing: tuple[int, ...]  # between the question and the answer
     image_token_id: int
     end_token_id: int
 
     def prefix(self, image_tokens):
-        "Ids of the page prefix with `image_tokens` placeholders."
+        "Token ids of the page prefix, with `image_tokens` image placeholders."
         return [*self.before, *[self.image_token_id]*image_tokens, *self.after]
 
 def encode_text(
-    tokenizer,  # of the base
-    text: str,  # a question or an answer, whoever wrote it
+    tokenizer,  # the base model's tokenizer
+    text: str,  # a question or an answer, possibly from an untrusted source
 ) -> list[int]:
-    "Token ids of a text; what looks like a special token in it is read as plain characters."
+    "Token ids of a text; anything that looks like a special token is encoded as plain characters."
     return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 def chat_template(
-    processor,  # a Qwen2-VL processor, from the hub or from disk
+    processor,  # a Qwen2-VL processor
 ) -> Template:
-    "Cut the processor's chat template into its parts."
+    "The processor's chat template, cut into its parts."
     marker = "QUESTION"
     text = processor.apply_chat_template(
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": marker}]}],
@@ -46,22 +46,22 @@ def chat_template(
 # %% ../../nbs/engine/02_packing.ipynb #cell-006
 @dataclass
 class PackedPage:
-    "A page and its questions as one run of tokens; `T` tokens in all."
+    "A page and its questions as one sequence of T tokens."
     input_ids: torch.Tensor  # (T,)
     position_ids: torch.Tensor  # (3, T): temporal, height, width
-    question: torch.Tensor  # (T,): 0 on the page, 1, 2, … on each question with its answer
-    labels: torch.Tensor  # (T,): the token to predict at each position, -100 where none
-    grid: tuple[int, int, int]  # patches of the page: temporal, height, width
-    page_key: str = ""  # names the page in the feature cache
+    question: torch.Tensor  # (T,): 0 for page tokens; 1, 2, … for the tokens of each question and its answer
+    labels: torch.Tensor  # (T,): the token to predict at each position (already shifted), -100 if none
+    grid: tuple[int, int, int]  # of the page, in patches: temporal, height, width
+    page_key: str = ""  # the page's key in the feature cache
 
     def __len__(self): return len(self.input_ids)
 
 def page_positions(
     template: Template,  # of the model's processor
-    grid: tuple[int, int, int],  # patches: temporal, height, width
-    merge_size: int,  # patches of a side that make one image token
-) -> torch.Tensor:  # (3, T) of the page prefix
-    "M-RoPE positions of a page prefix, as `Qwen2VLModel.get_rope_index` gives them (Qwen2-VL, arXiv:2409.12191, 2.1)."
+    grid: tuple[int, int, int],  # in patches: temporal, height, width
+    merge_size: int,  # one image token covers merge_size × merge_size patches
+) -> torch.Tensor:  # (3, tokens of the page prefix)
+    "M-RoPE positions of a page prefix, the same as from `Qwen2VLModel.get_rope_index` (Qwen2-VL, arXiv:2409.12191, section 2.1)."
     time, height, width = grid[0], grid[1]//merge_size, grid[2]//merge_size
     image = torch.stack(torch.meshgrid(torch.arange(time), torch.arange(height), torch.arange(width), indexing="ij"))
     start, end = len(template.before), len(template.before) + max(time, height, width)
@@ -70,20 +70,20 @@ def page_positions(
 
 def pack_page(
     template: Template,  # of the model's processor
-    grid: tuple[int, int, int],  # patches: temporal, height, width
+    grid: tuple[int, int, int],  # in patches: temporal, height, width
     questions: list[list[int]],  # token ids of each question, prompt suffix included
-    answers: list[list[int]] | None = None,  # token ids of each answer; None leaves room for generation
-    merge_size: int = 2,  # patches of a side that make one image token
-    page_key: str = "",  # names the page in the feature cache
+    answers: list[list[int]] | None = None,  # token ids of each answer; None: no answers, for generation
+    merge_size: int = 2,  # one image token covers merge_size × merge_size patches
+    page_key: str = "",  # the page's key in the feature cache
 ) -> PackedPage:
-    "A page prefix followed by each question (and answer); positions restart after the page."
+    "Pack a page prefix and its questions (and answers) into one sequence; the positions of each question restart after the page."
     positions = page_positions(template, grid, merge_size)
     ids, index, labels = template.prefix(grid[0]*grid[1]*grid[2]//merge_size**2), [0]*positions.shape[1], []
     labels, positions, start = [-100]*len(ids), [positions], int(positions.max()) + 1
     for number, question in enumerate(questions, 1):
         asked = [*question, *template.closing]
         answer = [*answers[number - 1], template.end_token_id] if answers else []
-        whole = [*asked, *answer[:-1]]  # nothing follows the end token, so it is only a label
+        whole = [*asked, *answer[:-1]]  # the end token is predicted but never an input
         ids += whole
         index += [number]*len(whole)
         labels += [-100]*(len(asked) - 1) + (answer or [-100])
@@ -92,19 +92,19 @@ def pack_page(
 
 # %% ../../nbs/engine/02_packing.ipynb #cell-010
 def block_mask(
-    question: torch.Tensor,  # (B, T): 0 on the page, 1, 2, … on its questions, another number on padding behind them
-    first: int = 0,  # token from which on
+    question: torch.Tensor,  # (B, T): 0 for page tokens; 1, 2, … for its questions; another number for padding at the end
+    first: int = 0,  # leave out the mask's rows of the tokens before this one
 ) -> torch.Tensor:  # bool (B, 1, T - first, T)
-    "Each token sees the page, and of the questions only its own, up to itself."
+    "Causal mask in which each token attends to the page and to its own question only; True: may attend."
     own = (question[:, None, :] == 0) | (question[:, first:, None] == question[:, None, :])
     place = torch.arange(question.shape[1], device=question.device)
     return (own & (place[first:, None] >= place))[:, None]
 
 def collate_pages(
     pages: list[PackedPage],  # in any order
-    features=None,  # a `features.PageFeatures`; with it the row holds the features of its pages
-) -> dict:  # input_ids, labels (1, T), position_ids (3, 1, T), attention_mask: a mask (1, 1, question tokens, page tokens) a page
-    "Packed pages one after the other in one row; attention takes them one by one (`text_attention`), so nothing is padded."
+    features=None,  # a `PageFeatures`; if given, the batch holds the vision features of its pages
+) -> dict:  # input_ids, labels (1, T); position_ids (3, 1, T); attention_mask: per page (1, 1, question tokens, all tokens)
+    "Concatenate packed pages into one row; attention processes them one at a time (`text_attention`), so there is no padding."
     join = lambda name: torch.cat([getattr(page, name) for page in pages], -1)[None]
     masks = [block_mask(page.question[None], int((page.question == 0).sum())) for page in pages]
     row = {"input_ids": join("input_ids"), "labels": join("labels"), "position_ids": join("position_ids").transpose(0, 1),
