@@ -16,10 +16,10 @@ from .files import StudyError, read_json, root
 from .parameters import number
 
 # %% ../nbs/11_cli.ipynb #cell-004
-_expected = (StudyError, ValueError, OSError)  # OSError: no such file, no right to write, disk full
+_expected = (StudyError, ValueError, OSError)  # OSError: file not found, no write permission, disk full
 
 def _plainly(function, *args, **kwargs):
-    "Call, and turn an expected error into one line on stderr and exit code 1."
+    "Call the function; an expected error becomes one line on stderr and exit code 1, an interrupt exit code 130."
     try: return function(*args, **kwargs)
     except _expected as error:
         print(f"docvlm: {error}", file=sys.stderr)
@@ -30,17 +30,17 @@ def _plainly(function, *args, **kwargs):
 
 # %% ../nbs/11_cli.ipynb #cell-005
 def _opened(preset, documents):
-    "The study; documents are named from where the command was typed."
+    "Open the study; a relative `documents` path is relative to the current working directory."
     return open_study(preset, documents and str(Path(documents).resolve()))
 
 def _alone(study):
-    "The study's lock, which one of several processes takes for all of them."
+    "The study's lock; with several processes only the main process takes it."
     from docvlm.engine.device import team
     from docvlm.steps import alone
     return alone(study) if team().is_main_process else nullcontext()
 
 def _affordable(study):
-    "The study, if its base is here or this machine can take it; asked before anything is downloaded."
+    "Return the study; StudyError if its base model still has to be downloaded and does not fit this machine."
     if not (root()/study.preset.base).is_dir():
         from docvlm.bench.plan import check_machine
         check_machine(study)
@@ -48,7 +48,7 @@ def _affordable(study):
 
 # %% ../nbs/11_cli.ipynb #cell-005-x6
 def _print_origin(study, number):
-    "Origin of a number, by name or as it is shown; several numbers shown alike are listed by name."
+    "Print where a number comes from, given its name or its printed form; if the printed form is ambiguous, list the names."
     from docvlm.provenance import names_of, trace
     names = names_of(study, number) if number[:1] in "+-\u2212.0123456789" else [number]
     if not names: raise StudyError(f"No number of the study {study.name} is shown as {number!r}; give a name such as evaluation.benchmarks.docvqa.ours")
@@ -56,7 +56,7 @@ def _print_origin(study, number):
     else: print(f"{number} may be one of these; trace it by name:", *names, sep="\n  ")
 
 def _print_check(study):
-    "The table of a rerun against the published results; exit code 1 if a step differs."
+    "Rerun the study and print the comparison with the published results; exit code 1 if any step differs."
     from docvlm.provenance import check
     table = check(study)
     print(table.to_string(index=False))
@@ -65,13 +65,13 @@ def _print_check(study):
 # %% ../nbs/11_cli.ipynb #cell-005-x7
 @call_parse
 def study(
-    preset: str = "nano",  # smoke, nano, qwen2-vl-2b or qwen2-vl-7b
-    documents: str = "",  # a folder of your own documents: train/ and test/, each with metadata.jsonl
-    only: str = None,  # run this step alone: data, training, evaluation, ablation, failures, latency or report
-    trace: str = None,  # tell the origin of a number: its name (evaluation.benchmarks.docvqa.ours), or as the report shows it ("8.7 %")
-    check: bool = False,  # run the study again in an empty folder and compare, number by number; exit code 1 if it differs
+    preset: str = "nano",  # one of smoke, nano, qwen2-vl-2b or qwen2-vl-7b
+    documents: str = "",  # folder of your own documents, with train/ and test/, each with a metadata.jsonl
+    only: str = None,  # run only this step: data, training, evaluation, ablation, failures, latency or report
+    trace: str = None,  # print where a number comes from: its name (evaluation.benchmarks.docvqa.ours) or its printed form ("8.7 %")
+    check: bool = False,  # rerun the study in an empty folder and compare every number; exit code 1 if any differs
 ):
-    "Run the study: every notebook that is not up to date, in order."
+    "Run the study: execute every notebook whose results are out of date, in order."
     def run():
         from docvlm.steps import run_study
         if (only is not None) + (trace is not None) + check > 1:
@@ -85,13 +85,13 @@ def study(
 # %% ../nbs/11_cli.ipynb #cell-007
 @call_parse
 def train(
-    preset: str = "nano",  # smoke, nano, qwen2-vl-2b or qwen2-vl-7b
-    documents: str = "",  # a folder of your own documents
-    lora_rank: int = None,  # default: the preset's
-    seed: int = 42,  # of initial adapter weights and batch order
-    report_to: str = "none",  # wandb, tensorboard, trackio, mlflow or another of transformers' integrations
+    preset: str = "nano",  # one of smoke, nano, qwen2-vl-2b or qwen2-vl-7b
+    documents: str = "",  # folder of your own documents
+    lora_rank: int = None,  # LoRA rank, 1 to 1024; default: the preset's
+    seed: int = 42,  # random seed for the initial adapter weights and the batch order
+    report_to: str = "none",  # experiment tracker: none, wandb, tensorboard, trackio, mlflow or another transformers integration
 ):
-    "Fine-tune one adapter (continues where it was stopped) and print where it lies; runs under `accelerate launch` too."
+    "Fine-tune one adapter, resuming an interrupted run, and print its path and training record; also runs under `accelerate launch`."
     def run():
         number("--seed", seed, 0, 2**32 - 1)
         if lora_rank is not None: number("--lora_rank", lora_rank, 1, 1024)
@@ -112,12 +112,12 @@ def train(
 # %% ../nbs/11_cli.ipynb #cell-008
 @call_parse
 def evaluate(
-    preset: str = "nano",  # smoke, nano, qwen2-vl-2b or qwen2-vl-7b
-    documents: str = "",  # a folder of your own documents
-    adapter: str = None,  # an adapter folder; default: the study's first seed; with --submit, "base" for none
-    submit: str = None,  # docvqa or infovqa: answer the hidden test questions instead, into a file for rrc.cvc.uab.es
+    preset: str = "nano",  # one of smoke, nano, qwen2-vl-2b or qwen2-vl-7b
+    documents: str = "",  # folder of your own documents
+    adapter: str = None,  # adapter folder; default: the adapter of the study's first seed; with --submit, "base" means no adapter
+    submit: str = None,  # docvqa or infovqa: instead answer the benchmark's hidden test set and write a file to upload to rrc.cvc.uab.es
 ):
-    "Answer the study's test questions with the base and one adapter, and print the scores; runs under `accelerate launch` too."
+    "Answer the study's test questions with the base model and one adapter and print the scores; also runs under `accelerate launch`."
     def run():
         from docvlm.evaluation import compare_groups, predict_systems
         from docvlm.model import ADAPTER_FILES, adapter_digest
@@ -137,7 +137,7 @@ def evaluate(
             return print(write_submission(opened, submit, None if bare else folder))
         digest, record = adapter_digest(folder), read_json(file) if (file := folder/"record.json").exists() else {}
         beside = folder.resolve().parent == adapter_folder(opened, 1, 1).resolve().parent
-        own = beside and record.get("adapter_digest") == digest  # another's answers, or those of an edited one, lie beside the study's
+        own = beside and record.get("adapter_digest") == digest  # any other or edited adapter gets a name of its own
         seed = record.get("seed", seed)
         name = folder.name if own else f"{folder.resolve().name}-{digest}"
         with _alone(opened): frames, _ = predict_systems(opened, {name: folder})
@@ -152,10 +152,10 @@ def evaluate(
 # %% ../nbs/11_cli.ipynb #cell-009
 @call_parse
 def bench(
-    preset: str = "nano",  # smoke, nano, qwen2-vl-2b or qwen2-vl-7b
-    documents: str = "",  # a folder of your own documents
+    preset: str = "nano",  # one of smoke, nano, qwen2-vl-2b or qwen2-vl-7b
+    documents: str = "",  # folder of your own documents
 ):
-    "Measure how much faster the study trains and answers than the usual recipes (ten minutes at nano on two cores)."
+    "Measure how much faster the study trains and answers than standard recipes (about ten minutes for nano on two cores)."
     def run():
         from docvlm.bench.speedup import measure_benchmark
         opened = _opened(preset, documents)
@@ -166,12 +166,12 @@ def bench(
 
 @call_parse
 def ask(
-    image: str,  # a page: any image file
+    image: str,  # image file of the page
     questions: Param("one or more questions", str, nargs="+"),
-    preset: str = "nano",  # smoke, nano, qwen2-vl-2b or qwen2-vl-7b
-    documents: str = "",  # whose adapter to use: the folder the study was run on
+    preset: str = "nano",  # one of smoke, nano, qwen2-vl-2b or qwen2-vl-7b
+    documents: str = "",  # folder of your own documents that the adapter was trained on
 ):
-    "Ask about a page; answers of the base and, if one is trained, of the adapter."
+    "Ask questions about a page; print the answers of the base model and, if one is trained, of the adapter."
     def run():
         from docvlm.apps.ask import ask_page
         opened = _opened(preset, documents)
@@ -182,12 +182,12 @@ def ask(
 # %% ../nbs/11_cli.ipynb #480e42e2
 @call_parse
 def demo(
-    preset: str = "nano",  # smoke, nano, qwen2-vl-2b or qwen2-vl-7b
-    documents: str = "",  # whose adapter and test pages to use: the folder the study was run on
-    host: str = "127.0.0.1",  # address to bind to; 0.0.0.0 opens it to the network
-    port: int = 8008,  # 0 for any that is free
+    preset: str = "nano",  # one of smoke, nano, qwen2-vl-2b or qwen2-vl-7b
+    documents: str = "",  # folder of your own documents, whose adapter and test pages to use
+    host: str = "127.0.0.1",  # address to bind to; 0.0.0.0 exposes the server to the network
+    port: int = 8008,  # TCP port; 0 picks a free one
 ):
-    "Serve a local web page to drop in a document and ask, base and adapter side by side."
+    "Serve a local web page on which to drop a document, ask a question and compare the answers of base and adapter."
     def run():
         number("--port", port, 0, 65535)
         if not host: raise ValueError("--host is empty; give 127.0.0.1, or 0.0.0.0 to open the page to the network")
@@ -198,17 +198,17 @@ def demo(
 # %% ../nbs/11_cli.ipynb #3acd0f3d
 @call_parse
 def measure(
-    system: str,  # "ocr", or the address of an OpenAI-compatible API, e.g. http://localhost:8000/v1
-    model: str = "",  # as the API calls it
-    preset: str = "nano",  # smoke, nano, qwen2-vl-2b or qwen2-vl-7b
-    documents: str = "",  # a folder of your own documents
-    prompts: str = "",  # a preset whose prompt suffixes and answer lengths to use; default: the study's own
+    system: str,  # "ocr", or the base URL of an OpenAI-compatible API, e.g. http://localhost:8000/v1
+    model: str = "",  # model name as the API knows it
+    preset: str = "nano",  # one of smoke, nano, qwen2-vl-2b or qwen2-vl-7b
+    documents: str = "",  # folder of your own documents
+    prompts: str = "",  # preset that supplies the prompt suffixes and maximum answer lengths; default: the study's own
     key_variable: str = "OPENAI_API_KEY",  # environment variable that holds the API's key
-    concurrency: int = 8,  # requests at a time
-    requests_per_minute: float = 0,  # 0: no limit
-    timeout_s: float = 60,  # of one try
+    concurrency: int = 8,  # number of concurrent requests
+    requests_per_minute: float = 0,  # rate limit; 0 means none
+    timeout_s: float = 60,  # timeout of a single attempt, in seconds
 ):
-    "Measure another system on the study's test questions; the next report shows it (continues where it was stopped)."
+    "Measure another system on the study's test questions, resuming an interrupted run; the next report includes it."
     def run():
         opened = _opened(preset, documents)
         from docvlm.baselines.endpoint import Endpoint
@@ -227,7 +227,7 @@ def measure(
 def plan(
     preset: str = "qwen2-vl-2b",  # qwen2-vl-2b or qwen2-vl-7b
 ):
-    "Work out what a study takes (parameters, tokens, memory, hours, dollars) before anything is downloaded, and file it."
+    "Estimate what a study needs (parameters, tokens, memory, hours, dollars) before anything is downloaded, and save the plan."
     def run():
         from docvlm.bench.plan import write_plan
         print(write_plan(_opened(preset, "")).relative_to(root()))

@@ -40,19 +40,19 @@ from .steps import environment, git_state
 
 # %% ../nbs/10_nano_base.ipynb #cell-004
 FONTS = {"seen": tuple(SEEN_FONTS), "unseen": tuple(UNSEEN_FONTS)}
-SCANS = {"clean": 0.0, "as in training": 0.8, "study's scanner": 1.0}  # strengths for `scanning.scan`
-HELD_OUT = 1_000_000  # seed, far from those of training
-BORDER = 2  # pixels
+SCANS = {"clean": 0.0, "as in training": 0.8, "study's scanner": 1.0}  # degradation strengths for `docvlm.nano.targets.scan`
+HELD_OUT = 1_000_000  # seed of the held-out pages, far from those used in training
+BORDER = 2  # tolerance at patch borders, in pixels
 
 def character_accuracy(
-    model,  # with its speller
-    families: tuple[str, ...],  # fonts to draw with
+    model,  # model with its speller
+    families: tuple[str, ...],  # font families to draw with
     size_px: int,  # em size of the text in pixels
-    pages: int = 24,  # of 224 × 224 pixels
-    strength: float = 0.8,  # of the degradations, see `scanning.scan`
+    pages: int = 24,  # number of pages, each 224 × 224 pixels
+    strength: float = 0.8,  # strength of the degradations, see `docvlm.nano.targets.scan`
 ) -> float:
-    """Share of the characters that the tower's patch states spell where they stand. Training asks for a character in the one patch that holds
-    its centre; a centre within `BORDER` pixels of the next patch, which a fraction of a pixel would put there, may be spelled there too."""
+    """Fraction of the characters that the speller reads from the vision tower's patch states at the right place. In training, that is
+    the patch that contains the character's centre; here a neighbouring patch counts too if the centre is within `BORDER` pixels of it."""
     rng, side = np.random.default_rng([HELD_OUT, size_px]), 224//PATCH
     scans = [scan(practice_page(224, 224, rng, families, (size_px, size_px + 1)), rng, strength) for _ in range(pages)]
     with torch.no_grad(), autocast("cpu"):
@@ -63,7 +63,7 @@ def character_accuracy(
     return sum(map(sum, found))/sum(map(len, found))
 
 def _found(slots, characters, side):
-    "Whether each character is among those spelled at its place, each spelled one used once; one that the scanner turned off the page is not asked for."
+    "For each character on the page, whether it is spelled in its patch or a near one; each spelled character matches only once."
     spelled, found = [Counter(CHARACTERS[i - 1] for i in patch if i) for patch in slots], []
     for char, x, y in characters:
         near = [int((y + v)//PATCH)*side + int((x + h)//PATCH) for v in (0, -BORDER, BORDER) for h in (0, -BORDER, BORDER)
@@ -78,17 +78,17 @@ def _found(slots, characters, side):
 TASKS = {"line": practice_line} | {name: partial(practice_page, layout=layout) for name, layout in (
     ("field", write_fields), ("cell", write_grid), ("chart value", write_bars), ("two series", write_groups), ("pie", write_pie),
     ("letter", write_letter), ("bill", write_bill))}
-LARGE = ("two series", "pie", "letter", "bill")  # these need the room of the largest pages
+LARGE = ("two series", "pie", "letter", "bill")  # tasks that fit only on the largest pages
 
 def answer_similarity(
-    model,  # the base
-    processor,  # its processor
+    model,  # base model
+    processor,  # processor of the base model
     task: str,  # one of `TASKS`
-    level,  # one of `LEVELS`: page size and text
-    families: tuple[str, ...],  # fonts to draw with
-    pages: int = 24,  # to ask about
-) -> dict:  # anls, and the number of questions behind it
-    "ANLS of generated answers to the questions of held-out practice pages."
+    level,  # one of `LEVELS`: page size and text size
+    families: tuple[str, ...],  # font families to draw with
+    pages: int = 24,  # number of pages to ask about
+) -> dict:  # mean ANLS and number of questions
+    "ANLS of the generated answers to questions about held-out practice pages."
     cells = level.sizes[0]
     rng, template = np.random.default_rng([HELD_OUT, *cells]), chat_template(processor)
     sheets = [TASKS[task](28*cells[0], 28*cells[1], rng, families, **level.text) for _ in range(pages)]
@@ -103,11 +103,11 @@ def answer_similarity(
 
 # %% ../nbs/10_nano_base.ipynb #cell-006
 def measure_reading(
-    model,  # with its speller
-    processor,  # of the base
-    pages: int = 24,  # held-out pages for each figure
+    model,  # model with its speller
+    processor,  # processor of the base model
+    pages: int = 24,  # number of held-out pages per measurement
 ) -> dict:
-    "Characters by font, height and degradation; answers by task, font and page size."
+    "Character accuracy by font, text height and degradation, and ANLS by task, font and page size."
     model.eval()
     strips, sheets = [[level for level in LEVELS if (level.sizes[0][1] == 1) == single] for single in (True, False)]
     return {"characters": [{"fonts": name, "text_height_px": size, "accuracy": character_accuracy(model, families, size, pages)}
@@ -121,9 +121,9 @@ def measure_reading(
 
 # %% ../nbs/10_nano_base.ipynb #practice-overlap
 def practice_overlap(
-    pages: int = 300,  # practice pages, and as many of the study's test pages
-) -> dict:  # of `leakage.find_leaks`, practice in the part of the training set; no pairs
-    "Pages and questions that the study's test pages share with practice."
+    pages: int = 300,  # number of practice pages and of the study's test pages
+) -> dict:  # result of `docvlm.inputs.leakage.find_leaks` without the pairs
+    "Count the study's test pages and questions that also occur in practice, which takes the place of the training set."
     def rows(name, image, questions):
         png = io.BytesIO()
         image.save(png, "PNG")
@@ -178,13 +178,13 @@ the world, no arithmetic worth the name.
 """
 
 def export_base(
-    model,  # trained, with its speller
-    folder: Path,  # to write to, e.g. data/nano
-    record: dict,  # of `pretraining_record`
+    model,  # trained model with its speller
+    folder: Path,  # folder to write to, e.g. data/nano
+    record: dict,  # result of `pretraining_record`
 ) -> None:
-    "Write model, processor and card."
+    "Write the model in bf16, its processor and a model card."
     processor, shipped = build_processor(), copy.deepcopy(model).to(torch.bfloat16)
-    del shipped.speller  # its heads taught the tower; reading does not need them
+    del shipped.speller  # its heads are needed only in training, to teach the tower to read
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shipped.save_pretrained(partial)
@@ -211,18 +211,18 @@ def _recipe_text(recipe):
 def _timed(timings): return " and ".join(f"{timing['hours']:.1f} hours on two cores of {timing['cpu']}" for timing in timings)
 
 def time_recipe(
-    model,  # with its speller; a copy is trained
-    recipe: Recipe,  # its stages
-    log: list[dict],  # of `pretrain`: how long it stayed at each level
-    steps: int = 3,  # timed of each, beyond the first
-) -> dict:  # the processor, and seconds a step by level
-    "How fast this machine is at the recipe, whatever machines the run was spread over; each level as its last stage has it, with the most losses."
+    model,  # model with its speller; only a copy is trained
+    recipe: Recipe,  # recipe to time
+    log: list[dict],  # log of `pretrain`: the levels and their last steps
+    steps: int = 3,  # number of steps to time per level, not counting the first
+) -> dict:  # CPU name, and seconds per step by level
+    "Time a few steps of each level on this machine, with the losses of the last stage that used it, which has the most."
     model, processor = copy.deepcopy(model).train(), build_processor()
     optimizers, last = build_optimizers(model, recipe), {row["level"]: row["step"] - recipe.steps_per_round for row in log}
-    index, rows = {level.name: i for i, level in enumerate(LEVELS)} | {"tower": None}, []  # a level that is no more is timed as the largest
+    index, rows = {level.name: i for i, level in enumerate(LEVELS)} | {"tower": None}, []  # a level that no longer exists is timed as the largest
     for level, first in tqdm(last.items(), desc="timing", unit="level"):
         clock = [time.perf_counter()]
-        for count in (1, 1 + steps):  # what starts the process that draws is in both
+        for count in (1, 1 + steps):  # both include the start of the drawing process, which cancels out
             batches = PracticeBatches(replace(recipe, steps_per_round=count), index.get(level, len(LEVELS) - 1), first, processor, recipe.at(first)[0].spelling)
             train_round(model, optimizers, recipe, batches, first, tqdm(disable=True))
             clock.append(time.perf_counter())
@@ -230,21 +230,21 @@ def time_recipe(
     return {"cpu": environment()["cpu"], "rows": rows}
 
 def recipe_hours(
-    timing: dict,  # of `time_recipe`, on any machine
-    recipe: Recipe,  # how many steps a round has
-    log: list[dict],  # of `pretrain`: how many rounds there were at each level
+    timing: dict,  # result of `time_recipe`, on any machine
+    recipe: Recipe,  # recipe, for the number of steps per round
+    log: list[dict],  # log of `pretrain`, for the number of rounds at each level
 ) -> float:
-    "Hours that the whole recipe takes at a machine's speed."
+    "Estimated hours of the whole recipe on the machine that was timed."
     rounds = Counter(row["level"] for row in log)
     return sum(row["step_s"]*recipe.steps_per_round*rounds[row["level"]] for row in timing["rows"])/3600
 
 def pretraining_record(
-    model,  # trained, with its speller
-    recipe: Recipe,  # it was trained by
-    log: list[dict],  # of `pretrain`
-    timings: list[dict] = (),  # of `time_recipe`, on other machines
+    model,  # trained model with its speller
+    recipe: Recipe,  # recipe it was trained with
+    log: list[dict],  # log of `pretrain`
+    timings: list[dict] = (),  # results of `time_recipe` on other machines
 ) -> dict:
-    "What the run was and what came out, for data/results/nano/pretraining.json."
+    "The contents of data/results/nano/pretraining.json: recipe, log, timings and measurements."
     reading, here = measure_reading(model, build_processor()), time_recipe(model, recipe, log)
     timings = [*(timing for timing in timings if timing["cpu"] != here["cpu"]), here]
     return {"step": "pretraining", "recipe": asdict(recipe), "reading": reading, "overlap": practice_overlap(), "log": log,

@@ -26,7 +26,7 @@ from .steps import STEPS, content_digest
 
 # %% ../nbs/09_report.ipynb #cell-004
 def verdict(cell: dict) -> str:
-    "'gain', 'loss' or 'unclear', by the 95 % interval of the difference; 'one page' where there is none."
+    "Classify a difference by its 95 % interval: 'gain', 'loss' or 'unclear'; 'one page' if there is no interval."
     if cell["delta"]["ci95"] is None: return "one page"
     low, high = cell["delta"]["ci95"]
     return "gain" if low > 0 else "loss" if high < 0 else "unclear"
@@ -39,7 +39,7 @@ def _listed(parts):
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 def answer_gain(evaluation: dict) -> str:
-    "Does fine-tuning help?"
+    "The report's answer to: does fine-tuning help?"
     cells = evaluation["benchmarks"]
     if not cells: return "There are no test questions."
     said_of = {kind: [_change(benchmark_name(b), cells[b]) for b in present(cells) if verdict(cells[b]) == kind]
@@ -54,10 +54,10 @@ def answer_gain(evaluation: dict) -> str:
     return text[0].upper() + text[1:]
 
 # %% ../nbs/09_report.ipynb #cell-007
-QUESTION_KINDS = ("charts, human questions", "charts, generated questions", "yes/no")  # kinds of question, not of document
+QUESTION_KINDS = ("charts, human questions", "charts, generated questions", "yes/no")  # kinds of question, not document types
 
 def answer_types(evaluation: dict) -> str:
-    "Which document types gain most?"
+    "The report's answer to: which document types gain most?"
     found = sorted(((name, cell) for name, cell in evaluation["by_document_type"].items() if name not in QUESTION_KINDS),
                    key=lambda item: -item[1]["delta"]["value"])
     if not found: return "No test page has a document type."
@@ -74,7 +74,7 @@ def answer_types(evaluation: dict) -> str:
     return text + (f"; at the other end is {_change(*found[-1])}." if len(found) > max(2, len(gains)) else ".")
 
 def answer_failures(failures: dict) -> str:
-    "What still goes wrong?"
+    "The report's answer to: what still goes wrong?"
     right, kinds = failures["correct"], sorted(failures["types"], key=lambda kind: -kind["after"]["share"])
     change = lambda kind: kind["after"]["share"] - kind["before"]["share"]
     told = [f"‘{kind['name']}’ ({percent(kind['after']['share'])} %, before {percent(kind['before']['share'])} %)"
@@ -88,21 +88,21 @@ def answer_failures(failures: dict) -> str:
 
 # %% ../nbs/09_report.ipynb #cell-010
 def provenance(results: dict) -> Markup:
-    "Which code, from which inputs, made each result, and how long it took."
+    "Table of the steps: when each ran, how long it took, and the code version and key of its inputs."
     return table([{"step": step, "started (UTC)": r["started"][:16].replace("T", " "), "seconds": amount(r["wall_s"]),
                    "commit": r["code"]["git_sha"][:10] or "none", "uncommitted changes": "yes" if r["code"]["dirty"] else "no",
                    "notebook": r["code"]["notebook_sha256"], "library": r["code"]["library_sha256"], "key": r["key"]}
                   for step, r in results.items()], "What made each result (digests are the first 16 digits of SHA-256)")
 
 def settings(values: dict, caption: str) -> Markup:
-    "Names and values, one a row; lists are joined."
+    "Table of settings, one per row; the items of a list are joined by commas."
     def show(value):
         if isinstance(value, list): return ", ".join(map(str, value))
         return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value or "none"
     return table([{"setting": name.replace("_", " "), "value": show(value)} for name, value in values.items()], caption)
 
 def scores_at_scale(size: str) -> Markup:
-    "Measured scores of a full-size preset, if its study has run, beside published ones, which are cited."
+    "Table of a full-size model's published scores and, if its study has been run here, the measured ones beside them."
     import pandas as pd
     study = Study(PRESETS[f"qwen2-vl-{size.lower()}"])
     measured = study.step("evaluation").path.exists()
@@ -121,42 +121,42 @@ def scores_at_scale(size: str) -> Markup:
 
 # %% ../nbs/09_report.ipynb #cell-013
 def is_right(error: str | None) -> bool:
-    "Whether an error kind of the gallery means no error."
+    "Whether an error kind in the gallery stands for a correct answer."
     return error in (None, "", "correct")
 
 def mark(error: str | None) -> Markup:
-    "A note beside an answer: right, or the kind of error."
+    "Mark for an answer: a tick if it is right, else a cross and the kind of error."
     return Markup("[✓ right]{.right}") if is_right(error) else Markup(f"[✗ {markdown(error)}]{{.wrong}}")
 
 def slug(text: str | None) -> str:
-    "Text as the value of an attribute: letters, digits and hyphens."
+    "Text reduced to letters, digits and hyphens, for use as an HTML attribute value."
     return "right" if is_right(text) else re.sub(r"[^\w]+", "-", text.lower()).strip("-")
 
 def first_page(gallery: list[dict]) -> dict | None:
-    "The first answer of the gallery that fine-tuning put right, else the first of all, else None."
+    "The first gallery entry whose answer fine-tuning fixed; without one, the first entry; None for an empty gallery."
     return next((g for g in gallery if not is_right(g["error_before"]) and is_right(g["error_after"])), gallery[0] if gallery else None)
 
 def picture(
-    path: str,  # relative to the repository
+    path: str,  # relative to the repository root
     caption: str | Markup,
     alt: str,
     width: str = "75%",
 ) -> Markup:
-    "An image with caption and text for those who cannot see it."
+    "Markdown of an image with a caption and alternative text."
     quiet = " ".join(alt.split()).translate(str.maketrans('"\\&', "'/+"))
     return Markup(f'\n![{markdown(caption)}](<{path}>){{width={width} alt="{quiet}"}}\n')
 
 # %% ../nbs/09_report.ipynb #cell-016
 def code_span(text: str) -> Markup:
-    "Text as code, where an escape would show: between more backticks than it has in a row."
+    "Text as a Markdown code span, delimited by more backticks than it has in a row, because escapes do not work in code."
     fence, pad = "`"*(1 + max(map(len, re.findall("`+", text)), default=0)), " "*("`" in text)
     return Markup(f"{fence}{pad}{' '.join(text.split())}{pad}{fence}")
 
 def render(
-    template: str,  # Jinja source
-    **values,  # for the template
+    template: str,  # source of a Jinja template
+    **values,  # variables of the template
 ) -> str:
-    "Fill a template; undefined names are errors, values are escaped as Markdown."
+    "Fill in a template, with values escaped for Markdown; an undefined name raises UndefinedError."
     environment = Environment(undefined=StrictUndefined, autoescape=True, finalize=markdown, trim_blocks=True, lstrip_blocks=True,
                               loader=FileSystemLoader(root()/"paper"), keep_trailing_newline=True)
     environment.filters["code"] = code_span
@@ -166,44 +166,44 @@ def render(
 _FORMAT = "markdown-raw_html-raw_tex-raw_attribute-tex_math_dollars-yaml_metadata_block-example_lists-auto_identifiers+gfm_auto_identifiers"
 
 def _pandoc(text, title, to, *arguments):
-    "Convert in the repository, by relative paths: Pandoc decodes %20 and splits at a colon in those that it is given."
+    "Run pandoc in the repository root with relative paths, since it mishandles absolute ones that contain %20 or a colon."
     return pypandoc.convert_text(text, to, format=_FORMAT, cworkdir=str(root()), extra_args=[
         "--standalone", "--citeproc", "--bibliography=paper/references.bib", "--wrap=none",
         "--columns=10000", "--metadata=lang:en", f"--metadata=title:{title}", *arguments])
 
 def to_html(
-    text: str,  # Markdown with images relative to the repository
+    text: str,  # Markdown; image paths are relative to the repository root
     title: str,
 ) -> str:
-    "One self-contained page."
+    "Convert Markdown to one self-contained HTML page."
     return _pandoc(text, title, "html5", "--embed-resources", "--mathml", "--toc", "--toc-depth=2",
                    "--css=paper/style.css", "--include-in-header=paper/head.html", "--include-after-body=paper/gallery.html")
 
 def to_pdf(
-    text: str,  # Markdown with images relative to the repository
+    text: str,  # Markdown; image paths are relative to the repository root
     title: str,
-    path: Path,  # of the PDF
+    path: Path,  # PDF file to write
 ) -> None:
-    "Typeset; the same text gives the same bytes."
+    "Typeset Markdown as a PDF; the same text gives the same bytes."
     source = _pandoc(text, title, "typst", "--include-in-header=paper/preamble.typ", "--variable=papersize:a4",
                      "--shift-heading-level-by=-1")
     typst.compile(source.encode(), output=path, root=root(), ignore_system_fonts=True, timestamp=0)
 
 # %% ../nbs/09_report.ipynb #cell-020
 def _unchanged(result, name, remedy):
-    "The result, or StudyError if it is not as it was written."
+    "Return the result; StudyError if it was edited after it was written."
     if result.get("content") != content_digest(result): raise StudyError(f"{name} has been changed since it was written; {remedy}")
     return result
 
 def _failures_apart(found):
-    "Whether a system's scores leave out what it failed on; earlier versions counted that as zeros."
+    "Whether a system's scores exclude the questions it failed on; earlier versions scored those as zero."
     return all("answered" in cell or not cell["failed"] for cell in found["benchmarks"].values())
 
 def current_systems(
     study: Study,
-    results: dict,  # of the steps
-) -> tuple[dict, list[str]]:  # systems by name; names of those that cannot stand beside these results
-    "What `systems.json` holds of other systems, if it is there."
+    results: dict,  # results by step
+) -> tuple[dict, list[str]]:  # comparable systems by name; names of the outdated ones
+    "Other systems in `systems.json`: those measured against these results, and those measured against earlier ones."
     file = study.results_dir/"systems.json"
     if not file.exists(): return {}, []
     systems = read_json(file)["systems"]
@@ -212,18 +212,18 @@ def current_systems(
     return ({name: _unchanged(found, f"{study.name}/systems: {name}", "run docvlm-measure again")
              for name, found in current.items()}, [name for name in systems if name not in current])
 
-def read_results(study: Study) -> dict:  # by step
-    "The results behind the report; StudyError names every one that is missing, stale, broken or edited by hand."
+def read_results(study: Study) -> dict:  # results by step
+    "The results that the report uses; StudyError lists every one that is missing, stale, broken or edited by hand."
     found, wrong = {}, []
     for step in (step for step in STEPS if step != "report"):
         try: found[step] = study.result(step)
         except StudyError as error: wrong.append(str(error))
-    own = [text for text in wrong if text.count(f"{study.name}/") == 1]  # others only pass on what an earlier step said
+    own = [text for text in wrong if text.count(f"{study.name}/") == 1]  # the other messages repeat the error of an earlier step
     if wrong: raise StudyError("No report over results that do not hold:\n" + "\n".join(own))
     return found
 
 def report_values(study: Study) -> dict:
-    "Everything that the template may name. Refuses missing or stale results, naming them."
+    "The variables of the report's template; StudyError lists any missing or stale results."
     results = read_results(study)
     evaluation, failures, training = results["evaluation"], results["failures"], results["training"]
     sample, speed, (others, outdated) = study.figures_dir/"data_samples.png", speed_values(study), current_systems(study, results)
@@ -241,7 +241,7 @@ def report_values(study: Study) -> dict:
             **{f.__name__: f for f in (amount, benchmark_name, mark, percent, picture, said, slug)}}
 
 def build_report(study: Study) -> dict:
-    "Write paper.html and paper.pdf; what was written and what it answers."
+    "Write paper.html and paper.pdf; return the answers in sentences and the paths of all files written."
     values, folder = report_values(study), study.paper_dir
     template = (root()/"paper"/"template.md.j2").read_text(encoding="utf-8")
     folder.mkdir(parents=True, exist_ok=True)

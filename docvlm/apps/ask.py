@@ -30,12 +30,12 @@ from ..training import adapter_folder, check_base
 
 # %% ../../nbs/apps/00_ask.ipynb #a0dd63d7
 class Asker:
-    "A study's base and, if there is one, its first seed's adapter, to be asked about any page."
+    "Answers questions about any page with a study's base and, if trained, its first seed's adapter."
     def __init__(self,
-        study: Study,  # names base and adapter
+        study: Study,  # study that determines base and adapter
     ):
         self.study, self.processor, device = study, load_processor(study.preset), device_kind()
-        emulated = emulation(study.preset.precision, device)  # an answer need not wait for that
+        emulated = emulation(study.preset.precision, device)  # emulated bf16 would be slow, so use fp32
         self.precision = "fp32" if emulated else study.preset.precision
         self.model = load_base(study.preset, self.precision)
         self.template, self.systems = chat_template(self.processor), ["base"]
@@ -50,11 +50,11 @@ class Asker:
 # %% ../../nbs/apps/00_ask.ipynb #a43dad8f
 @patch
 def ask(self: Asker,
-        page: Image.Image,  # RGB
-        questions: list[str],  # about it
-        benchmark: str = "docvqa",  # whose prompt and answer length to use
-    ) -> list[dict]:  # question, system, answer, confidence (0 to 1), seconds (from pixels to the answers to all questions)
-    "Answers of every system to every question."
+        page: Image.Image,  # page, RGB
+        questions: list[str],  # questions about the page
+        benchmark: str = "docvqa",  # benchmark whose prompt suffix and maximum answer length to use
+    ) -> list[dict]:  # question, system, answer, confidence (0 to 1), seconds (from image to the answers to all questions)
+    "Answer every question with every system."
     questions = [check_question(question) for question in questions]
     started, tokenizer, preset, found = time.perf_counter(), self.processor.tokenizer, self.study.preset, []
     asked = [encode_text(tokenizer, q + preset.prompt_suffix[benchmark]) for q in questions]
@@ -79,27 +79,27 @@ def ask(self: Asker,
 LARGEST_UPLOAD_BYTES = 20*2**20
 
 def read_upload(
-    content: bytes,  # of a file someone gave us
+    content: bytes,  # content of the uploaded file
 ) -> Image.Image:  # RGB
-    "The page in an uploaded file, or a ValueError that says what is wrong with it."
+    "Decode an uploaded page; ValueError if it is too large or not a usable image."
     if len(content) > LARGEST_UPLOAD_BYTES: raise ValueError(f"the file is over {LARGEST_UPLOAD_BYTES//2**20} MiB: scale the page down")
     return open_page(content)[0]
 
 def ask_page(
-    study: Study,  # names base and adapter
-    image: Path,  # any image file
-    questions: list[str],  # to ask about it
-) -> list[dict]:  # of `Asker.ask`
-    "Answers about one page on disk."
-    questions = [check_question(question) for question in questions]  # before a model is loaded for nothing
+    study: Study,  # study that determines base and adapter
+    image: Path,  # image file of the page
+    questions: list[str],  # questions about the page
+) -> list[dict]:  # as `Asker.ask` returns
+    "Answer questions about a page on disk; ValueError if the file or a question is unusable."
+    questions = [check_question(question) for question in questions]  # fail before the model is loaded
     try: page = open_page(image)[0]
     except ValueError as error: raise ValueError(f"{image}: {error}") from error
     return Asker(study).ask(page, questions)
 
 # %% ../../nbs/apps/00_ask.ipynb #0e087fb3
 def example_pages(
-    study: Study,  # whose test pages
-) -> list[dict]:  # name, image, questions, answers (accepted ones, joined, by question)
+    study: Study,  # study whose test pages to use
+) -> list[dict]:  # name, image, answers (accepted answers joined by " | ", by question)
     "The first test page of each document type."
     rows = load_splits(study)["test"]
     table = rows.remove_columns("image").to_pandas()
@@ -113,10 +113,10 @@ def example_pages(
 
 # %% ../../nbs/apps/00_ask.ipynb #86b63fe2
 def answers_html(
-    rows: list[dict],  # of `Asker.ask`
+    rows: list[dict],  # result of `Asker.ask`
     target: str = "",  # accepted answer, if known
 ) -> str:
-    "Answers as an HTML table; whatever a model says is shown, not obeyed."
+    "Answers as an HTML table; the model's text is escaped, so any HTML in it has no effect."
     cell = lambda tag, text: f"<{tag} style='text-align:left'>{escape(text)}</{tag}>"
     line = lambda tag, *texts: f"<tr>{''.join(cell(tag, text) for text in texts)}</tr>"
     body = "".join(line("td", row["system"], row["answer"] or "(empty)", f"{row['confidence']:.0%}", f"{row['seconds']:.2f} s") for row in rows)
@@ -125,9 +125,9 @@ def answers_html(
 
 # %% ../../nbs/apps/00_ask.ipynb #59526ef6
 class AskWidget:
-    "Choose a page or upload one, ask, see the answers of base and adapter."
+    "Widget to choose or upload a page, ask a question and see the answers of base and adapter."
     def __init__(self,
-        study: Study,  # names base, adapter and test pages
+        study: Study,  # study that determines base, adapter and example pages
     ):
         import ipywidgets as widgets
         self.study, self.asker, self.examples, self.page = study, None, example_pages(study), None

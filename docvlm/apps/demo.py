@@ -24,10 +24,10 @@ from ..inputs.folder import check_question
 POLICY = ("default-src 'none'; img-src 'self' blob:; style-src 'self'; script-src 'self'; connect-src 'self'; "
           "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 FILES = {"/": ("demo.html", "text/html"), "/style.css": ("style.css", "text/css"), "/demo.css": ("demo.css", "text/css"),
-         "/demo.js": ("demo.js", "text/javascript")}  # of the folder paper
+         "/demo.js": ("demo.js", "text/javascript")}  # URL path: (file in paper/, content type)
 
 class _Handler(RequestHandler):
-    "What all answers have in common."
+    "Base handler: security headers, origin check and JSON errors."
     def set_default_headers(self):
         self.set_header("Content-Security-Policy", POLICY)
         self.set_header("X-Content-Type-Options", "nosniff")
@@ -41,7 +41,7 @@ class _Handler(RequestHandler):
     def write_error(self, status_code, **kwargs): self.finish({"error": self._reason})
 
 class FileHandler(_Handler):
-    "The page and what it needs."
+    "Serves the page, its style sheets and its script."
     def get(self):
         name, kind = FILES[self.request.path]
         self.set_header("Content-Type", f"{kind}; charset=utf-8")
@@ -49,7 +49,7 @@ class FileHandler(_Handler):
 
 # %% ../../nbs/apps/01_demo.ipynb #66322438
 class ExampleHandler(_Handler):
-    "Test pages to begin with: a list, and each as a PNG."
+    "Serves the example pages: their list as JSON, and each page as a PNG."
     def get(self, number=None):
         examples = self.settings["examples"]
         if number is None: return self.finish(json.dumps([{"name": e["name"], "questions": list(e["answers"])} for e in examples]))
@@ -59,7 +59,7 @@ class ExampleHandler(_Handler):
         self.write(buffer.getvalue())
 
 class AskHandler(_Handler):
-    "A question about an example or an uploaded page."
+    "Answers a question about an example page or an uploaded one."
     async def post(self):
         examples = self.settings["examples"]
         try: question = check_question(self.get_body_argument("question", "", strip=False))
@@ -81,11 +81,11 @@ class AskHandler(_Handler):
 
 # %% ../../nbs/apps/01_demo.ipynb #e857edf4
 def make_app(
-    asker,  # answers: `asker.ask(page, [question])`, see `docvlm.apps.ask.Asker`
-    examples: list[dict],  # of `example_pages`
-    host: str = "127.0.0.1",  # name or address it will be bound to
+    asker,  # object with `ask(page, [question])`, such as `docvlm.apps.ask.Asker`
+    examples: list[dict],  # result of `example_pages`
+    host: str = "127.0.0.1",  # host name or address that the server will be bound to
 ) -> Application:
-    "The demo as a tornado application, which answers only to the names of this machine (any name if bound to all addresses)."
+    "Build the tornado application; it accepts only `host` and local host names (any name if bound to all addresses)."
     names = ".*" if host in ("", "0.0.0.0", "::") else "|".join(map(re.escape, {host, "localhost", "127.0.0.1", "[::1]"}))
     app = Application(asker=asker, examples=examples, one_at_a_time=ThreadPoolExecutor(1))
     app.add_handlers(f"({names})", [*[(path, FileHandler) for path in FILES], ("/ask", AskHandler),
@@ -94,21 +94,21 @@ def make_app(
 
 def listen(
     app: Application,
-    host: str,  # name or address to bind to
-    port: int,  # 0: any that is free
-) -> str:  # its URL
-    "Begin to take connections; call with an event loop running."
+    host: str,  # host name or address to bind to
+    port: int,  # TCP port; 0 picks a free one
+) -> str:  # URL of the server
+    "Start accepting connections; needs a running event loop; StudyError if the port cannot be bound."
     try: sockets = bind_sockets(port, host)
     except OSError as error: raise StudyError(f"Cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
     HTTPServer(app, max_body_size=LARGEST_UPLOAD_BYTES + 2**16, max_buffer_size=LARGEST_UPLOAD_BYTES + 2**16).add_sockets(sockets)
     return f"http://{f'[{host}]' if ':' in host else host}:{sockets[0].getsockname()[1]}/"
 
 def serve(
-    study: Study,  # names base, adapter and test pages
-    host: str = "127.0.0.1",  # name or address to bind to
-    port: int = 8008,
+    study: Study,  # study that determines base, adapter and example pages
+    host: str = "127.0.0.1",  # host name or address to bind to
+    port: int = 8008,  # TCP port; 0 picks a free one
 ) -> None:
-    "Load the model and serve until interrupted."
+    "Load the model and serve the demo until interrupted."
     app = make_app(Asker(study), example_pages(study), host)
     async def run():
         systems = " and ".join(app.settings["asker"].systems)

@@ -16,10 +16,10 @@ from ..model import load_adapter, load_base, load_processor
 
 # %% ../../nbs/apps/02_submission.ipynb #75664e0d
 def rrc_submission(
-    question_ids: list[str],  # of rows from the hub, which end in the benchmark's own number
-    predictions: list[str],  # in the same order
-) -> list[dict]:  # of {"questionId": int, "answer": str}
-    "Answers in the format of the Robust Reading Competition; ValueError if a question has no answer or two."
+    question_ids: list[str],  # ids of rows from the hub, which end in the benchmark's question number
+    predictions: list[str],  # answers in the same order
+) -> list[dict]:  # items {"questionId": int, "answer": str}
+    "Answers in the format of the Robust Reading Competition; ValueError if the counts differ or a question occurs twice."
     if len(question_ids) != len(predictions): raise ValueError(f"{len(question_ids)} questions, but {len(predictions)} answers")
     numbers = [int(name.rsplit("-", 1)[-1]) for name in question_ids]
     if len(set(numbers)) < len(numbers): raise ValueError("Some question is answered twice; the server scores each once")
@@ -27,11 +27,11 @@ def rrc_submission(
 
 # %% ../../nbs/apps/02_submission.ipynb #48450e90
 def write_submission(
-    study: Study,  # its preset gives base, prompt and pixels
+    study: Study,  # its preset determines base, prompt and image resolution
     benchmark: str,  # "docvqa" or "infovqa"
-    adapter: Path | None,  # an adapter's folder; None: the base alone
-) -> Path:  # of the file to send
-    "Answer a hidden test set and write the file that its server takes."
+    adapter: Path | None,  # adapter folder; None for the base alone
+) -> Path:  # file to upload
+    "Answer a hidden test set and write the submission file; ValueError if the benchmark has none."
     hidden = {s.benchmark: s for s in read_sources(root()/"data"/"sources.csv") if s.split == "submission"}
     if benchmark not in hidden:
         raise ValueError(f"{benchmark!r} has no hidden test set; choose one of: {', '.join(hidden)}")

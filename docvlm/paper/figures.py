@@ -19,20 +19,20 @@ from .tables import benchmark_name, percent, points, present
 BASE, OURS, THIRD = "#999999", "#0072B2", "#D55E00"
 
 def use_style() -> None:
-    "The look of all figures of the report."
+    "Set the style of all figures in the report."
     sns.set_theme(style="whitegrid", context="paper", font="DejaVu Sans", palette=[OURS, THIRD, "#009E73", "#CC79A7"],
                   rc={"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#666666",
                       "grid.color": "#e6e6e6", "figure.dpi": 100, "legend.frameon": False, "font.size": 9})
 
 def _errors(cells, part):
-    "Distances from the value to both ends of its interval, in percent, shape (2, n); 0 where none was measured."
+    "Values (n,) and distances to both ends of their intervals (2, n), in percent; distance 0 where there is no interval."
     values = np.array([100*cell[part]["value"] for cell in cells])
     ends = np.array([cell[part]["ci95"] or [cell[part]["value"]]*2 for cell in cells])*100
     return values, np.abs(ends.T - values)
 
 # %% ../../nbs/paper/01_figures.ipynb #cell-007
 def draw_headline(evaluation: dict):
-    "Scores of base and tuned model on each benchmark."
+    "Draw the scores of the base and the fine-tuned model on each benchmark."
     names, cells = present(evaluation["benchmarks"]), evaluation["benchmarks"]
     figure, axis = plt.subplots(figsize=(5.5, 2.6))
     for offset, part, color, label in ((-.2, "baseline", BASE, "base"), (.2, "ours", OURS, "fine-tuned")):
@@ -47,13 +47,13 @@ def draw_headline(evaluation: dict):
                              f"{percent(cells[n]['ours']['value'])}" for n in names)
 
 def draw_gains(evaluation: dict):
-    "Gain of each document type with its interval, largest first; open marks where it includes zero or there is none."
+    "Draw the gain of each document type, largest first; open marks if the interval includes zero or there is none."
     found = sorted(evaluation["by_document_type"].items(), key=lambda item: item[1]["delta"]["value"])
     values, errors = _errors([cell for _, cell in found], "delta")
     figure, axis = plt.subplots(figsize=(5.5, .28*len(found) + .9))
     axis.axvline(0, color="#444444", linewidth=1)
     for y, ((_, cell), value) in enumerate(zip(found, values)):
-        low, high = cell["delta"]["ci95"] or (0, 0)  # one page: nothing is clear
+        low, high = cell["delta"]["ci95"] or (0, 0)  # a single page has no interval, so its mark is open
         axis.errorbar(value, y, xerr=errors[:, [y]], color=OURS, capsize=3, marker="o", markersize=6,
                       markerfacecolor="white" if low <= 0 <= high else OURS)
     axis.set(xlabel="gain over the base, points (95 % interval)", yticks=range(len(found)),
@@ -62,9 +62,9 @@ def draw_gains(evaluation: dict):
 
 # %% ../../nbs/paper/01_figures.ipynb #faf6e3a0
 def draw_data(data: dict):
-    "Questions of each document type in training and test."
+    "Draw the number of questions of each document type in the training and test splits."
     splits = {name: part["by_document_type"] for name, part in data["splits"].items()}
-    names = sorted(set().union(*splits.values()), key=lambda name: (-splits["test"].get(name, {}).get("questions", 0), name))  # a set has no order of its own
+    names = sorted(set().union(*splits.values()), key=lambda name: (-splits["test"].get(name, {}).get("questions", 0), name))  # ties by name, because a set has no fixed order
     figure, axis = plt.subplots(figsize=(5.5, .3*len(names) + 1))
     for offset, (split, color) in zip((-.2, .2), (("train", BASE), ("test", OURS))):
         counts = [splits[split].get(name, {}).get("questions", 0) for name in names]
@@ -78,7 +78,7 @@ def draw_data(data: dict):
 
 # %% ../../nbs/paper/01_figures.ipynb #cell-010
 def draw_loss(training: dict):
-    "Training loss by seed, faint as logged, strong as running mean."
+    "Draw the training loss of each seed: a faint line as logged, a strong line for the running mean."
     figure, axis = plt.subplots(figsize=(5.5, 2.6))
     ends = []
     for color, (seed, run) in zip(sns.color_palette(), sorted(training["seeds"].items())):
@@ -92,7 +92,7 @@ def draw_loss(training: dict):
     return figure, "; ".join(ends)
 
 def draw_ablation(ablation: dict):
-    "Scores over the number of trainable parameters."
+    "Draw the scores against the number of trainable parameters."
     rows = sorted(ablation["rows"], key=lambda row: row["trainable_parameters"])
     figure, axis = plt.subplots(figsize=(5.5, 2.8))
     x, told = [row["trainable_parameters"] for row in rows], []
@@ -108,7 +108,7 @@ def draw_ablation(ablation: dict):
 
 # %% ../../nbs/paper/01_figures.ipynb #cell-013
 def draw_failures(failures: dict):
-    "Shares of error kinds before and after fine-tuning."
+    "Draw the share of each kind of error before and after fine-tuning."
     types = sorted((t for t in failures["types"] if t["before"]["count"] or t["after"]["count"]), key=lambda t: -t["before"]["share"])
     figure, axis = plt.subplots(figsize=(5.5, .36*len(types) + 1))
     for offset, part, color, label in ((-.2, "before", BASE, "base"), (.2, "after", OURS, "fine-tuned")):
@@ -122,7 +122,7 @@ def draw_failures(failures: dict):
     return figure, "; ".join(f"{t['name']} {percent(t['before']['share'])} before, {percent(t['after']['share'])} after" for t in types)
 
 def draw_reliability(evaluation: dict):
-    "Mean score of answers over their confidence; dots grow with the number of questions."
+    "Draw a reliability diagram: mean score against confidence; larger dots stand for more questions."
     figure, axis = plt.subplots(figsize=(3.4, 3.2))
     axis.plot([0, 100], [0, 100], color="#444444", linewidth=.8, linestyle=":")
     told = []
@@ -137,7 +137,7 @@ def draw_reliability(evaluation: dict):
     return figure, "; ".join(told)
 
 def draw_difficulty(evaluation: dict):
-    "Scores over the length of the answer, and over the height of the text."
+    "Draw the scores against answer length and, where measured, text height."
     panels = [(key, label) for key, label in (("characters", "characters of the answer"), ("text_height_px", "text height, pixels"))
               if evaluation.get(_panels[key])]
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4*len(panels), 2.6), sharey=True, squeeze=False)
@@ -157,7 +157,7 @@ _panels = {"characters": "by_answer_length", "text_height_px": "by_text_height"}
 
 # %% ../../nbs/paper/01_figures.ipynb #e19dde0e
 def draw_examples(failures: dict):
-    "Pages of the gallery with question, accepted answer and both answers: the first put right, left wrong, broken."
+    "Draw the first gallery page of each outcome (such as fixed, left wrong, broken) with its question and answers."
     found = {}
     for entry in failures["gallery"]: found.setdefault((entry["error_before"] == "correct", entry["error_after"] == "correct"), entry)
     figure = draw_gallery(list(found.values()), columns=len(found), rows=1)
@@ -166,7 +166,7 @@ def draw_examples(failures: dict):
 
 # %% ../../nbs/paper/01_figures.ipynb #cell-015
 def draw_latency(latency: dict):
-    "Images a second against time to an answer; joined dots differ in batch size only."
+    "Draw images per second against answer latency; connected dots differ only in batch size."
     rows = pd.DataFrame(latency["rows"]).dropna(subset=["latency_ms", "images_per_s"])
     rows["ms"] = [row["p50"] for row in rows.latency_ms]
     figure, axis = plt.subplots(figsize=(5.5, 2.9))
@@ -183,7 +183,7 @@ def draw_latency(latency: dict):
     return figure, f"Fastest: {best.precision} at batch size {best.batch_size}, {best.images_per_s:.2f} images per second"
 
 def draw_quality_cost(evaluation: dict):
-    "Mean score over the benchmarks against milliseconds a question, for the base and each adapter."
+    "Draw the mean score over the benchmarks against milliseconds per question, for the base and each adapter."
     cells = list(evaluation["benchmarks"].values())
     scores = {"base": np.mean([cell["baseline"]["value"] for cell in cells])}
     scores |= {system: np.mean([cell["ours"]["per_seed"][system.rpartition("seed")[2]] for cell in cells])
@@ -199,9 +199,9 @@ def draw_quality_cost(evaluation: dict):
 
 # %% ../../nbs/paper/01_figures.ipynb #cell-017
 def draw_all(
-    study: Study,  # decides the folder
-    results: dict,  # by step
-) -> dict:  # name: {"path" (SVG, relative to the repository), "alt"}, or None where nothing was measured
+    study: Study,  # study to draw; determines the output folder
+    results: dict,  # results by step
+) -> dict:  # by name: {"path" (SVG, relative to the repository root), "alt"}, or None if not measured
     "Draw and save every figure of the report."
     use_style()
     evaluation = results["evaluation"]

@@ -17,7 +17,7 @@ WAYS = {"training_vs_plain": "training, plain recipe", "training_vs_grouped": "t
         "evaluation_vs_loop": "evaluation, one by one", "evaluation_vs_batched": "evaluation, batched generate"}
 
 def _ratios(axis, names, spreads, color, label):
-    "Horizontal bars of medians with the range of the rounds."
+    "Draw horizontal bars of medians, with error bars from the slowest to the fastest round."
     middle = np.array([s["median"] for s in spreads])
     ends = np.abs(np.array([[s["min"], s["max"]] for s in spreads]).T - middle)
     bars = axis.barh(list(names), middle, .6, xerr=ends, color=color, capsize=2, error_kw={"elinewidth": 1})
@@ -27,9 +27,9 @@ def _ratios(axis, names, spreads, color, label):
     axis.grid(axis="y", visible=False)
 
 def draw_benchmark(
-    benchmark: dict,  # of benchmark.json
-):  # figure and its text
-    "How many times faster than each recipe, and than itself without each switch."
+    benchmark: dict,  # contents of benchmark.json
+):  # figure and its alternative text
+    "Draw the speed-up over each standard recipe, and over the optimized code with one optimization switched off at a time."
     use_style()
     switches = sorted(benchmark["switches"], key=lambda s: -s["speedup"]["median"])
     figure, axes = plt.subplots(2, 1, figsize=(5.5, 1.7 + .27*(4 + len(switches))), height_ratios=(4, len(switches)),
@@ -41,9 +41,9 @@ def draw_benchmark(
 
 # %% ../../nbs/paper/02_speedup_section.ipynb #76f7c1d8
 def speed_tables(
-    benchmark: dict,  # of benchmark.json
-) -> dict:  # Markdown by name
-    "Rates and ratios, growth, and what is modelled for full size."
+    benchmark: dict,  # contents of benchmark.json
+) -> dict:  # Markdown tables by name
+    "Tables of rates and speed-ups, of scaling, and of the modelled full-size speed-up."
     rate = lambda part: amount(benchmark["rates"][part]["ours"]["median"], 1)
     ratios = [{"measured against": name, "times faster": f"{benchmark[way]['median']:.1f}",
                "range of the rounds": f"{benchmark[way]['min']:.1f} to {benchmark[way]['max']:.1f}",
@@ -63,8 +63,8 @@ def speed_tables(
 # %% ../../nbs/paper/02_speedup_section.ipynb #ede89b06
 def speed_values(
     study: Study,
-) -> dict | None:  # result, state, share, figure and tables; None where nothing was measured
-    "What the template shows of the benchmark; a result of changed code is shown with its state."
+) -> dict | None:  # result, state, figure and tables; None if there is no benchmark.json
+    "The variables of the template's speed section; the state tells whether the code has changed since the measurement."
     step = study.step("benchmark")
     if not step.path.exists(): return None
     benchmark = read_json(step.path)

@@ -20,65 +20,65 @@ NOT_MEASURED, ONE_PAGE, NO_TEST = "not measured", "one page: no interval", "no t
 _unsafe = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]|[\ud800-\udfff]")
 
 def markdown(
-    value,  # text, number or None; `Markup` passes as it is
+    value,  # text, number or None; `Markup` is returned unchanged
 ) -> Markup:
-    "A value as Markdown that shows it literally; None is 'not measured'."
+    "Escape a value to Markdown that shows it literally; None becomes 'not measured'."
     if isinstance(value, Markup): return value
     text = NOT_MEASURED if value is None else str(value)
     text = _unsafe.sub("�", " ".join(text.split()))
     return Markup(re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text))
 
 def said(
-    text: str,  # what a model, a user or a document says
-    longest: int = 160,  # characters shown
+    text: str,  # text from a model, a user or a document
+    longest: int = 160,  # maximum number of characters to show
 ) -> Markup:
-    "A model's or document's words, shortened, in a span of their own direction."
+    "Text from a model or document, escaped and shortened, in a span that isolates its writing direction."
     words = " ".join(str(text).split())
     shown = words if len(words) <= longest else f"{words[:longest]}… ({len(words):,} characters)"
     return Markup(f"[{markdown(shown)}]{{.said}}") if shown else Markup("[(empty)]{.empty}")
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-007
 def percent(
-    share: float | None,  # 0 to 1
+    share: float | None,  # fraction from 0 to 1
 ) -> str:
-    "A share in percent with one decimal."
+    "A fraction as a percentage with one decimal."
     return NOT_MEASURED if share is None else f"{100*share:.1f}"
 
 def points(
-    difference: float | None,  # of two shares
+    difference: float | None,  # between two fractions
 ) -> str:
-    "A difference in percentage points with its sign; −0.0 is a small loss, 0.0 none."
+    "A difference in percentage points with its sign; a difference that rounds to zero keeps its sign, exact zero has none."
     if not difference: return NOT_MEASURED if difference is None else "0.0"
     return f"{100*difference:+.1f}".replace("-", "−")
 
 def interval(
-    ci95: list | None,  # low and high, shares; None on a single page
+    ci95: list | None,  # lower and upper bound, as fractions; None for a single page
     show=percent,  # `percent` or `points`
 ) -> str:
-    "Both ends of a 95 % interval."
+    "A 95 % interval as 'low to high'."
     return ONE_PAGE if ci95 is None else f"{show(ci95[0])} to {show(ci95[1])}"
 
 def p_value(p: float | None) -> str:
-    "A p-value with three decimals; never 0. On a single page there is none."
+    "A p-value with three decimals, '< 0.001' if smaller; 'no test' for None, as with a single page."
     return NO_TEST if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 def amount(
     value: float | None,
     decimals: int = 0,
 ) -> str:
-    "A number with thousands separators."
+    "A number with thousands separators; None becomes 'not measured'."
     return NOT_MEASURED if value is None else f"{value:,.{decimals}f}"
 
 def mib(size_bytes: float | None) -> str:
-    "Bytes as MiB."
+    "A size in bytes as MiB, rounded to whole MiB."
     return amount(None if size_bytes is None else size_bytes/2**20)
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-010
 def table(
-    rows: list[dict],  # the keys of the first are the head
-    caption: str = "",  # our own words
+    rows: list[dict],  # one dict per row; the keys of the first are the column headers
+    caption: str = "",  # not from a model or document
 ) -> Markup:
-    "A pipe table in a scrolling block; columns of numbers are set flush right."
+    "A Markdown pipe table in a scrollable block; numeric columns are right-aligned."
     if not rows: return Markup(f"*{caption}: {NOT_MEASURED}.*\n")
     columns = list(rows[0])
     cells = [[markdown(row[column]) for column in columns] for row in rows]
@@ -94,21 +94,21 @@ BENCHMARKS = {"docvqa": "DocVQA", "chartqa": "ChartQA", "infovqa": "InfographicV
 METRICS = {"anls": "ANLS", "relaxed_accuracy": "relaxed accuracy", "relaxed_accuracy_strict": "relaxed accuracy, strict"}
 
 def benchmark_name(benchmark: str) -> str:
-    "The benchmark as its authors write it."
+    "The benchmark's name as its authors spell it."
     return BENCHMARKS.get(benchmark, benchmark)
 
 def metric_name(metric: str) -> str:
-    "The metric as the field writes it; of mixed questions, one beside the other."
+    "The metric's usual name; for questions of mixed benchmarks, the metrics separated by ' / '."
     return " / ".join(METRICS.get(part, part) for part in metric.split("/"))
 
 def present(benchmarks: dict) -> list[str]:
-    "Benchmarks of a result in the order of the report."
+    "The benchmarks of a result in the order used in the report."
     return sorted(benchmarks, key=lambda name: (list(BENCHMARKS) + [name]).index(name))
 
 def cell_row(
-    cell: dict,  # base against tuned
-) -> dict:  # column: shown text
-    "Base, tuned, difference, interval and p-value of one comparison."
+    cell: dict,  # comparison of base and fine-tuned model
+) -> dict:  # text by column
+    "Table row of one comparison: both scores, their difference, its interval and p-value."
     delta = cell["delta"]
     return {"metric": metric_name(cell["metric"]), "questions": amount(cell["questions"]),
             "base": percent(cell["baseline"]["value"]), "fine-tuned": percent(cell["ours"]["value"]),
@@ -117,13 +117,13 @@ def cell_row(
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-015
 def headline(evaluation: dict) -> Markup:
-    "The benchmarks: base, tuned, difference, interval, p."
+    "Table of the benchmarks: scores of both models, their difference, its interval and p-value."
     found = evaluation["benchmarks"]
     return table([{"benchmark": benchmark_name(b), **cell_row(found[b])} for b in present(found)],
                  "Base and fine-tuned model on the test questions (scores in percent, differences in points)")
 
 def main_results(evaluation: dict) -> Markup:
-    "Each score with its own interval and by seed."
+    "Table of the scores with an interval for each, and by seed."
     found = evaluation["benchmarks"]
     def row(name, cell):
         seeds = {f"seed {seed}": percent(value) for seed, value in sorted(cell["ours"]["per_seed"].items())}
@@ -135,31 +135,31 @@ def main_results(evaluation: dict) -> Markup:
     return table(rows, "Scores with 95 % intervals, and by seed of the adapter")
 
 def by_group(
-    cells: dict,  # by name of the group
-    label: str,  # of the groups
+    cells: dict,  # comparisons by group name
+    label: str,  # column header for the group names
     caption: str,
 ) -> Markup:
-    "Groups of questions, largest gain first."
+    "Table of groups of questions, largest gain first."
     found = sorted(cells.items(), key=lambda item: -item[1]["delta"]["value"])
     return table([{label: name, **cell_row(cell)} for name, cell in found], caption)
 
 def by_template(evaluation: dict) -> Markup:
-    "Layouts and fonts that training showed, and those that it did not."
+    "Table of the scores on layouts and fonts seen and not seen in training."
     groups = evaluation.get("by_template") or {}
     return table([{"layout and font": group, "benchmark": benchmark_name(b), **cell_row(groups[group][b])}
                   for group in groups for b in present(groups[group])], "Layouts and fonts seen or not seen in training")
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-018
 def answered(cell: dict) -> str:
-    "How many of a benchmark's questions another system answered."
+    "How many of a benchmark's questions another system answered, as a count and in percent."
     count = cell["questions"] - cell["failed"]
     return f"{amount(count)} of {amount(cell['questions'])} ({100*count/cell['questions']:.4g} %)"
 
 def measured_systems(
     evaluation: dict,
-    others: dict | None = None,  # what `systems.json` holds of other systems, by name
+    others: dict | None = None,  # other systems in `systems.json`, by name
 ) -> Markup:
-    "Systems measured here, one row each; beside the score of one that failed on questions stands how many it answered."
+    "Table of the systems measured here; a score on part of the questions is shown with the number answered."
     own = pd.DataFrame([row for row in evaluation["comparison"] if row["kind"] == "measured"] + [
         {"model": name, "size": "", "benchmark": benchmark, "value": cell}
         for name, found in (others or {}).items() for benchmark, cell in found["benchmarks"].items()])
@@ -169,14 +169,14 @@ def measured_systems(
     return _by_system(own, ["model", "size"], show, "Measured here, on the same pages")
 
 def published_systems() -> Markup:
-    "Systems others measured, from `data/published_scores.csv`."
+    "Table of the scores that others published, from `data/published_scores.csv`."
     rows = pd.read_csv(root()/"data"/"published_scores.csv", dtype={"date": str, "size": str}, keep_default_na=False)
     rows = rows.drop(columns=["split", "metric"]).assign(date=rows.date.where(rows.date != "", "undated"))
     return _by_system(rows, ["model", "size", "protocol", "source", "date"], lambda value: f"{value:.1f}",
                       "Published by others, on the benchmarks' own pages; not measured here")
 
 def against_published(evaluation: dict) -> Markup:
-    "The base's scores beside those published for it on the same split; a larger difference is flagged."
+    "Table of the base model's measured and published scores on the same split; large differences are flagged."
     return table([{"benchmark": f"{benchmark_name(row['benchmark'])} ({row['split']})", "measured": percent(row["value"]),
                    "published": percent(row["published"]), "difference": points(row["difference_points"]/100),
                    "protocol": row["protocol"], "theirs": row["published_protocol"], "source": row["source"],
@@ -191,7 +191,7 @@ def _by_system(rows, keys, show, caption):
     return table(found, caption)
 
 def other_systems(others: dict) -> Markup:
-    "Other systems on the same questions, and the fine-tuned model's lead over them, both where they answered."
+    "Table of other systems and the fine-tuned model's lead over each, on the questions that the system answered."
     def lead(delta):
         if delta is None: return dict.fromkeys(("lead", "95 % interval", "p"), NOT_MEASURED)
         return {"lead": points(delta["value"]), "95 % interval": interval(delta["ci95"], points),
@@ -206,7 +206,7 @@ def other_systems(others: dict) -> Markup:
                  "on these questions, in points)")
 
 def without_answer(others: dict) -> Markup:
-    "What other systems failed on, by kind, and the first of these questions; empty if there is none."
+    "Tables of the questions that other systems failed on: counts by kind, and the first five of each system; empty if there are none."
     failed = {name: found for name, found in others.items() if found["failures"]}
     if not failed: return Markup("")
     kinds = [{"system": name, "kind": kind, "questions": amount(count)}
@@ -217,14 +217,14 @@ def without_answer(others: dict) -> Markup:
         first, "The first questions without an answer of each system, five at most")
 
 def empty_answers(others: dict) -> list[str]:
-    "A sentence for each benchmark that a system answered with nothing but empty texts."
+    "One sentence for each benchmark to which all of a system's answers are empty."
     cells = [(name, b, cell) for name, found in others.items() for b, cell in found["benchmarks"].items()]
     return [f"All {amount(cell['empty'])} answers of {name} to {benchmark_name(b)} are empty texts."
             for name, b, cell in cells if cell.get("empty") and cell["empty"] == cell["answered"]]
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-020
 def data_tables(data: dict) -> dict:
-    "Sources, counts, and the check for leaks."
+    "Tables of the data sources, the split sizes and the leakage check."
     sources = [{"source": said(s["name"]), "what": said(s["type"]), "samples": amount(s["samples"]), "licence": s["licence"],
                 "revision": said(s["revision"])} for s in data["sources"]]
     splits = [{"split": split, "benchmark": benchmark_name(b), "pages": amount(part["by_benchmark"][b]["pages"]),
@@ -239,7 +239,7 @@ def data_tables(data: dict) -> dict:
                              "Leakage from training into test")}
 
 def ablation(result: dict) -> Markup:
-    "One row a setting."
+    "Table of the LoRA rank ablation, one row per setting."
     scored = present({b for row in result["rows"] for b in BENCHMARKS if row.get(b)})
     return table([{"rank": row["lora_rank"], "alpha": row["lora_alpha"], "trainable parameters": amount(row["trainable_parameters"]),
                    "share, %": amount(row["trainable_percent"], 2), "seed": row["seed"], "training, s": amount(row["train_s"]),
@@ -248,7 +248,7 @@ def ablation(result: dict) -> Markup:
 def _scores(row, scored): return {benchmark_name(b): f"{percent(row[b]['value'])} ({interval(row[b]['ci95'])})" for b in scored}
 
 def quantized(result: dict) -> Markup:
-    "Adapters trained on a quantized base, on that base and on the 16-bit one, below the one that never saw any."
+    "Table of adapters trained on a quantized base, scored on it and on the 16-bit base, below the adapter trained without quantization."
     own = [row | {"evaluated_on": row["precision"]} for row in result["rows"] if row["lora_rank"] == result["quantized"][0]["lora_rank"]]
     rows = own + result["quantized"]
     scored = present({b for row in rows for b in BENCHMARKS if row.get(b)})
@@ -257,7 +257,7 @@ def quantized(result: dict) -> Markup:
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-021
 def failure_types(failures: dict) -> Markup:
-    "Shares of all test questions by kind of error, before and after, of the kinds that occur."
+    "Table of the kinds of error that occur, as shares of all test questions before and after fine-tuning."
     show = lambda part: f"{percent(part['share'])} ({interval(part['ci95'])})"
     rows = [{"error": t["name"], "base, %": show(t["before"]), "fine-tuned, %": show(t["after"]),
              "questions, base": amount(t["before"]["count"]), "questions, fine-tuned": amount(t["after"]["count"])}
@@ -265,7 +265,7 @@ def failure_types(failures: dict) -> Markup:
     return table(rows, "Kinds of error as shares of the test questions, with 95 % intervals")
 
 def latency(result: dict) -> Markup:
-    "One row a device, precision and batch size."
+    "Table of latency and cost, one row per device, precision and batch size."
     both = lambda ms: NOT_MEASURED if ms is None else f"{amount(ms['p50'])} / {amount(ms['p95'])}"
     return table([{"device": row["device"], "precision": row["precision"], "batch": row["batch_size"],
                    "image tokens": amount(row.get("image_tokens")), "first token, ms (p50 / p95)": both(row.get("ttft_ms")),
@@ -275,14 +275,14 @@ def latency(result: dict) -> Markup:
                   for row in result["rows"]], "Inference performance and cost")
 
 def prices() -> Markup:
-    "Where the hourly prices come from."
+    "Table of the hourly prices and their sources."
     rows = pd.read_csv(root()/"data"/"prices.csv", keep_default_na=False).rename(columns={"usd_per_hour": "USD per hour",
                                                                                        "verified": "checked at the provider"})
     return table(rows.assign(date=rows.date.where(rows.date != "", "undated")).to_dict("records"), "Hourly list prices behind the costs")
 
 # %% ../../nbs/paper/00_tables.ipynb #292544f4
 def plan_tables(plan: dict) -> dict:
-    "What a study would take that has not run: ranks, pages, machines; hours and dollars are modelled."
+    "Tables of a planned study: adapter sizes by rank, image tokens by page size, and modelled hours and dollars by machine."
     ranks = [{"rank": row["lora_rank"], "trainable parameters": amount(row["trainable_parameters"]),
               "share, %": amount(row["trainable_percent"], 2), "of vision": amount(row["vision_trainable_parameters"])}
              for row in plan["lora"]]
