@@ -152,7 +152,7 @@ the docvlm study runs end to end without a GPU. It was trained on generated page
 in the tables below. The run took {hours:.1f} hours, on several machines; timed by a few steps of each level, the same steps take
 {timed}. **It is not Qwen2-VL-2B, and no figure measured on it says anything about the 2B.**
 
-**Data.** Pages drawn by `docvlm.practice`: fields, tables, running text, charts, letters and bills of common words, pseudo words, names,
+**Data.** Pages drawn by `docvlm.nano`: fields, tables, running text, charts, letters and bills of common words, pseudo words, names,
 numbers, amounts, dates, codes and random characters, in {fonts} open fonts, then degraded. Nothing from the study's generator: of
 {overlap[test_pages]} of its test pages {overlap[exact]} are among {overlap[train_pages]} practice pages pixel for pixel, {overlap[near]} nearly; of {overlap[test_questions]} questions
 {overlap[question_elsewhere]} are asked in the same words with the same answer.

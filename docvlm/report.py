@@ -80,7 +80,7 @@ def answer_failures(failures: dict) -> str:
     told = [f"‘{kind['name']}’ ({percent(kind['after']['share'])} %, before {percent(kind['before']['share'])} %)"
             for kind in kinds[:2] if kind["after"]["share"]]
     text = f"{percent(right['after'])} % of the answers are fully right after fine-tuning, {percent(right['before'])} % before"
-    if told: text += f"; the commonest errors left are {_listed(told)}"
+    if told: text += f"; the most frequent remaining errors are {_listed(told)}"
     for kind, verb in ((min(kinds, key=change), "falls"), (max(kinds, key=change), "rises")):
         if points(abs(change(kind))) != points(0) and (change(kind) < 0) == (verb == "falls"):
             text += f"; ‘{kind['name']}’ {verb} most ({points(change(kind))} points)"
