@@ -77,7 +77,7 @@ def in_precision(
         raise StudyError(f"Unknown precision {precision!r} of the study {study.name}; choose one of: {', '.join(PRECISIONS)}")
     return replace(study, preset=replace(study.preset, precision=precision))
 
-MOST_NEW_TOKENS = 256  # limit in tokens, since a model that never emits the end token uses the full length for every question
+MOST_NEW_TOKENS = 256  # upper limit in tokens: a model that never emits the end token always uses it in full
 
 def _documents(folder):
     "Return the folder as given; ValueError if it cannot be a folder's path."

@@ -155,7 +155,7 @@ def _prepare(study, folder):
 
 def page_table(
     study: Study,  # with generated pages
-) -> pd.DataFrame:  # one row a page
+) -> pd.DataFrame:  # one row per page
     "The generator's ground truth about pages: words, boxes, template, font, degradations."
     return pd.read_parquet(prepared_folder(study)/"pages.parquet")
 
@@ -165,7 +165,7 @@ def question_table(study: Study) -> pd.DataFrame:
 
 # %% ../nbs/02_data.ipynb #cell-013
 def limit_questions(
-    rows: Dataset,
+    rows: Dataset,  # of one split
     maximum: int | None,  # maximum number of questions, but at least one page is kept; None keeps all
     seed: int,  # for the random choice of pages
 ) -> Dataset:
@@ -177,7 +177,7 @@ def limit_questions(
     return rows.select(np.flatnonzero(pages.isin(total.index[total <= max(maximum, total.iloc[0])])))
 
 def load_sources(
-    study: Study,
+    study: Study,  # whose rows to load
 ) -> tuple:  # {"train": rows, "test": rows}, {"sources", "skipped"}
     "Load a study's rows from generated pages, a documents folder or the hub, with a report on their sources."
     preset = study.preset
@@ -208,15 +208,15 @@ def _load_hub_splits(study):
     return {split: concatenate_datasets(rows) for split, rows in parts.items()}, report
 
 def load_splits(
-    study: Study,
+    study: Study,  # whose rows to load
 ) -> dict:  # {"train": rows, "test": rows}
     "The rows that all later steps use."
     return load_sources(study)[0]
 
 # %% ../nbs/02_data.ipynb #cell-018
 def page_sizes(
-    rows: Dataset,
-) -> pd.DataFrame:  # doc_id, benchmark, width, height (pixels), one row a page
+    rows: Dataset,  # of one split
+) -> pd.DataFrame:  # doc_id, benchmark, width, height (pixels), one row per page
     "Page sizes, read from the image headers where these suffice (see `page_size`)."
     pages = rows.select(page_positions(rows)).select_columns(["doc_id", "benchmark", "image"])
     found = []
@@ -226,7 +226,7 @@ def page_sizes(
     return pd.DataFrame(found, columns=["doc_id", "benchmark", "width", "height"])
 
 def question_frame(
-    rows: Dataset,
+    rows: Dataset,  # of one split
 ) -> pd.DataFrame:  # the columns of a row but the image, and group, answer_characters
     "The questions of a split without their images. A question in several report groups has one line for each."
     frame = rows.remove_columns("image").to_pandas()
@@ -241,7 +241,7 @@ def _counts(frame, by):
 def _percentiles(values): return {f"p{rank}": float(np.percentile(values, rank)) for rank in (5, 50, 95)}
 
 def summarize_split(
-    rows: Dataset,
+    rows: Dataset,  # of one split
 ) -> dict:  # pages, questions, counts by benchmark and by document type, sizes
     "The statistics of a split that the report shows."
     frame, sizes = question_frame(rows), page_sizes(rows)
@@ -258,7 +258,7 @@ def _unseen_share(study, rows):
     return float((~pages[pd.unique(pd.Series(rows["doc_id"][:]))]).mean())
 
 def prepare_data(
-    study: Study,
+    study: Study,  # whose data to prepare
 ) -> dict:  # the fields of data.json
     "Load both splits, summarize them, and search for leaks from train to test."
     splits, report = load_sources(study)

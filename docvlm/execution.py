@@ -40,7 +40,7 @@ def kernel_class(
 def how_far(
     done: int,  # cells executed
     cells: int,  # total cells; 0 while the kernel starts
-    elapsed_s: float,
+    elapsed_s: float,  # time since the start
     last_s: float | None = None,  # duration of the previous run; None if unknown
 ) -> str:
     "Format cells done, time elapsed and time left as one line for a terminal."
@@ -57,7 +57,7 @@ def progress(
     label: str,  # start of the line
     last_s: float | None = None,  # duration of the previous run; None if unknown
 ):  # yields a function to call with the cells done and the total cells
-    "Show progress. On a terminal, a line that updates every second and disappears at the end; elsewhere, the label printed once."
+    "Show a line on a terminal that updates every second and disappears at the end; elsewhere, print the label once."
     done, started, state = threading.Event(), time.perf_counter(), [0, 0]
     with tqdm(bar_format="{desc}", leave=False, disable=None, file=sys.stdout, dynamic_ncols=True) as line:
         def rewrite():

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 # %% ../nbs/study/01_files.ipynb #cell-003
-# bitsandbytes warns on import that an optional package for faster 4-bit matrix products is missing. It falls back to its own code.
+# bitsandbytes warns on import that an optional package for faster 4-bit matrix products is missing; it works without.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
     lambda record: not record.msg.startswith("Failed to load CPU gemm_4bit_forward"))
 
@@ -97,7 +97,7 @@ def set_seed(
 
 # %% ../nbs/study/01_files.ipynb #pool
 def end_with_parent() -> None:
-    "Make a worker process exit when its parent ends. Otherwise it would wait for work forever after a `kill -9` of the parent."
+    "Make a worker process exit when its parent ends; after a `kill -9` of the parent it would wait for work forever."
     parent = multiprocessing.parent_process()
     def watch():
         parent.join()
@@ -112,7 +112,7 @@ def in_library(
     return getattr(importlib.import_module(f"docvlm.{module}"), function)
 
 def check_started() -> None:
-    "StudyError in a spawned process that is still importing the main script: waiting for the parent's lock there would deadlock."
+    "StudyError in a spawned process that is still importing the main script, where waiting for the parent would deadlock."
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise StudyError('A new process imports the script that started it; put what the script does under `if __name__ == "__main__":`')
 

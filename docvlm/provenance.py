@@ -75,7 +75,7 @@ def trace(
             "key": result["key"], "artefacts": ", ".join(result.get("artefacts", []))}
 
 def _trace_beside(study, name, value, result):
-    "The origin of a number outside the steps, which a separate command measured or modelled. Each compared system has its own origin."
+    "The origin of a number from a separate command instead of a step. Each compared system has its own origin."
     first, *rest = name.split(".")
     origin = result["systems"].get(rest[1], {}) if first == "systems" and len(rest) > 1 else result
     command = {"benchmark": "docvlm-bench", "systems": "docvlm-measure", "pretraining": "make nano-base", "plan": "docvlm-plan"}[first]

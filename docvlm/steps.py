@@ -114,7 +114,7 @@ def code_digests(
 def documents_digest(
     documents: Path,  # folder with train/ and test/
 ) -> str:
-    "Digest of exactly the files that `load_folder` reads from a documents folder. Errors are left for `load_folder` to report."
+    "Digest of exactly the files that `load_folder` reads from a documents folder; `load_folder` reports their errors."
     found = []
     for name, file in files_read(documents).items():
         try: found.append((name, digest_of(file)))
@@ -227,7 +227,7 @@ class Step:
                   "code": git_state() | code_digests(self.notebook), "env": environment(),
                   "started": started.isoformat(timespec="seconds"), "wall_s": time.perf_counter() - clock,
                   "content": content_digest(json.loads(json.dumps(result)))}
-        files = [a for a in result.get("artefacts", []) if (root()/a).is_file()]  # not folders: their record.json covers their files
+        files = [a for a in result.get("artefacts", []) if (root()/a).is_file()]  # folders are described by their record.json
         record["artefact_digests"] = {a: digest_of(root()/a) for a in files}
         write_json(self.path, record | result)
         return read_json(self.path)

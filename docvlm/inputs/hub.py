@@ -55,7 +55,7 @@ def _snapshot(source, **options):
     return snapshot_download(source.hub_id, repo_type="dataset", revision=source.revision, allow_patterns=source.files, **options)
 
 def fetch(
-    source: Source,
+    source: Source,  # whose files to get
 ) -> tuple[list[Path], str]:  # parquet files, and their commit ("local" for a copy)
     "The files of a source, downloaded unless they are on disk."
     folder = _copy(source) or Path(_snapshot(source))
@@ -66,9 +66,9 @@ def fetch(
 
 # %% ../../nbs/inputs/03_hub.ipynb #a6053632
 def load_hub(
-    source: Source,
+    source: Source,  # benchmark split to load
 ) -> tuple:  # Dataset of rows, list of skipped rows, loaded commit ("local" for a copy)
-    "Load a benchmark split at its pinned commit, from the hub, its cache or a copy. StudyError if the row count is not `samples`."
+    "Load a benchmark split at its pinned commit from hub, cache or copy; StudyError if the row count is not `samples`."
     with _explained(source):
         files, commit = fetch(source)
         dataset = load_dataset("parquet", data_files={"rows": [glob.escape(str(file)) for file in files]}, split="rows")
@@ -80,7 +80,7 @@ def load_hub(
 
 # %% ../../nbs/inputs/03_hub.ipynb #c35b0186
 def first_look(
-    source: Source,
+    source: Source,  # benchmark split to look at
     questions: int = 3,  # rows to fetch
 ) -> Dataset:  # rows of `ROW_FEATURES`
     "Stream the first rows of a source, without downloading it."
@@ -93,7 +93,7 @@ def first_look(
 
 # %% ../../nbs/inputs/03_hub.ipynb #14d461a5
 def missing_files(
-    source: Source,
+    source: Source,  # benchmark split to check
 ) -> list:  # of (name, bytes)
     "Files of a source that still need to be downloaded."
     if _copy(source): return []
@@ -115,7 +115,7 @@ def _ask(source):
 
 # %% ../../nbs/inputs/03_hub.ipynb #5249551c
 def check_sources(
-    sources: list[Source],
+    sources: list[Source],  # all sources of a study
 ) -> dict:  # bytes for "download", "unpack" and "free"
     """Check before any download that all sources are available and fit on the disk.
 

@@ -20,7 +20,7 @@ OVERSHOOT = 1.25  # floats may exceed their range by this factor
 _BITS, _PHOTOMETRIC, _FORMAT, _SMALLEST, _LARGEST = 258, 262, 339, (340, 280), (341, 281)  # TIFF tags
 
 def _tag(tags, *numbers):
-    "The value of the first of these tags that is present, for files with one sample per pixel; None if absent or not a number."
+    "Value of the first of these tags that is present, for files with one sample per pixel; None if there is no number."
     value = next((tags[number] for number in numbers if number in tags), None)
     value = value[0] if isinstance(value, tuple) and value else value
     return value if isinstance(value, Real) else None
