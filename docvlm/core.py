@@ -18,14 +18,15 @@ from .steps import Step
 # %% ../nbs/00_core.ipynb #cell-013-0_core
 @dataclass(frozen=True)
 class Study:
-    "A preset, on its own pages or on a user's documents, and where its files live."
+    "A preset, run on its own pages or on a user's documents, and the folders that hold its files."
     preset: Preset
-    documents: str = ""  # a folder of the user's own documents; "" for the preset's own
+    documents: str = ""  # a folder of the user's own documents; "" for the preset's own pages
 
     @property
     def name(self):
-        """The preset's name; with documents also the folder's and a mark of where it lies: two folders of one name are
-        two studies. Paths, patterns and addresses are made from it, so other than word characters become `-`."""
+        """The preset's name. With documents, the folder's name and a short digest of its path are appended, so that two
+        folders with the same name are two studies. The name is used in paths, glob patterns and URLs, so characters
+        other than word characters, `.` and `-` become `-`."""
         if not self.documents: return self.preset.name
         folder = (root()/self.documents).resolve()
         plain = re.sub(r"[^\w.-]+", "-", folder.name)[:60]
@@ -33,7 +34,7 @@ class Study:
         return f"{self.preset.name}-{plain}-{mark[:4 if plain == folder.name else 8]}"
     @property
     def generated(self):
-        "Whether docvlm drew the pages itself, so that it knows their words, boxes and templates."
+        "Whether docvlm generated the pages, so that their words, boxes and templates are known."
         return self.preset.source == "generated" and not self.documents
     @property
     def run_dir(self): return root()/"data"/"runs"/self.name
@@ -43,7 +44,8 @@ class Study:
     def figures_dir(self): return self.run_dir/"figures" if self.documents else root()/"figures"/self.name
     @property
     def paper_dir(self):
-        "Nano's report lies in paper/, that of another preset in a folder of its own there."
+        """The report's folder: `paper/` for nano, `paper/<preset>/` for hub presets; for smoke and a user's documents, `paper/`
+        in the run folder."""
         if self.documents or self.preset.name == "smoke": return self.run_dir/"paper"
         return root()/"paper"/("" if self.preset.name == "nano" else self.preset.name)
     @property
@@ -53,20 +55,21 @@ class Study:
         self,
         name: str,  # one of `steps.STEPS`
     ) -> Step:
-        "The step of that name."
+        "The step with the given name."
         return Step(self, name)
 
     def result(
         self,
         name: str,  # one of `steps.STEPS`
     ) -> dict:
-        "The up-to-date result of a step; StudyError if it is missing or stale."
+        "Read the up-to-date result of a step; StudyError if it is missing or stale."
         return self.step(name).read()
 
 def in_precision(
-    study: Study,  # whose preset may leave the precision open
+    study: Study,  # its preset's precision may be "auto"
 ) -> Study:
-    "The study in the precision that its preset asks for, else that of its record, else (before its first step) this machine's."
+    """The study with its precision settled: the preset's; for "auto" the one recorded in precision.json; before the first
+    step, bf16 if this machine has units for it, else fp32."""
     precision, record = study.preset.precision, study.run_dir/"precision.json"
     if precision == "auto" and record.exists(): precision = read_json(record).get("precision")
     elif precision == "auto": precision = "bf16" if has_bf16(device_kind()) else "fp32"
@@ -74,10 +77,10 @@ def in_precision(
         raise StudyError(f"Unknown precision {precision!r} of the study {study.name}; choose one of: {', '.join(PRECISIONS)}")
     return replace(study, preset=replace(study.preset, precision=precision))
 
-MOST_NEW_TOKENS = 256  # a model that finds no end goes on as long for every question
+MOST_NEW_TOKENS = 256  # upper limit in tokens: a model that never emits the end token always uses it in full
 
 def _documents(folder):
-    "The folder as given; ValueError if it cannot name one."
+    "Return the folder as given; ValueError if it cannot be a folder's path."
     if not isinstance(folder, (str, Path)):
         raise ValueError(f"documents must be a folder's path as text, or '' for the preset's own pages, not {folder!r}")
     if re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", str(folder)):
@@ -88,22 +91,25 @@ def open_study(
     preset: str = "nano",  # one of `PRESETS`
     documents: str = "",  # a folder of your own documents, relative to the repository or absolute
 ) -> Study:
-    "A study by the names that notebooks and commands take. On your own documents an answer may get as long as those to train on."
+    """Open a study by preset and documents folder, as notebooks and commands do.
+
+    With your own documents, answers may be as long as the longest training answer, up to `MOST_NEW_TOKENS`."""
     preset, folder = get_preset(preset), root()/_documents(documents)
     if not documents: return in_precision(Study(preset))
     if not folder.is_dir():
         raise FileNotFoundError(f"No documents folder {folder}; give a folder with train/ and test/, each holding metadata.jsonl")
     longest = longest_answer(folder)
-    room = {name: max(tokens, min(longest.get(name, 0) + 1, MOST_NEW_TOKENS)) for name, tokens in preset.max_new_tokens.items()}  # + 1: the end
+    # + 1: room for the end token
+    room = {name: max(tokens, min(longest.get(name, 0) + 1, MOST_NEW_TOKENS)) for name, tokens in preset.max_new_tokens.items()}
     return in_precision(Study(replace(preset, max_new_tokens=room), str(documents)))
 
 # %% ../nbs/00_core.ipynb #cell-017
 def save_figure(
     figure,  # a matplotlib figure
     study: Study,  # decides the folder
-    name: str,  # of the files, without suffix
+    name: str,  # file name without suffix
 ) -> str:  # path of the SVG relative to the repository
-    "Save as SVG and PNG, the same bytes each time."
+    "Save a figure as SVG and PNG. The same figure always gives the same bytes."
     import matplotlib
     folder = study.figures_dir
     folder.mkdir(parents=True, exist_ok=True)

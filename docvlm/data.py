@@ -33,11 +33,11 @@ from .steps import documents_digest, import_closure, module_file
 
 # %% ../nbs/02_data.ipynb #cell-004
 def page_plan(
-    pages: dict,  # number of pages by document type
+    pages: dict,  # document type: number of pages
     split: str,  # "train" or "test"
-    data_seed: int,  # of the preset
+    data_seed: int,  # the preset's `data_seed`
 ) -> list:  # of (doc_type, page seed, unseen)
-    "Which pages to draw; the first `UNSEEN_SHARE` of each type in the test set are unseen."
+    "The pages to draw. In the test split, the first `UNSEEN_SHARE` of each type use unseen layouts and fonts."
     def seed(name): return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
     return [(doc_type, seed(f"{data_seed}/{split}/{doc_type}/{number}"),
              split == "test" and number < round(UNSEEN_SHARE*count))
@@ -47,9 +47,9 @@ def page_plan(
 def question_rows(
     page,  # documents.Page
     split: str,  # "train" or "test"
-    image: str,  # path of its picture
+    image: str,  # path of the page image
 ) -> list:  # of row dicts
-    "A page's questions as rows; the first document type is the page's own."
+    "One row per question of a page. The first of a row's `doc_types` is the page's own type."
     return [{"question_id": f"{page.doc_id}-q{number}", "doc_id": page.doc_id, "image": image,
              "question": question.question, "answers": list(question.answers),
              "doc_types": list(dict.fromkeys([page.doc_type, *question.doc_types])),
@@ -57,7 +57,7 @@ def question_rows(
             for number, question in enumerate(page.questions)]
 
 def page_record(page, split: str) -> dict:
-    "What the generator knows about a page, one row of the side table `pages`."
+    "The generator's ground truth about a page: one row of `pages.parquet`."
     return {"doc_id": page.doc_id, "split": split, "doc_type": page.doc_type, "template": page.template,
             "font": page.font, "seen": page.seen, "width": page.image.width, "height": page.image.height,
             "text_height_px": page.text_height_px,
@@ -66,29 +66,29 @@ def page_record(page, split: str) -> dict:
             "degradations_json": json.dumps(page.degradations, default=float)}
 
 def question_records(page) -> list:
-    "What the generator knows about its questions, rows of the side table `questions`."
+    "The generator's ground truth about a page's questions: rows of `questions.parquet`."
     return [{"question_id": f"{page.doc_id}-q{number}", "doc_id": page.doc_id, "kind": question.kind,
              "evidence_json": json.dumps(question.evidence and list(map(float, question.evidence)))}
             for number, question in enumerate(page.questions)]
 
 # %% ../nbs/02_data.ipynb #draw
 def draw_page(
-    folder: Path,  # the picture goes to its pages/
+    folder: Path,  # the image is saved in its subfolder pages/
     split: str,  # "train" or "test"
-    planned: tuple,  # doc_type, page seed, unseen
+    planned: tuple,  # (doc_type, page seed, unseen), an item of `page_plan`
 ) -> tuple[list, dict, list]:  # `question_rows`, `page_record` and `question_records`
-    "Draw one page, store its picture, and say what is known about it."
+    "Draw one page, save its image, and return its rows and ground truth."
     page = make_page(planned[0], planned[1], split, planned[2])
     page.image.save(folder/"pages"/f"{page.doc_id}.png")
     return question_rows(page, split, f"pages/{page.doc_id}.png"), page_record(page, split), question_records(page)
 
 def draw_pages(
-    folder: Path,  # holds pages/
+    folder: Path,  # has a subfolder pages/
     split: str,  # "train" or "test"
-    plan: list,  # of `page_plan`
-    pages_per_process: int = 50,  # fewer are not worth a process' start
-):  # an iterator over `draw_page` of each, in the plan's order
-    "Draw the pages of a plan with as many processes as there are cores and work for them."
+    plan: list,  # from `page_plan`
+    pages_per_process: int = 50,  # minimum pages for each process; fewer are not worth starting one
+):  # yields the result of `draw_page` for each page, in the plan's order
+    "Draw the pages of a plan in parallel, with one process per core if there are enough pages, else in this process."
     draw = partial(in_library("data.draw_page"), folder, split)
     processes = min(len(os.sched_getaffinity(0)), len(plan)//pages_per_process)
     if processes < 2: yield from map(draw, plan); return
@@ -98,7 +98,7 @@ def draw_pages(
 
 # %% ../nbs/02_data.ipynb #cell-010
 def _generate(study: Study, folder: Path) -> dict:
-    "Draw both splits into `folder`; no row is ever skipped."
+    "Draw both splits into `folder`. Generated rows are never skipped."
     preset, pages, questions = study.preset, [], []
     for split, sizes in (("train", preset.train_pages), ("test", preset.test_pages)):
         rows, plan = [], page_plan(sizes, split, preset.data_seed)
@@ -114,7 +114,7 @@ def _generate(study: Study, folder: Path) -> dict:
          "samples": len(questions), "type": f"{len(pages)} pages drawn by docvlm.documents"}]}
 
 def _check_documents(study: Study, folder: Path) -> dict:
-    "Check and copy a user's documents into `folder`."
+    "Check a user's documents and copy them into `folder`."
     documents = (root()/study.documents).resolve()
     splits, skipped = load_folder(documents, folder/"pages")
     for split, rows in splits.items():
@@ -126,9 +126,9 @@ def _check_documents(study: Study, folder: Path) -> dict:
 
 # %% ../nbs/02_data.ipynb #cell-011
 def prepared_folder(
-    study: Study,  # with generated pages or documents of its own
+    study: Study,  # with generated pages or the user's own documents
 ) -> Path:  # holds train.parquet, test.parquet, report.json and pages/
-    "The prepared pages of a study, made now if they are not there yet."
+    "The folder of a study's prepared pages. Prepares them if they do not exist yet."
     preset = study.preset
     modules = import_closure("from docvlm.documents import make_page\nfrom docvlm.inputs.folder import load_folder")
     code = digest_of(*map(module_file, (*modules, "data")))
@@ -138,7 +138,7 @@ def prepared_folder(
     if not folder.exists():
         check_started()
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):  # a second process waits for the first one's pages
+        with FileLock(folder.with_name(f".{folder.name}.lock")):  # a second process waits until the first has prepared the pages
             if not folder.exists(): _prepare(study, folder)
     return folder
 
@@ -155,21 +155,21 @@ def _prepare(study, folder):
 
 def page_table(
     study: Study,  # with generated pages
-) -> pd.DataFrame:  # one row a page
-    "The generator's knowledge about its pages: words, boxes, template, font, degradations."
+) -> pd.DataFrame:  # one row per page
+    "The generator's ground truth about pages: words, boxes, template, font, degradations."
     return pd.read_parquet(prepared_folder(study)/"pages.parquet")
 
 def question_table(study: Study) -> pd.DataFrame:
-    "The generator's knowledge about its questions: kind and place of the answer."
+    "The generator's ground truth about questions: kind of question and bounding box of the answer."
     return pd.read_parquet(prepared_folder(study)/"questions.parquet")
 
 # %% ../nbs/02_data.ipynb #cell-013
 def limit_questions(
-    rows: Dataset,
-    maximum: int | None,  # questions to keep, at least those of one page; None keeps all
-    seed: int,  # of the choice of pages
+    rows: Dataset,  # of one split
+    maximum: int | None,  # maximum number of questions, but at least one page is kept; None keeps all
+    seed: int,  # for the random choice of pages
 ) -> Dataset:
-    "A random choice of whole pages with at most `maximum` questions, in the order they had."
+    "Choose whole pages at random with at most `maximum` questions in all. The rows keep their order."
     if maximum is None or len(rows) <= maximum: return rows
     pages = pd.Series(rows["doc_id"][:])
     order = np.random.default_rng(seed).permutation(pages.unique())
@@ -177,9 +177,9 @@ def limit_questions(
     return rows.select(np.flatnonzero(pages.isin(total.index[total <= max(maximum, total.iloc[0])])))
 
 def load_sources(
-    study: Study,
+    study: Study,  # whose rows to load
 ) -> tuple:  # {"train": rows, "test": rows}, {"sources", "skipped"}
-    "The rows of a study from wherever its preset or its user says, and where they came from."
+    "Load a study's rows from generated pages, a documents folder or the hub, with a report on their sources."
     preset = study.preset
     load = _load_hub_splits if preset.source == "hub" and not study.documents else _load_prepared
     splits, report = load(study)
@@ -208,16 +208,16 @@ def _load_hub_splits(study):
     return {split: concatenate_datasets(rows) for split, rows in parts.items()}, report
 
 def load_splits(
-    study: Study,
+    study: Study,  # whose rows to load
 ) -> dict:  # {"train": rows, "test": rows}
-    "The rows every later step works on."
+    "The rows that all later steps use."
     return load_sources(study)[0]
 
 # %% ../nbs/02_data.ipynb #cell-018
 def page_sizes(
-    rows: Dataset,
-) -> pd.DataFrame:  # doc_id, benchmark, width, height (pixels), one row a page
-    "Page sizes, from the image headers where these decide them."
+    rows: Dataset,  # of one split
+) -> pd.DataFrame:  # doc_id, benchmark, width, height (pixels), one row per page
+    "Page sizes, read from the image headers where these suffice (see `page_size`)."
     pages = rows.select(page_positions(rows)).select_columns(["doc_id", "benchmark", "image"])
     found = []
     for row in pages.cast_column("image", Image(decode=False)):
@@ -226,9 +226,9 @@ def page_sizes(
     return pd.DataFrame(found, columns=["doc_id", "benchmark", "width", "height"])
 
 def question_frame(
-    rows: Dataset,
-) -> pd.DataFrame:  # the columns of a row, group, answer_characters
-    "The questions of a split without their images; a question in several report groups has several lines."
+    rows: Dataset,  # of one split
+) -> pd.DataFrame:  # the columns of a row but the image, and group, answer_characters
+    "The questions of a split without their images. A question in several report groups has one line for each."
     frame = rows.remove_columns("image").to_pandas()
     frame["group"] = [document_types(row) for row in frame.to_dict("records")]
     frame["answer_characters"] = [len(answers[0]) for answers in frame.answers]
@@ -241,9 +241,9 @@ def _counts(frame, by):
 def _percentiles(values): return {f"p{rank}": float(np.percentile(values, rank)) for rank in (5, 50, 95)}
 
 def summarize_split(
-    rows: Dataset,
+    rows: Dataset,  # of one split
 ) -> dict:  # pages, questions, counts by benchmark and by document type, sizes
-    "The numbers of a split that the report shows."
+    "The statistics of a split that the report shows."
     frame, sizes = question_frame(rows), page_sizes(rows)
     answers = frame.drop_duplicates("question_id").answer_characters
     return {"pages": len(sizes), "questions": len(rows), "by_benchmark": _counts(frame, "benchmark"),
@@ -252,15 +252,15 @@ def summarize_split(
 
 # %% ../nbs/02_data.ipynb #cell-020
 def _unseen_share(study, rows):
-    "Share of a split's pages with layouts and fonts outside training; None where nobody knows."
+    "Share of a split's pages whose layouts and fonts do not occur in training; None if unknown (pages not generated)."
     if not study.generated: return None
     pages = page_table(study).set_index("doc_id").seen
     return float((~pages[pd.unique(pd.Series(rows["doc_id"][:]))]).mean())
 
 def prepare_data(
-    study: Study,
+    study: Study,  # whose data to prepare
 ) -> dict:  # the fields of data.json
-    "Load both splits, look for leaks, count."
+    "Load both splits, summarize them, and search for leaks from train to test."
     splits, report = load_sources(study)
     pages = {split: fingerprints(rows, f"{split} pages") for split, rows in splits.items()}
     texts = {split: rows.remove_columns("image").to_pandas().to_json() for split, rows in splits.items()}

@@ -17,9 +17,9 @@ from .parameters import check_parameters
 
 # %% ../nbs/study/04_execution.ipynb #exe-kernel
 def kernel_class(
-    log,  # open text file; takes what the kernel writes to its stdout and stderr
+    log,  # open text file that receives the kernel's stdout and stderr
 ):  # a subclass of jupyter_client's AsyncKernelManager
-    "Kernels of the running Python, whatever kernels are installed."
+    "A kernel manager class whose kernels run this Python, whichever kernelspecs are installed."
     import zmq
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
@@ -27,23 +27,23 @@ def kernel_class(
 
     class Kernel(AsyncKernelManager):
         kernel_spec = KernelSpec(language="python", metadata={"supported_encryption": "curve"})
-        def __init__(self, **kwargs):  # a second to end in: results are on disk by then
+        def __init__(self, **kwargs):  # one second to shut down is enough, as results are already on disk
             super().__init__(transport_encryption=encryption, shutdown_wait_time=1.0, **kwargs)
         def format_kernel_cmd(self, extra_arguments=None):
             return [sys.executable, "-m", "ipykernel_launcher", "-f", self.connection_file,
-                    "--IPKernelApp.capture_fd_output=False",  # else the log has each line twice
+                    "--IPKernelApp.capture_fd_output=False",  # otherwise each line would be logged twice
                     *(extra_arguments or [])]
         async def start_kernel(self, **kwargs): await super().start_kernel(stdout=log, stderr=log, **kwargs)
     return Kernel
 
 # %% ../nbs/study/04_execution.ipynb #exe-bar
 def how_far(
-    done: int,  # cells
-    cells: int,  # in all; 0 while the kernel starts
-    elapsed_s: float,
-    last_s: float | None = None,  # how long the same work took before; None: not known
+    done: int,  # cells executed
+    cells: int,  # total cells; 0 while the kernel starts
+    elapsed_s: float,  # time since the start
+    last_s: float | None = None,  # duration of the previous run; None if unknown
 ) -> str:
-    "Cells done, time passed and time left, for one line of a terminal."
+    "Format cells done, time elapsed and time left as one line for a terminal."
     clock = tqdm.format_interval
     if not cells: return f"starting, {clock(elapsed_s)}"
     if last_s and elapsed_s > last_s: left = f"longer than the {clock(last_s)} of last time"
@@ -54,10 +54,10 @@ def how_far(
 
 @contextmanager
 def progress(
-    label: str,  # begins the line
-    last_s: float | None = None,  # see `how_far`
-):  # gives a function to call with the cells done and the cells in all
-    "On a terminal a line that is rewritten every second and goes away in the end; elsewhere the label alone, once."
+    label: str,  # start of the line
+    last_s: float | None = None,  # duration of the previous run; None if unknown
+):  # yields a function to call with the cells done and the total cells
+    "Show a line on a terminal that updates every second and disappears at the end; elsewhere, print the label once."
     done, started, state = threading.Event(), time.perf_counter(), [0, 0]
     with tqdm(bar_format="{desc}", leave=False, disable=None, file=sys.stdout, dynamic_ncols=True) as line:
         def rewrite():
@@ -79,11 +79,11 @@ def _literal(path):
     return str(path).replace("{", "{{").replace("}", "}}")
 
 def log_tail(
-    log: Path,  # a text file, not necessarily there
-    start: int = 0,  # bytes to leave out
-    lines: int = 15,  # to show
+    log: Path,  # a text file; may be absent
+    start: int = 0,  # bytes to skip at the start
+    lines: int = 15,  # maximum lines to show
 ) -> str:  # "" if nothing was written
-    "The last lines of a log, each as a terminal would show it in the end."
+    "The last non-empty lines of a log, each in the final state that a terminal would show after carriage returns."
     if not log.exists(): return ""
     text = log.read_bytes()[start:].decode("utf-8", "replace")
     shown = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n") if line.strip()][-lines:]
@@ -91,16 +91,16 @@ def log_tail(
 
 def execute(
     notebook: str,  # e.g. "02_data"
-    given: dict,  # its parameters
-    executed: Path,  # receives the notebook with its outputs, cell by cell
-    log: Path,  # what its cells and libraries write to stderr is added here
-    label: str,  # begins the line that shows how far it is
-    last_s: float | None = None,  # how long it took before; None: not known
+    given: dict,  # parameter name: value
+    executed: Path,  # output notebook, saved after each cell
+    log: Path,  # file to which stderr of its cells and libraries is appended
+    label: str,  # start of the progress line
+    last_s: float | None = None,  # duration of the previous run; None if unknown
 ) -> None:
-    "Execute a notebook of the repository; StudyError names the failed cell and shows the end of the log."
+    "Execute a notebook of the repository. StudyError names the failed cell and shows the end of the log."
     import papermill
     check_parameters(notebook, given)
-    cells = len(read_json(root()/"nbs"/f"{notebook}.ipynb")["cells"]) + 1  # papermill adds one
+    cells = len(read_json(root()/"nbs"/f"{notebook}.ipynb")["cells"]) + 1  # papermill adds a cell with the parameters
     for path in (executed, log): path.parent.mkdir(parents=True, exist_ok=True)
     go_on, start = "What is done is kept; run the same command to go on.", log.stat().st_size if log.exists() else 0
     with log.open("a", encoding="utf-8") as opened, progress(label, last_s) as at:
@@ -113,7 +113,7 @@ def execute(
         except papermill.PapermillExecutionError as error:
             said = (f"{notebook}.ipynb failed in cell {error.cell_index}: {error.ename}: {error.evalue}\n"
                     f"See {executed.relative_to(root())}. {go_on}")
-        except RuntimeError as error:  # nbclient's DeadKernelError, or a kernel that does not answer when it starts
+        except RuntimeError as error:  # nbclient's DeadKernelError, or a kernel that does not respond at startup
             said = f"{notebook}.ipynb: its kernel died, often for want of memory ({error}). Free memory if so. {go_on}"
         else: return
     raise StudyError("\n".join(filter(None, (said, log_tail(log, start)))))

@@ -21,24 +21,25 @@ from pathlib import Path
 import numpy as np
 
 # %% ../nbs/study/01_files.ipynb #cell-003
-# bitsandbytes warns on import that an optional package for faster 4-bit products is missing; it has its own.
+# bitsandbytes warns on import that an optional package for faster 4-bit matrix products is missing; it works without.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
     lambda record: not record.msg.startswith("Failed to load CPU gemm_4bit_forward"))
 
 class StudyError(RuntimeError):
-    "Something the reader can mend; the message names the thing and the remedy."
+    "An error that the user can fix. The message names the cause and the remedy."
 
 # %% ../nbs/study/01_files.ipynb #cell-010
 def digest_of(
-    *things,  # paths (file contents, or every file of a folder), bytes, or JSON-able values
+    *things,  # paths (a file, or a folder with all its files), bytes, or JSON-serializable values
 ) -> str:  # 16 hexadecimal digits
-    "SHA-256 over contents, never over locations or times."
+    "SHA-256 of contents, names within a folder included. Locations and times do not count."
     sha = hashlib.sha256()
     for thing in things:
         if isinstance(thing, Path):
             for file in sorted(f for f in thing.rglob("*") if f.is_symlink() or f.is_file()) if thing.is_dir() else [thing]:
-                name = os.fsencode(file.relative_to(thing))  # a name that is no UTF-8 counts too
-                if thing.is_dir() and file.is_symlink(): sha.update(name + b"\0" + os.fsencode(os.readlink(file)) + b"\2"); continue  # wherever it leads
+                name = os.fsencode(file.relative_to(thing))  # names need not be UTF-8
+                # in a folder, a link counts by its target's path and is not followed
+                if thing.is_dir() and file.is_symlink(): sha.update(name + b"\0" + os.fsencode(os.readlink(file)) + b"\2"); continue
                 sha.update(name + b"\0%d\0" % file.stat().st_size)
                 with file.open("rb") as stream: sha.update(hashlib.file_digest(stream, "sha256").digest())
         else: sha.update(thing if isinstance(thing, bytes) else json.dumps(thing, sort_keys=True).encode())
@@ -47,9 +48,11 @@ def digest_of(
 
 @contextmanager
 def replacing(
-    path: Path,  # of the file to write
+    path: Path,  # file to write
 ):
-    "Gives a name beside `path` to write to, flushes it to disk and renames it: a reader sees the old file or the new, never half of one."
+    """Yield a temporary path beside `path` to write to, then flush the file to disk and rename it to `path`.
+
+    A reader sees the old file or the new one, never a partial one. StudyError if it cannot be written."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -62,39 +65,39 @@ def replacing(
         if partial.exists(): partial.unlink()
 
 def flush(
-    folder: Path,  # about to be renamed into its place
+    folder: Path,  # complete, to be renamed next
 ) -> None:
-    "Every file of a folder to disk."
+    "Flush every file of a folder to disk (fsync)."
     for file in Path(folder).rglob("*"):
         if file.is_file():
             with file.open("rb+") as opened: os.fsync(opened.fileno())
 
 def write_json(
-    path: Path,  # of the file
-    value: dict,  # JSON-able; NaN is refused
+    path: Path,  # file to write
+    value: dict,  # JSON-serializable; NaN is an error
 ) -> Path:
-    "Write a JSON file whole or not at all."
+    "Write a JSON file atomically and return its path."
     with replacing(path) as partial:
         partial.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     return Path(path)
 
 def read_json(
-    path: Path,  # of the file
+    path: Path,  # file to read
 ) -> dict:
-    "Read a JSON file; a broken one is named."
+    "Read a JSON file; StudyError names the file if it is not valid JSON."
     try: return json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error: raise StudyError(f"{path} is not valid JSON ({error}); delete it and rerun its step") from error
 
 def set_seed(
-    seed: int,  # for Python, NumPy and torch
+    seed: int,  # seed for Python, NumPy and torch
 ) -> None:
-    "Seed every generator that a library below us may use."
+    "Seed the random generators of Python, NumPy and torch."
     import torch
     random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
 
 # %% ../nbs/study/01_files.ipynb #pool
 def end_with_parent() -> None:
-    "In a worker process: end it as soon as its parent is gone; after kill -9 it would wait for work for ever."
+    "Make a worker process exit when its parent ends; after a `kill -9` of the parent it would wait for work forever."
     parent = multiprocessing.parent_process()
     def watch():
         parent.join()
@@ -104,25 +107,26 @@ def end_with_parent() -> None:
 def in_library(
     name: str,  # e.g. "data.draw_page"
 ):  # the function
-    "The library's own copy of a function that a notebook defines: a new process cannot see a notebook's cells."
+    "Import the library's copy of a function defined in a notebook, since a new process cannot see the notebook's cells."
     module, _, function = name.rpartition(".")
     return getattr(importlib.import_module(f"docvlm.{module}"), function)
 
 def check_started() -> None:
-    "StudyError in a new process that is still importing the script that started it: what it waits for there, its parent holds."
+    "StudyError in a spawned process that is still importing the main script, where waiting for the parent would deadlock."
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise StudyError('A new process imports the script that started it; put what the script does under `if __name__ == "__main__":`')
 
 def process_pool(
-    processes: int,  # at work at a time
+    processes: int,  # number of worker processes
 ) -> ProcessPoolExecutor:
-    "Fresh Python processes (none is a fork of one that holds threads or a GPU) that end with this one."
+    "A pool of spawned Python processes that end with this one. Forking would be unsafe with threads or a GPU in use."
     return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=in_library("files.end_with_parent"))
 
 # %% ../nbs/study/01_files.ipynb #cell-013-files
 @lru_cache
 def root() -> Path:
-    "The repository: the nearest folder above the working directory (or above this file) that holds docvlm's settings.ini."
+    """The root folder of the repository: the nearest one with docvlm's settings.ini, at or above the working directory,
+    else above this file. StudyError if there is none."""
     here = Path(globals()["__file__"]).parent if "__file__" in globals() else Path.cwd()
     for start in (Path.cwd(), here):
         for folder in (start, *start.parents):

@@ -12,24 +12,24 @@ from .files import StudyError, read_json, root
 _FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 def flag(
-    name: str,  # of the option, for the message
-    value,  # True, False, or a word for one of them
+    name: str,  # option name for the error message
+    value,  # True, False, or one of the words of `_FLAGS`
 ) -> bool:
-    "A flag as True or False; ValueError if it is neither."
+    "Parse a flag to True or False; ValueError if it is neither."
     known = _FLAGS.get(str(value).strip().lower())
     if known is None: raise ValueError(f"{name} is a flag: give true or false, not {value!r}")
     return known
 
 def number(
-    name: str,  # of the option, for the message
-    value: float,  # as given
+    name: str,  # option name for the error message
+    value: float,  # to check
     low: float,  # the smallest allowed value
     high: float,  # the largest allowed value
-) -> float:  # the value
-    "A number within its bounds, whole if both bounds are; ValueError if it is not."
+) -> float:  # the value, unchanged
+    "Check that a number is within its bounds, and an integer if both bounds are; ValueError if not."
     whole = isinstance(low, int) and isinstance(high, int)
     fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not fits or not low <= value <= high:  # NaN is within no bounds
+    if not fits or not low <= value <= high:  # comparisons with NaN are false
         kind = "a whole number" if whole else "a number"
         raise ValueError(f"{name} must be {kind} of at least {low:,} and at most {high:,}, not {value!r}")
     return value
@@ -37,7 +37,7 @@ def number(
 # %% ../nbs/study/03_parameters.ipynb #prm-cell
 def parameters_of(
     notebook: str,  # e.g. "02_data"
-) -> dict:  # name: default
+) -> dict:  # parameter name: default value
     "The parameters of a notebook, from its one cell tagged `parameters`; StudyError if it has none or several."
     cells = read_json(root()/"nbs"/f"{notebook}.ipynb")["cells"]
     tagged = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
@@ -48,9 +48,9 @@ def parameters_of(
 
 def check_parameters(
     notebook: str,  # e.g. "02_data"
-    given,  # names of parameters that will be passed
+    given,  # names of the parameters to pass
 ) -> None:
-    "StudyError if the notebook has no parameter of a given name."
+    "StudyError if the notebook lacks one of the given parameters."
     known = parameters_of(notebook)
     for name in given:
         if name in known: continue
@@ -58,12 +58,12 @@ def check_parameters(
 
 # %% ../nbs/study/03_parameters.ipynb #prm-settle
 def _injected(history):
-    "Names that papermill's cell assigns, if one has run."
+    "Names assigned in the cell that papermill injected, if there is one."
     source = next((source for source in reversed(history) if source.startswith("# Parameters\n")), "")
     return [target.id for node in ast.parse(source).body if isinstance(node, ast.Assign) for target in node.targets]
 
 def _fitting(name, value, default):
-    "The value in its default's type; ValueError if it is of another."
+    "The value, with flags converted to bool; ValueError if its type is not that of the default."
     if isinstance(default, bool): return flag(name, value)
     if isinstance(value, type(default)): return value
     kind = "text" if isinstance(default, str) else "a number"
@@ -71,10 +71,12 @@ def _fitting(name, value, default):
                      f"-r {name} VALUE, which stays text")
 
 def settle_parameters(
-    notebook: str,  # that calls, e.g. "02_data"
-    namespace: dict,  # its globals(); flags become True or False there
+    notebook: str,  # the calling notebook, e.g. "02_data"
+    namespace: dict,  # its globals(); flags are replaced by True or False
 ) -> None:
-    "Check what a notebook was given, just below its parameters; StudyError names an unknown one or one of the wrong type."
+    """Check the parameters that a notebook was given. Call it right after the cell tagged `parameters`.
+
+    StudyError names a parameter that is unknown or has the wrong type."""
     check_parameters(notebook, _injected(namespace.get("In", ())))
     for name, default in parameters_of(notebook).items():
         try: namespace[name] = _fitting(name, namespace[name], default)

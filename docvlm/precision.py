@@ -7,19 +7,19 @@ __all__ = ['PRECISIONS', 'UNITS', 'has_bf16', 'device_kind', 'in_bf16', 'emulati
 from functools import lru_cache
 
 # %% ../nbs/study/00_precision.ipynb #d0000004
-PRECISIONS = ("auto", "bf16", "fp32")  # of a preset; "auto" is settled when a study is opened (`core.open_study`)
-UNITS = ("avx512_bf16", "amx_bf16", "bf16")  # what a CPU calls them, the last on ARM
+PRECISIONS = ("auto", "bf16", "fp32")  # values for a preset; "auto" is resolved when a study is opened (`core.open_study`)
+UNITS = ("avx512_bf16", "amx_bf16", "bf16")  # CPU capabilities for bf16 matrix products; the last is ARM's
 
 @lru_cache(maxsize=None)
 def has_bf16(device: str  # "cpu" or "cuda"
     ) -> bool:
-    "Whether the device says that it has units to multiply matrices in bf16."
+    "Whether the device reports hardware units for bf16 matrix products."
     import torch
     if device == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.backends.mkldnn.is_available() and any(torch.cpu.get_capabilities().get(unit) for unit in UNITS)
 
 def device_kind() -> str:
-    "The kind of device that computes here."
+    "The device that models run on: 'cuda' if a GPU is available, else 'cpu'."
     import torch
     return "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -27,15 +27,15 @@ def in_bf16(
     precision: str,  # one of `PRECISIONS`
     device: str,  # "cpu" or "cuda"
 ) -> bool:
-    "Whether matrices are multiplied in bf16: as asked, else where the device has units for it."
+    "Whether matrices are multiplied in bf16. With 'auto', only if the device has hardware units for it."
     return precision == "bf16" or precision != "fp32" and has_bf16(device)
 
 # %% ../nbs/study/00_precision.ipynb #d0000008
 def emulation(
-    precision: str,  # see `in_bf16`
+    precision: str,  # one of `PRECISIONS`
     device: str,  # "cpu" or "cuda"
-) -> str:  # "" where nothing is emulated
-    "What to tell someone whose machine is about to emulate bf16."
+) -> str:  # "" if nothing is emulated
+    "The warning to show if this device would emulate bf16, which is many times slower."
     if not in_bf16(precision, device) or has_bf16(device): return ""
     return ("bf16 has no units on this machine and is emulated, many times slower; go on where the study was begun, "
             "or begin it anew in fp32: remove its folder in data/runs")

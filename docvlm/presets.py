@@ -11,18 +11,18 @@ from .files import digest_of, root
 # %% ../nbs/study/02_presets.ipynb #1c1d296b
 @dataclass(frozen=True)
 class Protocol:
-    "One way to ask a vision-language model: everything that decides an answer besides weights, page and question."
+    "The evaluation settings that affect an answer, apart from weights, page and question."
     name: str
-    min_pixels: int  # smaller pages are enlarged to this area
-    max_pixels: int  # larger pages are reduced to this area
-    prompt_suffix: dict  # by benchmark, after the question
-    max_new_tokens: dict  # by benchmark
-    decoding: str  # theirs; ours is greedy throughout
-    source: str  # where it is written
-    differs: str  # what of it is not reproduced here
+    min_pixels: int  # smaller pages are scaled up to this area in pixels
+    max_pixels: int  # larger pages are scaled down to this area in pixels
+    prompt_suffix: dict  # benchmark: text appended to the question
+    max_new_tokens: dict  # benchmark: longest answer in tokens
+    decoding: str  # of the source; docvlm always decodes greedily
+    source: str  # where the settings come from: repository, files and commits
+    differs: str  # what docvlm does differently from the source
 
     def settings(self) -> dict:
-        "The fields of a `core.Preset` that a protocol decides."
+        "The `Preset` fields that a protocol sets."
         return {"protocol": self.name, "min_pixels": self.min_pixels, "max_pixels": self.max_pixels,
                 "prompt_suffix": self.prompt_suffix, "max_new_tokens": self.max_new_tokens}
 
@@ -44,25 +44,25 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
 # %% ../nbs/study/02_presets.ipynb #cell-005
 @dataclass(frozen=True)
 class Preset:
-    "Everything that decides a study, except the user's own documents."
+    "The configuration of a study, except the user's own documents."
     name: str
-    base: str  # hub id, or a folder relative to the repository root
-    revision: str  # of the hub id; "" for a folder
-    source: str  # "generated" or "hub"
-    train_pages: dict  # pages by document type (generated)
-    test_pages: dict
+    base: str  # base model: hub id, or a folder relative to the repository root
+    revision: str  # commit of the hub repository; "" for a folder
+    source: str  # of the pages: "generated" or "hub"
+    train_pages: dict  # document type: number of generated pages
+    test_pages: dict  # document type: number of generated pages
     max_train_questions: int | None  # None: all
-    max_test_questions: int | None
-    min_pixels: int
-    max_pixels: int
-    prompt_suffix: dict  # by benchmark, after the question
-    max_new_tokens: dict  # by benchmark
+    max_test_questions: int | None  # None: all
+    min_pixels: int  # smaller pages are scaled up to this area
+    max_pixels: int  # larger pages are scaled down to this area
+    prompt_suffix: dict  # benchmark: text appended to the question
+    max_new_tokens: dict  # benchmark: longest answer in tokens
     epochs: float
     learning_rate: float
-    tokens_per_page: int  # a page with its questions; those beyond come with a further copy of the page
-    tokens_per_batch: int  # of one optimizer step
-    tokens_in_flight: int  # prompt tokens answered at a time in evaluation
-    protocol: str  # one of `protocols.PROTOCOLS`, which gives pixels, prompt and answer lengths
+    tokens_per_page: int  # token budget of a page with its questions; further questions use another copy of the page
+    tokens_per_batch: int  # tokens in one optimizer step
+    tokens_in_flight: int  # prompt tokens processed at a time in evaluation
+    protocol: str  # one of `PROTOCOLS`, which sets pixels, prompt and answer lengths
     seeds: tuple[int, ...] = (42, 43, 44)
     data_seed: int = 7
     lora_rank: int = 16
@@ -70,21 +70,21 @@ class Preset:
     lora_dropout: float = 0.0
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     ablation_ranks: tuple[int, ...] = (16, 32, 64)
-    ablation_precisions: tuple[str, ...] = ("int8", "nf4")  # of the base under an adapter of `lora_rank`
-    min_steps: int = 150  # a collection with fewer batches is passed over again, up to so many optimizer steps
+    ablation_precisions: tuple[str, ...] = ("int8", "nf4")  # of the base model, with an adapter of rank `lora_rank`
+    min_steps: int = 150  # minimum optimizer steps; small training sets are repeated to reach it
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    resamples: int = 2000  # of the bootstrap and the permutation test
+    resamples: int = 2000  # number of resamples for the bootstrap and the permutation test
     latency_pages: int = 16
     latency_repeats: int = 3
-    patches_per_batch: int = 16384  # pages of equal grid go through vision together, up to so many patches
-    precision: str = "auto"  # of matrix products: "bf16", "fp32", or "auto", see `in_precision`
+    patches_per_batch: int = 16384  # most patches in one vision-encoder batch, of pages with equal patch grids
+    precision: str = "auto"  # of matrix products: "bf16", "fp32" or "auto" (see `core.in_precision`)
     benchmark_pages: int = 24
     benchmark_repeats: int = 5
 
     def one_pass(self):
-        "The same preset with one pass over the training pages, however few."
+        "The same preset with exactly one epoch, without a minimum number of steps."
         return replace(self, epochs=1, min_steps=1)
 
     def __repr__(self): return f"Preset({self.name}: {self.base}, {self.source} pages, rank {self.lora_rank})"
@@ -100,17 +100,18 @@ PRESETS = {preset.name: preset for preset in (
     Preset("smoke", **_nano, train_pages=dict.fromkeys(_types, 2), test_pages=dict.fromkeys(_types, 2), epochs=1,
            learning_rate=1e-3, tokens_per_page=512, tokens_per_batch=2048, min_steps=1, seeds=(42, 43), ablation_ranks=(16, 32),
            resamples=200, latency_pages=2, latency_repeats=2, benchmark_pages=2, benchmark_repeats=1),
+    # one epoch: generating more pages costs less than a second pass over fewer
     Preset("nano", **_nano, train_pages=dict(zip(_types, (100, 120, 110, 80, 110, 130, 90, 90, 150))),
-           test_pages=dict(zip(_types, (32, 32, 32, 24, 20, 40, 30, 30, 50))), epochs=1, learning_rate=5e-3,  # pages that are drawn cost less than a second pass over fewer
+           test_pages=dict(zip(_types, (32, 32, 32, 24, 20, 40, 30, 30, 50))), epochs=1, learning_rate=5e-3,
            tokens_per_page=512, tokens_per_batch=2048, latency_pages=8, benchmark_pages=48),
     Preset("qwen2-vl-2b", base="Qwen/Qwen2-VL-2B-Instruct", revision="895c3a49bc3fa70a340399125c650a463535e71c", **_hub),
     Preset("qwen2-vl-7b", base="Qwen/Qwen2-VL-7B-Instruct", revision="eed13092ef92e448dd6875b2a00151bd3f7db0ac", **_hub),
 )}
 
 def get_preset(
-    name: str,  # one of `PRESETS`, or one of them under another protocol, as in "qwen2-vl-2b@vlmevalkit"
+    name: str,  # one of `PRESETS`, optionally with another protocol, as in "qwen2-vl-2b@vlmevalkit"
 ) -> Preset:
-    "The preset of that name; ValueError names the valid ones."
+    "The preset with the given name; ValueError lists the valid names."
     if not isinstance(name, str):
         raise ValueError(f"A preset is named by text, not {name!r}; choose one of: {', '.join(PRESETS)}")
     known, _, protocol = name.partition("@")
@@ -121,9 +122,9 @@ def get_preset(
 
 # %% ../nbs/study/02_presets.ipynb #cell-013-resets
 def base_digest(
-    preset: Preset,  # names the base
+    preset: Preset,  # its `base` and `revision` identify the base model
 ) -> str:
-    "Digest of a local base's weights, configuration and tokenizer (not its card), or of its hub name and revision."
+    "Digest of a local base model's weights, configuration and tokenizer (not its model card), or of its hub id and revision."
     folder = root()/preset.base
     if not folder.is_dir(): return digest_of(preset.base, preset.revision)
     kinds = ("*.json", "*.safetensors", "*.bin", "*.model", "merges.txt", "vocab.txt", "*.jinja", "*_templates/*.jinja")

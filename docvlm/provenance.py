@@ -21,23 +21,23 @@ from .steps import PROVENANCE, STEPS, alone, import_closure, notebook_code
 
 # %% ../nbs/study/06_provenance.ipynb #c67087dd
 def leaves(
-    value,  # of a JSON file
-    path: tuple = (),  # the way so far
+    value,  # content of a JSON file, or a part of it
+    path: tuple = (),  # keys and positions that lead to `value`
 ):  # yields (path, number or text)
-    "Every number and text of a result with the way to it."
+    "Every number and text of a result, with its path."
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     if children is None: yield path, value
     else:
         for key, child in children: yield from leaves(child, (*path, str(key)))
 
 def published(
-    study: Study,  # its results folder is read
-) -> dict:  # step: result, of the steps that have one
-    "The results of a study as they lie on disk, up to date or not."
+    study: Study,  # whose results folder is read
+) -> dict:  # step: result, for the steps that have one
+    "Read the step results of a study from disk, whether up to date or not."
     return {name: read_json(path) for name in STEPS if (path := study.step(name).path).exists()}
 
 def _beside(study):
-    "Files that the report shows beside the steps' results, by the name that `trace` takes."
+    "Other result files that the report shows, by the first part of their names in `trace`."
     found = {"benchmark": study.step("benchmark").path, "systems": study.results_dir/"systems.json",
              "pretraining": study.results_dir/"pretraining.json", "plan": Study(PRESETS["qwen2-vl-2b"]).results_dir/"plan.json"}
     return {name: path for name, path in found.items() if path.exists()}
@@ -46,7 +46,7 @@ def _traceable(study): return published(study) | {name: read_json(path) for name
 
 # %% ../nbs/study/06_provenance.ipynb #9f6a93e3
 def _enter(value, name):
-    "The part of a result that a dotted name leads to."
+    "The part of a result at a dotted name; StudyError lists the valid names at the first unknown part."
     for depth, key in enumerate(keys := name.split(".")):
         if isinstance(value, list) and key.isdigit() and int(key) < len(value): value = value[int(key)]
         elif isinstance(value, dict) and key in value: value = value[key]
@@ -60,7 +60,7 @@ def trace(
     study: Study,  # whose results
     name: str,  # e.g. "evaluation.benchmarks.docvqa.ours"
 ) -> dict:  # value, file, step, notebook, state, inputs, code, environment, started, wall_s
-    "Where a number comes from; StudyError if there is none of that name."
+    "The origin of a number; StudyError if no result has that name."
     results, first = _traceable(study), name.split(".")[0]
     value, result = _enter(results, name), results.get(first)
     if first not in STEPS: return _trace_beside(study, name, value, result)
@@ -75,7 +75,7 @@ def trace(
             "key": result["key"], "artefacts": ", ".join(result.get("artefacts", []))}
 
 def _trace_beside(study, name, value, result):
-    "Where a number comes from that a command of its own has measured or modelled; each other system has an origin of its own."
+    "The origin of a number from a separate command instead of a step. Each compared system has its own origin."
     first, *rest = name.split(".")
     origin = result["systems"].get(rest[1], {}) if first == "systems" and len(rest) > 1 else result
     command = {"benchmark": "docvlm-bench", "systems": "docvlm-measure", "pretraining": "make nano-base", "plan": "docvlm-plan"}[first]
@@ -86,9 +86,9 @@ def _trace_beside(study, name, value, result):
 # %% ../nbs/study/06_provenance.ipynb #c8e632ab
 def names_of(
     study: Study,  # whose results
-    shown: str,  # a number as the report prints it: "8.7 %", "+3.0", "0.0868"
-) -> list[str]:  # names that `trace` takes
-    "The names of all numbers that are printed so, as they are or in per cent."
+    shown: str,  # a number as printed in the report: "8.7 %", "+3.0", "0.0868"
+) -> list[str]:  # names for `trace`
+    "The result names whose rounded value matches, as it is or in per cent."
     text = shown.replace("\u2212", "-").replace(",", "").strip().lstrip("+")
     plain, decimals = text.rstrip("% "), len(text.rstrip("% ").partition(".")[2])
     scales = (100,) if "%" in text else (1, 100)
@@ -97,19 +97,19 @@ def names_of(
             and any(f"{scale*value:.{decimals}f}" == plain for scale in scales)]
 
 # %% ../nbs/study/06_provenance.ipynb #571259bd
-SCORE_SLACK = 0.02  # beyond the published interval, on another machine
-LOSS_SHARE = 0.05  # of the published training loss, on another machine
+SCORE_SLACK = 0.02  # how far a score may lie outside the published interval, on another machine
+LOSS_SHARE = 0.05  # relative tolerance for the training loss, on another machine
 _OF_THE_MACHINE = re.compile(r".*(_s|_ms|_bytes|_usd)|price_source")
 
 def findings(
-    result: dict,  # of a step
+    result: dict,  # of a step, as in its file
 ) -> dict:  # path: number or text
-    "What a step found, without where and when, and without what clock and memory decide."
+    "The values of a result, without provenance, times, sizes in bytes and prices."
     return {path: value for path, value in leaves(result)
             if path[0] not in PROVENANCE and not any(_OF_THE_MACHINE.fullmatch(key) for key in path)}
 
 def _verdict(step, path, old, new, same_machine):
-    "Of one number or text: identical, agrees, differs or not judged."
+    "Compare one number or text: 'identical', 'agrees', 'differs' or 'not judged'."
     before, after = old.get(path), new.get(path)
     if path in old and path in new and before == after: return "identical"
     if same_machine or step == "data": return "differs"
@@ -125,7 +125,7 @@ def compare(
     before: dict,  # its published result
     after: dict,  # its result from another run
 ) -> dict:  # step, code, machine, identical, agrees, not judged, differs, first difference
-    "Two results of a step, number by number; tolerances as stated above."
+    "Compare two results of a step value by value, with the tolerances stated above."
     old, new = findings(before), findings(after)
     same_machine = before["env"] == after["env"]
     verdicts = {path: _verdict(step, path, old, new, same_machine) for path in {**old, **new}}
@@ -137,10 +137,10 @@ def compare(
 
 # %% ../nbs/study/06_provenance.ipynb #3844d7ef
 def copy_sources(
-    study: Study,  # is to run in the copy
-    folder: Path,  # takes the copy; sources already there are replaced
+    study: Study,  # study to run in the copy
+    folder: Path,  # destination; existing sources are replaced
 ) -> Path:  # the folder
-    "The repository as a clone would have it, but for the results of the study's steps; what its report shows beside them is there."
+    "Copy the repository's sources without the results of the study's steps. Other results that its report shows are kept."
     made = shutil.ignore_patterns("runs", "cache", "__pycache__", ".ipynb_checkpoints", "paper.html", "paper.pdf")
     found = {f"{step}.json" for step in STEPS}
     def unwanted(place, names): return made(place, names) | (found if Path(place) == study.results_dir else set())
@@ -151,10 +151,10 @@ def copy_sources(
     return folder
 
 def study_command(
-    study: Study,  # to run
+    study: Study,  # study to run
     folder: Path,  # a copy of the repository
-) -> dict:  # keyword arguments of `subprocess.run`
-    "How to run a study in a copy, with the copy's own library."
+) -> dict:  # keyword arguments for `subprocess.run`
+    "The command that runs a study in a copy of the repository, with the copy's library."
     code = "import sys\nfrom docvlm.core import open_study\nfrom docvlm.steps import run_study\nrun_study(open_study(*sys.argv[1:]))"
     documents = study.documents and str((root()/study.documents).resolve())
     return {"args": [sys.executable, "-c", code, study.preset.name, documents], "cwd": folder,
@@ -164,14 +164,14 @@ def study_command(
 def answers_digest(
     path: Path,  # a parquet file of predictions
 ) -> str:
-    "Digest of stored answers, without how long they took."
+    "Digest of stored predictions, without the timing in the file's metadata."
     return digest_of(pd.read_parquet(path).to_json(double_precision=15))
 
 def compare_folders(
-    study: Study,  # its results are the first set
+    study: Study,  # its published results are the reference
     folder: Path,  # a copy of the repository where the same study ran
-) -> pd.DataFrame:  # one row a step, see `compare`; predictions and adapters that both hold count as one text each
-    "The results of a study against those of a run elsewhere."
+) -> pd.DataFrame:  # one row per step, see `compare`; each parquet artefact that both have counts as one text
+    "Compare the results of a study with those of a run in a copy of the repository."
     rows = []
     for name, before in published(study).items():
         path = folder/study.step(name).path.relative_to(root())
@@ -183,14 +183,14 @@ def compare_folders(
     return pd.DataFrame(rows)
 
 def check(
-    study: Study,  # has results
-) -> pd.DataFrame:  # one row a step
-    "Run the study again in an empty folder and compare; a stopped check goes on where it stopped."
+    study: Study,  # study with results
+) -> pd.DataFrame:  # one row per step, see `compare`
+    "Rerun the study in an empty folder and compare the results. An interrupted check continues where it stopped."
     if not published(study): raise StudyError(f"{study.name}: nothing to compare with; run `docvlm-study --preset {study.preset.name}` first")
     folder = study.run_dir/"check"
     with alone(study, "check"):
         last = folder/study.step("report").path.relative_to(root())
-        if last.exists(): shutil.rmtree(folder)  # a finished check is no new one
+        if last.exists(): shutil.rmtree(folder)  # start afresh if the last check finished
         folder.mkdir(parents=True, exist_ok=True)
         copy_sources(study, folder)
         write_json(folder/(study.run_dir/"precision.json").relative_to(root()), {"precision": study.preset.precision})

@@ -30,7 +30,7 @@ from .precision import device_kind, emulation
 from .presets import base_digest, get_preset
 
 # %% ../nbs/study/05_steps.ipynb #cell-004
-STEPS = {  # step: (notebook, steps whose results it reads, other files it reads)
+STEPS = {  # step: (notebook, earlier steps whose results it reads, glob patterns of other files it reads)
     "data": ("02_data", (), ("data/sources.csv", "data/ucsf_metadata.csv")),
     "training": ("04_training", ("data",), ()),
     "evaluation": ("05_evaluation", ("data", "training"), ("data/published_scores.csv",)),
@@ -43,13 +43,13 @@ STEPS = {  # step: (notebook, steps whose results it reads, other files it reads
                 "paper/*.typ", "paper/head.html", "paper/gallery.html")),
 }
 
-APART = {  # as `STEPS`: run by commands of their own, and shown in the report if they have run
+APART = {  # same layout as `STEPS`; run by separate commands, and shown in the report if they have run
     "benchmark": ("bench/05_speedup", (), ("data/hardware.csv",)),
 }
 
-@lru_cache(maxsize=None)  # a step asks for the same modules many times over
+@lru_cache(maxsize=None)  # a step needs the same modules many times
 def _bare(source):
-    "Python source without comments, docstrings and layout."
+    "Normalize Python source: without comments, docstrings and layout."
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -61,12 +61,12 @@ def _bare(source):
 def module_file(
     module: str,  # within the package, e.g. "engine.packing"
 ) -> Path:
-    "The exported file of a module."
+    "Path of a module's exported file."
     return root()/"docvlm"/f"{module.replace('.', '/')}.py"
 
 @lru_cache(maxsize=None)
 def _imports(source, package):
-    "What Python source in a sub-package (\"\" for the top) imports of docvlm, each as (module or sub-package, name)."
+    "docvlm imports in Python source of a sub-package (\"\" for the top level), each as (module or sub-package, name)."
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -80,14 +80,14 @@ def _imports(source, package):
     return found
 
 def _imported(source, package=""):
-    "Names of the docvlm modules that Python source imports."
+    "Names of the docvlm modules that Python source imports directly."
     pairs = _imports(source, package)
     return {module if module and module_file(module).is_file() else f"{module}.{name}".strip(".") for module, name in pairs}
 
 def import_closure(
     source: str,  # Python source
 ) -> list[str]:
-    "The docvlm modules that the source imports, directly or through others, sorted."
+    "The docvlm modules that the source imports, directly or indirectly, sorted."
     found, todo = set(), _imported(source)
     while todo:
         found.add(module := todo.pop())
@@ -97,7 +97,7 @@ def import_closure(
 def notebook_code(
     name: str,  # e.g. "02_data"
 ) -> str:
-    "The code cells of a notebook, without its parameters cell."
+    "The source of a notebook's code cells, without its parameters cell."
     cells = json.loads((root()/"nbs"/f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
     return "\n".join("".join(c["source"]) for c in cells
                      if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", []))
@@ -105,7 +105,7 @@ def notebook_code(
 def code_digests(
     notebook: str,  # e.g. "02_data"
 ) -> dict[str, str]:
-    "Digests of the notebook's code and of the library modules behind it."
+    "Digests of a notebook's code and of all docvlm modules that it imports, directly or indirectly."
     code = notebook_code(notebook)
     library = "\n".join(_bare(module_file(m).read_text(encoding="utf-8")) for m in import_closure(code))
     return {"notebook_sha256": digest_of(_bare(code)), "library_sha256": digest_of(library)}
@@ -114,18 +114,18 @@ def code_digests(
 def documents_digest(
     documents: Path,  # folder with train/ and test/
 ) -> str:
-    "Digest of what `load_folder` reads of a documents folder and of nothing else; what is broken, that reports."
+    "Digest of exactly the files that `load_folder` reads from a documents folder; `load_folder` reports their errors."
     found = []
     for name, file in files_read(documents).items():
         try: found.append((name, digest_of(file)))
         except OSError as error: found.append((name, error.strerror))
     return digest_of(found)
 
-@lru_cache(maxsize=None)  # a data set's files are large, and asked for several times in a study
+@lru_cache(maxsize=None)  # data set files are large, and a study needs their digests several times
 def _digest_at(file, size, changed_ns): return digest_of(file)
 
 def copies_digest() -> str:
-    "Digest of the parquet files in folders that stand in for hub repositories in `data/sources.csv`."
+    "Digest of the parquet files in local folders that `data/sources.csv` names instead of hub repositories."
     with open(root()/"data"/"sources.csv", newline="", encoding="utf-8") as lines: sources = list(csv.DictReader(lines))
     folders = [(root()/source["hub_id"], source["files"]) for source in sources if source["split"] in ("train", "test")]
     found = []
@@ -135,11 +135,11 @@ def copies_digest() -> str:
     return digest_of(found)
 
 def record_precision(
-    study,  # a `core.Study` that is about to compute
+    study,  # a `core.Study` about to run a step
 ) -> None:
-    "Keep the study's precision for its later steps, wherever they run."
+    "Record the study's precision in precision.json, so that later steps use it on any machine."
     record = study.run_dir/"precision.json"
-    if study.preset.precision == "auto": return  # a study that `open_study` did not open
+    if study.preset.precision == "auto": return  # not opened by `open_study`, so not settled
     now = {"precision": study.preset.precision}
     if not record.exists() or read_json(record) != now: write_json(record, now)
 
@@ -147,9 +147,9 @@ def record_precision(
 PROVENANCE = ("step", "preset", "study", "params", "inputs", "code", "env", "started", "wall_s", "key", "content", "artefact_digests")
 
 def content_digest(
-    result: dict,  # of a step
+    result: dict,  # of a step, as in its file
 ) -> str:
-    "Digest of what a step found, without when and where."
+    "Digest of a step's results, without the provenance fields."
     return digest_of({k: v for k, v in result.items() if k not in PROVENANCE})
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class Step:
     def path(self): return self.study.results_dir/f"{self.name}.json"
 
     def inputs(self):
-        "Digest of each input: the base model, the documents, the results of earlier steps."
+        "Digest of each input: the base model, other files, the user's documents, and the results of earlier steps."
         preset, found, (_, earlier, patterns) = self.study.preset, {}, (STEPS | APART)[self.name]
         found["base"] = base_digest(preset)
         named = (pattern.format(study=glob.escape(self.study.name)) for pattern in patterns)
@@ -179,17 +179,17 @@ class Step:
 
     def key(
         self,
-        precision: str = "",  # to take in place of the study's own
+        precision: str = "",  # replaces the study's precision if given
     ):
-        "What the result depends on, in one digest."
+        "One digest of everything that the result depends on."
         preset = asdict(self.study.preset) | ({"precision": precision} if precision else {})
         return digest_of(preset, self.inputs(), code_digests(self.notebook))
 
     def state(self):
-        """'fresh', or why the step must run.
+        """'fresh', or the reason why the step must run.
 
-        A result counts in the precision that it was computed in, unless the preset asks for another: those of another
-        machine stay valid on this one."""
+        If the preset's precision is "auto", a result is checked against the precision that it was computed in, so
+        results from another machine stay valid here."""
         if not self.path.exists(): return "no result yet"
         result = read_json(self.path)
         asked = get_preset(self.study.preset.name).precision
@@ -207,15 +207,15 @@ class Step:
         return f"{changed[0]} has been changed since it was written" if changed else "fresh"
 
     def read(self) -> dict:
-        "The result, if it is up to date."
+        "Read the result if it is up to date, else StudyError with the reason and the command to run."
         if (state := self.state()) == "fresh": return read_json(self.path)
         raise StudyError(f"{self.study.name}/{self.name}: {state}; run `docvlm-study --preset {self.study.preset.name}`"
                          + (f" --documents={shlex.quote(self.study.documents)}" if self.study.documents else ""))
 
     def run(self,
-            function,  # called without arguments if the step must run; gives the JSON-able result
-        ) -> dict:  # the result as read back from its file
-        "Run the step unless it is up to date, and file what it found with where it came from."
+            function,  # called without arguments if the step must run; returns the JSON-serializable result
+        ) -> dict:  # the result, read back from its file
+        "Run the step unless it is up to date, and save its result with its provenance."
         if self.state() == "fresh":
             print(f"{self.study.name}/{self.name}: unchanged, nothing to do")
             return read_json(self.path)
@@ -227,23 +227,23 @@ class Step:
                   "code": git_state() | code_digests(self.notebook), "env": environment(),
                   "started": started.isoformat(timespec="seconds"), "wall_s": time.perf_counter() - clock,
                   "content": content_digest(json.loads(json.dumps(result)))}
-        files = [a for a in result.get("artefacts", []) if (root()/a).is_file()]  # a folder's files know each other by record.json
+        files = [a for a in result.get("artefacts", []) if (root()/a).is_file()]  # folders are described by their record.json
         record["artefact_digests"] = {a: digest_of(root()/a) for a in files}
         write_json(self.path, record | result)
         return read_json(self.path)
 
 # %% ../nbs/study/05_steps.ipynb #cell-010
 def git_state() -> dict:
-    "Commit and whether sources differ from it."
+    "The git commit, and whether any sources differ from it."
     def git(*args):
         try: return subprocess.run(("git", *args), cwd=root(), capture_output=True, text=True).stdout.strip()
-        except OSError: return ""  # no git on this machine
+        except OSError: return ""  # git is not installed
     sources = ("nbs", "docvlm", "data/nano", "data/*.csv", "settings.ini", "paper/*.j2", "paper/*.css", "paper/*.bib", "paper/*.typ", "paper/head.html", "paper/gallery.html")
     return {"git_sha": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", *sources))}
 
 @lru_cache
 def environment() -> dict:
-    "Versions and machine, without names or paths of anybody's."
+    "Package versions and hardware, without host names, user names or paths."
     import torch
     cpuinfo = Path("/proc/cpuinfo")
     cpu = next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")),
@@ -257,9 +257,9 @@ def _log(study): return study.run_dir/"study.log"
 
 def run_step(
     step: Step,  # to run
-    label: str = "",  # begins the line that shows how far it is; "" for the step's name
+    label: str = "",  # start of the progress line; "" for the step's name
 ) -> None:
-    "Execute a step's notebook into the study's folder; StudyError says which cell failed and how to go on."
+    "Execute a step's notebook and save it in the run folder. StudyError says which cell failed and how to continue."
     given = {"preset": step.study.preset.name, "documents": step.study.documents}
     last_s = read_json(step.path)["wall_s"] if step.path.exists() else None
     executed = step.study.run_dir/"notebooks"/f"{step.notebook}.ipynb"
@@ -269,9 +269,9 @@ def run_step(
 @contextmanager
 def alone(
     study,  # a `core.Study` whose files are about to change
-    work: str = "run",  # what is going on: one of a kind at a time
+    work: str = "run",  # kind of work; each kind has its own lock
 ):
-    "Within it no other process does the same to the study; StudyError if one is at it."
+    "Hold the study's lock for a kind of work; StudyError if another process has it."
     study.run_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(study.run_dir/f".{work}.lock")
     try: lock.acquire(timeout=0)
@@ -281,9 +281,9 @@ def alone(
 
 def run_study(
     study,  # a `core.Study`: preset and documents
-    only: str | None = None,  # one step; None for all
-) -> list[str]:  # the steps that had to run
-    "Run every step that is not up to date, in order; one study at a time in a folder."
+    only: str | None = None,  # name of a single step; None for all steps
+) -> list[str]:  # names of the steps that ran
+    "Run every step that is not up to date, in order. StudyError if the same study is already running in this repository."
     ran, steps = [], [study.step(name) for name in (STEPS if only is None else [only])]
     with alone(study):
         for number, step in enumerate(steps, 1):

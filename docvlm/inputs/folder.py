@@ -19,24 +19,24 @@ from ..files import digest_of
 from .images import open_page
 
 # %% ../../nbs/inputs/01_folder.ipynb #cell-010
-MAX_LINE_BYTES = 16_000_000  # of metadata.jsonl
-MAX_CHARACTERS = 4_000  # of a question, an answer, a label or a file name
-MAX_TEXTS = 1_000  # answers or labels of a question
+MAX_LINE_BYTES = 16_000_000  # longest line of metadata.jsonl
+MAX_CHARACTERS = 4_000  # longest question, answer, label or file name
+MAX_TEXTS = 1_000  # most answers or labels of a question
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 def one_line(
     error,  # an exception or a text
 ) -> str:
-    "At most 300 characters that any terminal, file and page can show."
+    "Shorten a message to one line of at most 300 characters that can be displayed and encoded anywhere."
     text = _INVISIBLE.sub(" ", str(getattr(error, "strerror", None) or error)).encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= 300 else f"{text[:200]}…{text[-99:]}"
 
 def clean_text(
-    value,  # of a field: text, number or None
-    name: str,  # of the field
+    value,  # value of a field: text, number or None
+    name: str,  # field name for the error message
 ) -> str:  # "" for None
-    "A text in visible characters, or a ValueError saying why it is none."
+    "Convert a value to text without control characters; ValueError if that is not possible."
     if value is None: return ""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)) or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{name} is not a text")
@@ -46,9 +46,9 @@ def clean_text(
     return _INVISIBLE.sub(" ", text).strip()
 
 def check_question(
-    value,  # as it was typed, posted or read from a file
+    value,  # a question as typed, posted or read from a file
 ) -> str:
-    "A question as it is asked, or a ValueError saying why it cannot be: one rule for study, command, widget and demo."
+    "Clean and validate a question, by the same rule for study, command, widget and demo; ValueError states what is wrong."
     try: text = clean_text(value, "question")
     except ValueError as error: reason = str(error)
     else:
@@ -61,7 +61,7 @@ REQUIRED = ("file_name", "question", "answers")
 BENCHMARKS = ("docvqa", "infovqa", "chartqa")
 
 def _lines(path):
-    "Number and bytes of each line; of a line that is too long only its beginning."
+    "Yield the number and bytes of each line. Lines that are too long are cut to `MAX_LINE_BYTES` + 1."
     with path.open("rb") as file:
         for number in count(1):
             line = rest = file.readline(MAX_LINE_BYTES + 1)
@@ -72,7 +72,7 @@ def _lines(path):
 def read_metadata(
     path: Path,  # metadata.jsonl
 ) -> tuple:  # list of (place, record), list of skipped {"row", "reason"}
-    "The lines of a metadata file that hold a JSON object."
+    "Read the lines of a metadata file that hold a JSON object; other non-empty lines are skipped and listed."
     if not path.is_file():
         present = sorted(file.name for file in path.parent.iterdir())[:5]
         raise FileNotFoundError(f"{path} is missing (the folder holds {present}). Write one JSON line a "
@@ -93,10 +93,10 @@ def read_metadata(
 def clean_record(
     record: dict,  # one line of metadata.jsonl
 ) -> dict:  # file_name, question, answers, doc_types, benchmark
-    "The fields of a row but for its id, or a ValueError with the reason to skip it."
+    "Validate a line and return the fields of its row, without ids; ValueError gives the reason to skip it."
     plain = clean_text(record.get("file_name"), "file_name")
     if not plain: raise ValueError("no file_name")
-    written = str(record["file_name"])  # blanks and invisible characters may be part of a name, a zero byte never
+    written = str(record["file_name"])  # spaces and invisible characters may be part of a name, but a zero byte cannot
     file_name = plain if "\0" in written else written
     question = check_question(record.get("question"))
     def texts(name):
@@ -113,14 +113,14 @@ def clean_record(
             "doc_types": texts("question_types")}
 
 # %% ../../nbs/inputs/01_folder.ipynb #files-path
-MAX_PAGE_BYTES = 1_000_000_000  # of an image file
+MAX_PAGE_BYTES = 1_000_000_000  # largest image file
 
 def _alike(
     folder: Path,
     name: str,
-    listed: dict,  # what was found so far, by folder
-) -> list[str]:  # names; none for an ASCII name, which can be spelt in one way only
-    "Names in a folder that differ from this one at most in their Unicode normalization."
+    listed: dict,  # cache of directory listings: names by folder and normalized name
+) -> list[str]:  # names; empty for ASCII names, which have only one form
+    "Names in a folder that equal `name` after Unicode normalization."
     if name.isascii(): return []
     if folder not in listed:
         listed[folder] = {}
@@ -129,7 +129,7 @@ def _alike(
     return listed[folder].get(unicodedata.normalize("NFC", name), [])
 
 def _spelt(folder, file_name, listed):
-    "The path as the disk spells it."
+    "The path with each part in the Unicode form that it has on disk, if that is unambiguous."
     path = folder
     if file_name.isascii(): return folder/file_name
     for part in Path(file_name).parts:
@@ -138,11 +138,13 @@ def _spelt(folder, file_name, listed):
     return path
 
 def page_path(
-    folder: Path,  # of the split
+    folder: Path,  # folder of the split
     file_name: str,  # as in metadata.jsonl
-    listed: dict | None = None,  # names by folder, kept from page to page
+    listed: dict | None = None,  # cache of directory listings, shared between pages
 ) -> Path:
-    "The image file, if it lies inside the folder of its split; blanks around a name count only where a file is called so."
+    """Path of a page's image file; ValueError if it is missing, too large or outside its split's folder.
+
+    Spaces around a name are kept only if a file has exactly that name."""
     try:
         absolute, listed = Path(file_name).is_absolute(), {} if listed is None else listed
         path = (folder/file_name if absolute else _spelt(folder, file_name, listed)).resolve()
@@ -158,11 +160,11 @@ def page_path(
     return path
 
 def page_name(
-    folder: Path,  # of the split
+    folder: Path,  # folder of the split
     path: Path,  # from `page_path`
-    listed: dict | None = None,  # as there
+    listed: dict | None = None,  # cache of directory listings, as in `page_path`
 ) -> str:
-    "A page's place in its split, the same whichever way a line names it and however the disk spells it."
+    "A page's path within its split, the same for every Unicode form in metadata.jsonl or on disk."
     place, parts, listed = folder.resolve(), [], {} if listed is None else listed
     for part in path.relative_to(place).parts:
         parts.append(part if len(_alike(place, part, listed)) > 1 else unicodedata.normalize("NFC", part))
@@ -171,10 +173,10 @@ def page_name(
 
 # %% ../../nbs/inputs/01_folder.ipynb #files-named
 def named_pages(
-    folder: Path,  # of the split
-    records: list,  # of (place, record)
-) -> list:  # of (place, record, fields, page's name, file's path); of a bad line (place, record, error, "", None)
-    "The usable lines of a split with the files they name."
+    folder: Path,  # folder of the split
+    records: list,  # of (place, record), from `read_metadata`
+) -> list:  # of (place, record, fields, page name, file path); for a bad line (place, record, error, "", None)
+    "Validate the lines of a split and find their image files."
     listed, pages, found = {}, {}, []
     for place, record in records:
         try:
@@ -189,8 +191,8 @@ def named_pages(
 
 def files_read(
     documents: Path,  # folder with train/ and test/
-) -> dict:  # by name: a path, or the reason why nothing is read
-    "All that `load_folder` reads of a documents folder."
+) -> dict:  # name: path, or the reason why nothing is read
+    "All files that `load_folder` reads from a documents folder, and the errors of bad lines."
     found = {}
     for split in ("train", "test"):
         metadata = documents/split/"metadata.jsonl"
@@ -204,8 +206,9 @@ def files_read(
 # %% ../../nbs/inputs/01_folder.ipynb #room
 def longest_answer(
     documents: Path,  # folder with train/ and test/
-) -> dict:  # by benchmark
-    "Bytes of the longest answer to train on: no tokenizer makes more tokens of it. What is unusable is left to `load_folder`, which says why."
+) -> dict:  # benchmark: bytes of UTF-8
+    """Length of the longest training answer in bytes, an upper bound on its tokens for any tokenizer. Only the first answer of
+    each question counts, which is the one trained on. Unusable lines are ignored here; `load_folder` reports them."""
     try: records, _ = read_metadata(documents/"train"/"metadata.jsonl")
     except OSError: return {}
     longest = {}
@@ -218,9 +221,9 @@ def longest_answer(
 # %% ../../nbs/inputs/01_folder.ipynb #cell-013
 def store_page(
     path: Path,  # image file
-    target: Path,  # where to put it, without suffix
+    target: Path,  # destination without suffix
 ) -> str:  # path of the stored image
-    "Check a page to its last byte and keep a copy in which any decoder sees it: later steps never stumble."
+    "Check a page completely and store a copy that every decoder reads alike, so that later steps cannot fail on it."
     image, suffix = open_page(path)
     target = target.with_name(target.name + (suffix or ".png"))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -231,9 +234,9 @@ def store_page(
 # %% ../../nbs/inputs/01_folder.ipynb #cell-015
 def load_split(
     folder: Path,  # with metadata.jsonl and images
-    pages: Path,  # where the checked images go
+    pages: Path,  # folder for the checked images
 ) -> tuple:  # list of row dicts, list of skipped {"row", "reason"}
-    "The usable rows of one split of a user's folder."
+    "Load the usable rows of one split of a user's folder; an error if the split has none."
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing: a documents folder needs train/ and test/.")
     lines, skipped = read_metadata(folder/"metadata.jsonl")
@@ -252,12 +255,12 @@ def load_split(
 
 # %% ../../nbs/inputs/01_folder.ipynb #cell-016
 def _row(record: dict, fields: dict, doc_id: str, path: Path, pages: Path, ids: set, stored: dict) -> dict:
-    "One row; `fields` may be a ValueError; `ids` and `stored` remember question ids and the outcome of each page."
+    "Build one row. `fields` may be a ValueError to raise; `ids` and `stored` keep the question ids and page results so far."
     if isinstance(fields, ValueError): raise fields
     split, _, name = doc_id.partition("/")
     if doc_id not in stored:
         try: stored[doc_id] = store_page(path, pages/split/digest_of(doc_id))
-        except ValueError as error: stored[doc_id] = error  # not OSError: a full disk is no fault of the page
+        except ValueError as error: stored[doc_id] = error  # but not OSError, since a full disk is not the page's fault
     if isinstance(stored[doc_id], ValueError): raise ValueError(f"{name}: {stored[doc_id]}")
     question_id = clean_text(record.get("questionId"), "questionId") or f"{doc_id}#{fields['question']}"
     if question_id in ids: raise ValueError(f"duplicate question id {question_id!r}")
@@ -269,7 +272,7 @@ def load_folder(
     documents,  # folder with train/ and test/
     pages,  # folder for the checked copies of the images
 ) -> tuple:  # {"train": rows, "test": rows}, list of skipped {"row", "reason"}
-    "Both splits of a user's folder, with every unusable row skipped, counted and listed."
+    "Load both splits of a user's folder. Unusable rows are skipped and listed with the reason."
     documents, pages = Path(documents), Path(pages)
     if not documents.is_dir():
         raise FileNotFoundError(f"Documents folder {documents} does not exist. Give a folder with train/ and "

@@ -20,10 +20,10 @@ from .sources import Source, check_columns, convert_hub, read_ucsf
 
 # %% ../../nbs/inputs/03_hub.ipynb #74c38ddf
 def remedy(
-    source: Source,
+    source: Source,  # that failed
     error: Exception,  # from the hub's client, or from reading a file
 ) -> str:
-    "What is wrong with a source, and what to do."
+    "One line that states what is wrong with a source and what to do."
     page, why = f"https://huggingface.co/datasets/{source.hub_id}", (str(error).strip() or "no message").splitlines()[0]
     copy = (f"`hf download --repo-type dataset {source.hub_id} --revision {source.revision} --include '{source.files}' "
             "--local-dir DIR` where there is a connection, and DIR as its hub_id in data/sources.csv")
@@ -40,7 +40,7 @@ def remedy(
 
 @contextmanager
 def _explained(source):
-    "Turn whatever clients and files raise into one `StudyError` that says what to do."
+    "Turn any error from the hub client or from files into a `StudyError` that says what to do."
     try: yield
     except StudyError: raise
     except DryRunError as error: raise StudyError(remedy(source, error.__cause__ or error)) from error
@@ -48,16 +48,16 @@ def _explained(source):
 
 # %% ../../nbs/inputs/03_hub.ipynb #c36f3d19
 def _copy(source):
-    "The folder that stands in for the hub, if `hub_id` names one."
+    "The local folder that `hub_id` names, or None."
     return folder if (folder := root()/source.hub_id).is_dir() else None
 
 def _snapshot(source, **options):
     return snapshot_download(source.hub_id, repo_type="dataset", revision=source.revision, allow_patterns=source.files, **options)
 
 def fetch(
-    source: Source,
-) -> tuple[list[Path], str]:  # parquet files, commit they are of ("local" for a copy)
-    "The files of a source, downloaded if they are not there yet."
+    source: Source,  # whose files to get
+) -> tuple[list[Path], str]:  # parquet files, and their commit ("local" for a copy)
+    "The files of a source, downloaded unless they are on disk."
     folder = _copy(source) or Path(_snapshot(source))
     files = sorted(folder.glob(source.files))
     if not files:
@@ -66,9 +66,9 @@ def fetch(
 
 # %% ../../nbs/inputs/03_hub.ipynb #a6053632
 def load_hub(
-    source: Source,
-) -> tuple:  # Dataset of rows, skipped rows, commit that was loaded ("local" for a copy)
-    "A benchmark split from the hub, its cache, or a copy, at the pinned commit and with as many rows as its card says."
+    source: Source,  # benchmark split to load
+) -> tuple:  # Dataset of rows, list of skipped rows, loaded commit ("local" for a copy)
+    "Load a benchmark split at its pinned commit from hub, cache or copy; StudyError if the row count is not `samples`."
     with _explained(source):
         files, commit = fetch(source)
         dataset = load_dataset("parquet", data_files={"rows": [glob.escape(str(file)) for file in files]}, split="rows")
@@ -80,10 +80,10 @@ def load_hub(
 
 # %% ../../nbs/inputs/03_hub.ipynb #c35b0186
 def first_look(
-    source: Source,
+    source: Source,  # benchmark split to look at
     questions: int = 3,  # rows to fetch
-) -> Dataset:  # rows of our schema
-    "The first rows of a source, without downloading it."
+) -> Dataset:  # rows of `ROW_FEATURES`
+    "Stream the first rows of a source, without downloading it."
     copy = _copy(source)
     where = glob.escape(str(copy)) if copy else f"hf://datasets/{source.hub_id}@{source.revision}"
     with _explained(source):
@@ -93,9 +93,9 @@ def first_look(
 
 # %% ../../nbs/inputs/03_hub.ipynb #14d461a5
 def missing_files(
-    source: Source,
+    source: Source,  # benchmark split to check
 ) -> list:  # of (name, bytes)
-    "Files of a source that are still to be downloaded."
+    "Files of a source that still need to be downloaded."
     if _copy(source): return []
     try:
         if any(Path(_snapshot(source, local_files_only=True)).glob(source.files)): return []
@@ -103,7 +103,7 @@ def missing_files(
     return [(file.filename, file.file_size) for file in _snapshot(source, dry_run=True) if file.will_download]
 
 def _ask(source):
-    "Bytes that a source still needs: to download, and to unpack."
+    "Check a source's columns and return the bytes that it still needs: to download, and to unpack."
     with _explained(source):
         missing = missing_files(source)
         if not missing:
@@ -115,9 +115,11 @@ def _ask(source):
 
 # %% ../../nbs/inputs/03_hub.ipynb #5249551c
 def check_sources(
-    sources: list[Source],
-) -> dict:  # bytes by "download", "unpack", "free"
-    "Whether all sources can be had and fit on the disk, asked before anything is downloaded; one error names all that cannot."
+    sources: list[Source],  # all sources of a study
+) -> dict:  # bytes for "download", "unpack" and "free"
+    """Check before any download that all sources are available and fit on the disk.
+
+    One StudyError lists every unavailable source; another reports a lack of disk space."""
     sizes, complaints = [], []
     for source in sources:
         try: sizes.append(_ask(source))

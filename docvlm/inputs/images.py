@@ -15,23 +15,23 @@ import numpy as np
 from PIL import Image as PILImage, ImageOps
 
 # %% ../../nbs/inputs/00_images.ipynb #images-range
-RANGES = tuple(2**bits - 1 for bits in (1, 4, 8, 10, 12, 14, 16))  # largest samples of files of few bits in many
-OVERSHOOT = 1.25  # a page of floats may exceed its range by so much
-_BITS, _PHOTOMETRIC, _FORMAT, _SMALLEST, _LARGEST = 258, 262, 339, (340, 280), (341, 281)  # tags of TIFF
+RANGES = tuple(2**bits - 1 for bits in (1, 4, 8, 10, 12, 14, 16))  # largest sample values for common bit depths
+OVERSHOOT = 1.25  # floats may exceed their range by this factor
+_BITS, _PHOTOMETRIC, _FORMAT, _SMALLEST, _LARGEST = 258, 262, 339, (340, 280), (341, 281)  # TIFF tags
 
 def _tag(tags, *numbers):
-    "The value of the first tag that is there, for files of one sample a pixel; None without."
+    "Value of the first of these tags that is present, for files with one sample per pixel; None if there is no number."
     value = next((tags[number] for number in numbers if number in tags), None)
     value = value[0] if isinstance(value, tuple) and value else value
     return value if isinstance(value, Real) else None
 
 def sample_range(
-    low: float,  # smallest sample
-    high: float,  # largest
-    floats: bool = False,  # whether they are floats
-    tags: dict | None = None,  # of a TIFF, by number
-) -> tuple:  # the samples that are black and white
-    "The range of a page's samples: as the file states it, or the smallest usual one that holds the data."
+    low: float,  # smallest sample value
+    high: float,  # largest sample value
+    floats: bool = False,  # whether samples are floats
+    tags: dict | None = None,  # TIFF tags by number
+) -> tuple:  # sample values of black and white
+    "The range of a page's samples: as stated in the file, else the smallest common range that contains the data."
     tags = tags or {}
     bits = _tag(tags, _BITS)
     bottom, top = _tag(tags, *_SMALLEST) or 0, _tag(tags, *_LARGEST)
@@ -44,10 +44,10 @@ def sample_range(
 
 # %% ../../nbs/inputs/00_images.ipynb #images-grey
 def _grey(
-    image: PILImage.Image,  # of samples beyond 8 bits, or with a sign
-    tags: dict,  # of its file, if that is a TIFF
+    image: PILImage.Image,  # with samples of more than 8 bits, or signed ones
+    tags: dict,  # TIFF tags of its file; empty for other formats
 ) -> PILImage.Image:  # mode L
-    "The page in 8 bits."
+    "Convert a greyscale page to 8 bits."
     samples, clear = np.asarray(image), image.info.get("transparency")
     if samples.dtype == np.int32 and _tag(tags, _FORMAT) == 1: samples = samples.view(np.uint32)
     if samples.dtype == np.uint8: samples = samples.view(np.int8)
@@ -64,9 +64,9 @@ def _grey(
 
 # %% ../../nbs/inputs/00_images.ipynb #images-rgb
 def to_rgb(
-    image: PILImage.Image,  # any mode; of an animation the current frame
+    image: PILImage.Image,  # any mode; the current frame if it has several
 ) -> PILImage.Image:  # mode RGB
-    "Nothing but pixels: upright by the EXIF tag, transparency on white, more bits than 8 by their range."
+    "Convert to RGB: rotated by the EXIF tag, transparency on white, deeper samples scaled to 8 bits. Metadata is dropped."
     tags = getattr(image, "tag_v2", {})
     image = ImageOps.exif_transpose(image)
     signed = image.mode == "L" and _tag(tags, _FORMAT) == 2
@@ -81,44 +81,44 @@ def to_rgb(
 
 # %% ../../nbs/inputs/00_images.ipynb #images-frames
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
-MOST_FRAMES = 1000  # of a TIFF that are looked at
-_KIND, _OLD_KIND = 254, 255  # tags of TIFF: what a frame is for
+MOST_FRAMES = 1000  # frames of a TIFF that are examined
+_KIND, _OLD_KIND = 254, 255  # TIFF tags NewSubfileType and SubfileType
 
 def _is_page(tags):
-    "Whether a TIFF's frame is neither a smaller copy of another nor a mask."
+    "Whether a TIFF frame is a page, not a reduced copy of another frame or a mask."
     return not int(_tag(tags, _KIND) or 0) & 0b101 and _tag(tags, _OLD_KIND) != 2
 
 def _frames(image) -> list:
-    "The numbers of the frames that are pages."
-    if image.format == "MPO": return [0]  # a JPEG with others for thumbnail, depth or brightness
+    "Indices of the frames that are pages."
+    if image.format == "MPO": return [0]  # a JPEG with additional thumbnail, depth or gain map images
     if image.format != "TIFF": return list(range(getattr(image, "n_frames", 1)))
     pages = []
     for number in range(MOST_FRAMES):
         try: image.seek(number)
         except EOFError: break
-        except Exception:  # Pillow cannot decode it; it is there all the same
+        except Exception:  # Pillow cannot decode the frame, but it exists
             if image.tell() != number: break
         if _is_page(image.tag_v2): pages.append(number)
     return pages or [0]
 
 def _is_followed(image, file) -> bool:
-    "Whether a file of the PPM family goes on with a second picture."
+    "Whether a second image follows in a file of the PPM family."
     if image.format != "PPM": return False
     codec, _, offset, arguments = image.tile[0]
     if codec == "ppm_plain": return False
     width, height = image.size
     deep = image.mode == "I" or isinstance(arguments, tuple) and arguments[-1] > 255
-    sample = {"1": 1/8, "F": 4}.get(image.mode, 2 if deep else 1)  # bytes
+    sample = {"1": 1/8, "F": 4}.get(image.mode, 2 if deep else 1)  # bytes per sample
     file.seek(offset + math.ceil(width*len(image.getbands())*sample)*height)
     return file.read(9).lstrip()[:2] in (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf", b"PF")
 
 # %% ../../nbs/inputs/00_images.ipynb #images-checks
-MAX_PIXELS = 100_000_000  # of a page; Pillow itself refuses 178,956,970 as a decompression bomb
-MAX_ASPECT = 200  # long side over short side, the most Qwen2-VL's processor takes
-DARKEST = 64  # levels of 256 that 14 bits in 16 fill, once cut to 8
-FAINTEST = 16  # of 255: the least by which a page's pixels must differ, or nobody sees what is on it
+MAX_PIXELS = 100_000_000  # limit for a page; Pillow rejects over 178,956,970 as a decompression bomb
+MAX_ASPECT = 200  # limit for long side / short side, as in Qwen2-VL's processor
+DARKEST = 64  # of 256 levels: what 14-bit samples stored in 16 bits fill after truncation to 8 bits
+FAINTEST = 16  # of 255: smallest contrast of a page; below it, the content is invisible
 
-class _Unfit(ValueError): "A picture that can be read, but is no page."
+class _Unfit(ValueError): "An image that can be read but cannot serve as a page."
 
 def _check_size(width, height):
     if min(width, height) <= 0: raise _Unfit(f"image of {width}×{height} pixels")
@@ -133,7 +133,7 @@ def _check_pages(image, file):
         raise _Unfit(f"holds {count if count > 1 else 'several'} pages; save each page as a file of its own")
 
 def _check_content(image, page, deep):
-    "Refuse an empty page, and one whose colours, cut from 16 bits to 8 if `deep`, had fewer in truth."
+    "Reject an empty page and, if `deep` (truncated from 16 bits to 8), one that uses at most a quarter of the 16-bit range."
     levels = 1 + max(high for _, high in image.getextrema()) if deep and not image.has_transparency_data else 256
     if levels <= DARKEST:
         raise _Unfit(f"its 16-bit colours use the darkest {levels} of 256 levels only, of few bits or very dark: save it with 8 bits a colour")
@@ -143,11 +143,11 @@ def _check_content(image, page, deep):
 
 # %% ../../nbs/inputs/00_images.ipynb #images-open
 def _file(source):
-    "A file to hand to Pillow, which garbles rotated TIFFs if it is handed a path."
+    "A file object for Pillow, which garbles rotated TIFFs when opened by path."
     return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
 
-def _load(image) -> bool:  # whether its colours were cut from 16 bits to 8
-    "Decode the first page of an opened file, its transparent colour in the samples that Pillow makes of it."
+def _load(image) -> bool:  # whether colours were truncated from 16 bits to 8
+    "Decode the first page of an opened file. Scales its transparent colour to the samples that Pillow returns."
     image.seek(_frames(image)[0])
     coded, clear = str([tile[3] for tile in image.tile]), image.info.get("transparency")
     if "RGB;16B" in coded and clear: image.info["transparency"] = tuple(sample >> 8 for sample in clear)
@@ -157,7 +157,7 @@ def _load(image) -> bool:  # whether its colours were cut from 16 bits to 8
     return len(image.getbands()) > 1 and (";16" in coded or "65535" in coded)
 
 def _page(image) -> tuple:
-    "A loaded image in RGB, and its suffix if any decoder sees this page in its file."
+    "The page in RGB, and a suffix if the file is safe to use as it is (see `decode_page`)."
     suffix = {"PNG": ".png", "JPEG": ".jpeg", "MPO": ".jpeg"}.get(image.format, "")
     upright = image.getexif().get(0x0112, 1) == 1
     plain = image.mode in ("RGB", "L", "1") and not image.has_transparency_data and upright
@@ -165,8 +165,8 @@ def _page(image) -> tuple:
 
 def decode_page(
     source,  # path or bytes of an image file
-) -> tuple:  # PIL image in RGB; ".png" or ".jpeg" if any decoder sees this page in the file, else ""
-    "The page of a file that was checked, or is a benchmark's and taken as it is; of several the first."
+) -> tuple:  # PIL image in RGB; ".png" or ".jpeg" if every decoder reads this same page from the file, else ""
+    "Decode the page of a trusted file (checked before, or of a benchmark), the first page if there are several."
     with _file(source) as file:
         image = PILImage.open(file, formats=FORMATS)
         _load(image)
@@ -174,8 +174,8 @@ def decode_page(
 
 def open_page(
     source,  # path or bytes of an image file
-) -> tuple:  # as `decode_page`
-    "A page image, decoded to its last byte, or a ValueError saying what is wrong with the file."
+) -> tuple:  # see `decode_page`
+    "Decode and check a whole page image; ValueError states what is wrong with the file."
     try:
         with _file(source) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -191,18 +191,18 @@ def open_page(
     except PILImage.UnidentifiedImageError as error:
         raise ValueError(f"not an image (or one of 0 pixels); readable are {', '.join(FORMATS)}") from error
     except _Unfit: raise
-    except Exception as error:  # decoders fail with OSError, ValueError, SyntaxError, EOFError, struct.error, ...
+    except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, EOFError, struct.error, ...
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"unreadable image ({type(error).__name__}: {reason})") from error
 
 # %% ../../nbs/inputs/00_images.ipynb #images-size
 def page_size(
     source,  # path or bytes of an image file
-) -> tuple:  # width and height of `decode_page`'s page
-    "The size of a page, from the file's header if that decides it."
+) -> tuple:  # width and height in pixels, as `decode_page` returns
+    "The size of a page, from the file's header if possible, else by decoding it."
     content = source if isinstance(source, bytes) else Path(source).read_bytes()
     with PILImage.open(io.BytesIO(content), formats=FORMATS) as image: kind, size = image.format, image.size
     turns = any(mark in content for mark in (b"eXIf", b"exif", b"adobe.xmp"))
-    if kind == "PNG" and not turns: return size  # Pillow would decode it to know its EXIF
+    if kind == "PNG" and not turns: return size  # Pillow would have to decode the file to find EXIF
     if kind in ("JPEG", "WEBP") and image.getexif().get(0x0112, 1) == 1: return size
     return decode_page(content)[0].size

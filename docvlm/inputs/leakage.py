@@ -16,12 +16,12 @@ from ..analysis.metrics import squeezed
 
 # %% ../../nbs/inputs/04_leakage.ipynb #cell-004
 HASH_SIDE = 16  # 16 × 16 frequencies = 256 bits
-NEAR_BITS = 16  # pages that differ in at most so many bits are near duplicates; chosen below
+NEAR_BITS = 16  # pages that differ in at most this many bits are near duplicates; chosen below
 
 def pixel_digest(
     image,  # PIL image
 ) -> str:  # hex
-    "SHA-256 of size and decoded RGB pixels: equal for two files with the same picture."
+    "SHA-256 of the size and the decoded RGB pixels. It is equal for two files with identical pixels."
     image = image.convert("RGB")
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
@@ -42,36 +42,36 @@ def page_positions(
 def fingerprints(
     dataset,  # rows with `doc_id` and `image`
     label: str = "pages",  # shown beside the progress bar
-) -> pd.DataFrame:  # one row a page: doc_id, pixels, bits
-    "Both fingerprints of every page, each page decoded once."
+) -> pd.DataFrame:  # one row per page: doc_id, pixels, bits
+    "Compute both fingerprints of every page, decoding each page once."
     pages = dataset.select(page_positions(dataset)).select_columns(["doc_id", "image"])
     return pd.DataFrame([
         {"doc_id": row["doc_id"], "pixels": pixel_digest(row["image"]), "bits": perceptual_bits(row["image"])}
         for row in tqdm(_decoded(pages), total=len(pages), desc=f"fingerprints of {label}", leave=False)])
 
 def _decoded(pages):
-    "Each page; one that cannot be decoded is named."
+    "Yield each page; ValueError names one that cannot be decoded."
     docs = pages["doc_id"][:]
     for number, doc in enumerate(docs):
         try: yield pages[number]
-        except Exception as error:  # Pillow raises many kinds
+        except Exception as error:  # Pillow raises many exception types
             raise ValueError(f"Page {doc}: unreadable image ({type(error).__name__}: {error}); fetch its source again or remove its rows") from error
 
 # %% ../../nbs/inputs/04_leakage.ipynb #cell-012
 def bit_distances(
     first: np.ndarray,  # bool, shape (a, bits)
     second: np.ndarray,  # bool, shape (b, bits)
-) -> np.ndarray:  # shape (a, b): bits that differ
-    "Hamming distances by one matrix product."
+) -> np.ndarray:  # shape (a, b): number of bits that differ
+    "Hamming distances between all pairs, by one matrix product."
     signs = [np.where(bits, 1, -1).astype(np.float32) for bits in (first, second)]
     return ((first.shape[1] - signs[0] @ signs[1].T) / 2).astype(np.int32)
 
 def matching_pages(
-    train: pd.DataFrame,  # fingerprints
-    test: pd.DataFrame,  # fingerprints
+    train: pd.DataFrame,  # from `fingerprints`
+    test: pd.DataFrame,  # from `fingerprints`
     near_bits: int = NEAR_BITS,  # largest distance called near
 ) -> pd.DataFrame:  # test_doc, train_doc, kind ("exact" or "near"), bits
-    "Pairs of a test page and a train page that show the same picture."
+    "Pairs of a test page and a training page that show the same image."
     train_bits, found = np.stack(train.bits), []
     for start in range(0, len(test), 500):
         block = test.iloc[start:start + 500]
@@ -84,21 +84,22 @@ def matching_pages(
 
 # %% ../../nbs/inputs/04_leakage.ipynb #cell-015
 def _question_keys(dataset) -> pd.DataFrame:
-    "doc_id and a normalised key of question and answers, one row a question."
+    "One row per question: doc_id, question_id and a normalized key of question and answers."
     def key(question, answers): return squeezed(question), tuple(sorted(set(map(squeezed, answers))))
     return pd.DataFrame({"doc_id": dataset["doc_id"][:], "question_id": dataset["question_id"][:],
                          "key": list(map(key, dataset["question"][:], dataset["answers"][:]))})
 
 def find_leaks(
-    train,  # rows
-    test,  # rows
+    train,  # rows of the training split
+    test,  # rows of the test split
     near_bits: int = NEAR_BITS,  # largest distance called near
-    pages: tuple | None = None,  # `fingerprints` of train and test, if at hand
-) -> dict:  # counts of test pages and questions, and the pairs found
-    """Test pages and questions that the training set holds already.
+    pages: tuple | None = None,  # `fingerprints` of train and test, if already computed
+) -> dict:  # counts of test pages and questions, and the matching pairs
+    """Find test pages and questions that are also in the training set.
 
-    `exact`, `near`: test pages; `question`: test questions asked with the same answers on such a page;
-    `question_elsewhere`: test questions whose words and answers occur on another training page.
+    `exact`, `near`: number of test pages with an identical training page, or else with a near duplicate;
+    `question`: test questions that occur with the same answers on such a training page;
+    `question_elsewhere`: test questions that occur with the same answers only on other training pages.
     """
     pages = pages or (fingerprints(train, "train pages"), fingerprints(test, "test pages"))
     pairs = matching_pages(*pages, near_bits)

@@ -18,7 +18,7 @@ from .images import decode_page
 
 # %% ../../nbs/inputs/02_sources.ipynb #cell-004
 class Page(Image):
-    "A page as every door of the library sees it: `images.decode_page`."
+    "An image feature that decodes with `images.decode_page`, as the rest of the library does."
     def decode_example(self, value, token_per_repo_id=None):
         if not isinstance(value, dict): return super().decode_example(value, token_per_repo_id)
         return decode_page(value["bytes"] or value["path"])[0]
@@ -29,9 +29,9 @@ ROW_FEATURES = Features({
     "benchmark": Value("string"), "split": Value("string"), "source": Value("string")})
 
 def rows_dataset(
-    records: list,  # dicts with the columns of a row; image: a path, or encoded bytes as {"bytes", "path"}
+    records: list,  # dicts with the columns of ROW_FEATURES; image: a path, or encoded bytes as {"bytes", "path"}
 ) -> Dataset:  # with exactly the columns of ROW_FEATURES
-    "Rows from plain records. Images stay where they are: one file a page, however many questions it has."
+    "Build a dataset of rows from plain records. Images given as paths are not copied, so questions can share a file."
     return Dataset.from_dict({name: [record[name] for record in records] for name in ROW_FEATURES},
                              features=ROW_FEATURES)
 
@@ -43,13 +43,13 @@ TYPE_GROUPS = {
     "figure/diagram": "figures", "Image/Photo": "photographs", "Yes/No": "yes/no",
     "human": "charts, human questions", "augmented": "charts, generated questions"}
 INVOICE_PROXY = "invoices (keyword proxy)"
-NO_INVOICE = "no invoice"  # label of a document that the library's table gives another type
+NO_INVOICE = "no invoice"  # label of a document that UCSF's table lists with another type
 _FALLBACK = {"docvqa": "other documents", "infovqa": "infographics", "chartqa": "charts"}
 
 def document_types(
     row: dict,  # needs `doc_types`, `benchmark`, `source`, `question`
 ) -> list:  # group names, at least one
-    "The report's groups a question belongs to."
+    "The report groups that a question belongs to, sorted."
     labels = list(row["doc_types"])
     if row["source"] == "generated":
         labels = labels[:1] + [label for label in labels[1:] if label in ("human", "augmented")]
@@ -62,32 +62,32 @@ def document_types(
 @dataclass(frozen=True)
 class Source:
     "One benchmark split of `data/sources.csv`."
-    name: str  # as shown
+    name: str  # display name
     benchmark: str  # "docvqa", "infovqa" or "chartqa"
-    split: str  # ours: "train", "test", or "submission" (answers hidden)
+    split: str  # docvlm's name: "train", "test", or "submission" (answers hidden)
     layout: str  # key of `LAYOUTS`
-    hub_id: str  # repository on the hub, or a folder with a copy of it (relative to ours, or absolute)
-    config: str  # of the repository, "" if it has one only
-    hub_split: str  # theirs
-    files: str  # parquet files of the split, as a pattern within the repository
-    revision: str  # commit
+    hub_id: str  # repository on the hub, or a folder with a copy of it (relative to docvlm's root, or absolute)
+    config: str  # configuration of the hub data set, "" if it has only one
+    hub_split: str  # split name on the hub
+    files: str  # glob pattern of the split's parquet files within the repository
+    revision: str  # commit of the repository
     licence: str
-    samples: int  # questions, from the card
-    decoded_bytes: int  # of the rows on disk once unpacked, from the card
-    type: str  # what the pages are
+    samples: int  # number of questions, from the data set card
+    decoded_bytes: int  # size of the unpacked rows on disk, from the data set card
+    type: str  # kind of pages
     checked_date: str  # when this row was written
-    revision_note: str  # what is known of the commit
+    revision_note: str  # how the commit was established
 
 def read_sources(
     path,  # CSV with the fields of `Source`
 ) -> list:  # of Source
-    "The benchmarks that a hub preset trains on and is scored on."
+    "Read the benchmark splits of a hub preset."
     with open(path, newline="", encoding="utf-8") as file:
         return [Source(**(line | {name: int(line[name]) for name in ("samples", "decoded_bytes")}))
                 for line in csv.DictReader(file)]
 
 # %% ../../nbs/inputs/02_sources.ipynb #cell-012
-# our column -> theirs; several are joined by "_" (doc_id) or put in one list (doc_types)
+# docvlm's column: columns on the hub. Several are joined by "_" (doc_id) or merged into one list (doc_types).
 LAYOUTS = {
     "docvqa": {"question_id": ["questionId"], "doc_id": ["ucsf_document_id", "ucsf_document_page_no"],
                "question": ["question"], "answers": ["answers"], "doc_types": ["question_types"]},
@@ -102,10 +102,10 @@ _LABELS = {"human_test": "human", "augmented_test": "augmented", "0": "human", "
 
 # %% ../../nbs/inputs/02_sources.ipynb #45644b78
 def check_columns(
-    columns: list,  # names of the columns that were found
-    source: Source,  # names the layout they should have
+    columns: list,  # names of the existing columns
+    source: Source,  # whose layout lists the required columns
 ) -> None:
-    "StudyError names what is missing."
+    "Check that all columns of the source's layout exist; StudyError names the missing ones."
     missing = sorted({"image"}.union(*LAYOUTS[source.layout].values()) - set(columns))
     if missing:
         raise StudyError(f"{source.name} ({source.hub_id}) lacks the columns {missing}; it has {sorted(columns)}. "
@@ -117,13 +117,13 @@ def _texts(*values) -> list:
     return [str(item) for item in flat if item is not None and str(item).strip()]
 
 def _image_ids(dataset) -> list:
-    "Page ids from the encoded images, for benchmarks that have none."
+    "Page ids from digests of the encoded images, for benchmarks without page ids."
     encoded = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
     return [hashlib.sha256(row["image"]["bytes"]).hexdigest()[:16] for row in encoded]
 
 # %% ../../nbs/inputs/02_sources.ipynb #cell-013
 def _hub_columns(dataset: Dataset, source: Source) -> dict:
-    "Our columns, but for the image, from theirs."
+    "Convert the hub's columns to docvlm's, except the image."
     check_columns(dataset.column_names, source)
     layout = LAYOUTS[source.layout]
     theirs = {ours: list(zip(*[dataset[name][:] for name in names])) for ours, names in layout.items()}
@@ -139,9 +139,9 @@ def _hub_columns(dataset: Dataset, source: Source) -> dict:
 
 # %% ../../nbs/inputs/02_sources.ipynb #536d7d8d
 def read_ucsf(
-    path,  # CSV with the columns `id` (such as "nkbl0226") and `type` (such as "letter" or "invoice,form"); may be absent
-) -> dict:  # whether it is an invoice, by document id in lower case; empty without a file
-    "Which documents of the Industry Documents Library are invoices."
+    path,  # CSV with the columns `id` (e.g. "nkbl0226") and `type` (e.g. "letter" or "invoice,form"); may be absent
+) -> dict:  # lower-case document id: whether it is an invoice; empty without a file
+    "Read which documents of the Industry Documents Library are invoices."
     if not Path(path).exists(): return {}
     with open(path, newline="", encoding="utf-8-sig") as file: lines = list(csv.DictReader(file))
     if not lines or not {"id", "type"} <= set(lines[0]):
@@ -150,18 +150,20 @@ def read_ucsf(
     return {line["id"].strip().lower(): bool(re.search(r"\binvoice", line["type"] or "", re.I)) for line in lines}
 
 def _invoice_labels(dataset, invoices) -> list:
-    "One more label a row where the table knows the document."
+    "For each row, a list with one additional label if the table lists the document, else empty."
     if not invoices or "ucsf_document_id" not in dataset.column_names: return [[]]*len(dataset)
     known = [invoices.get(str(name).lower()) for name in dataset["ucsf_document_id"][:]]
     return [[] if kind is None else ["invoice" if kind else NO_INVOICE] for kind in known]
 
 # %% ../../nbs/inputs/02_sources.ipynb #b20bc714
 def convert_hub(
-    dataset: Dataset,  # as the hub gives it
-    source: Source,
+    dataset: Dataset,  # with the hub's columns
+    source: Source,  # its benchmark, split and layout
     invoices: dict | None = None,  # from `read_ucsf`
 ) -> tuple:  # Dataset of rows, list of skipped rows {"row", "reason"}
-    "Rows of our schema; the images are not copied. Rows without an answer are skipped, unless the split hides them all."
+    """Convert a hub data set to rows of `ROW_FEATURES`, without copying images.
+
+    Rows without an answer are skipped, except in "submission" splits, whose answers are all hidden."""
     columns = _hub_columns(dataset, source)
     columns["doc_types"] = [a + b for a, b in zip(columns["doc_types"], _invoice_labels(dataset, invoices))]
     rows = dataset.select_columns(["image"]).cast_column("image", ROW_FEATURES["image"])
