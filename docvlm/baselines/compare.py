@@ -29,9 +29,9 @@ from ..steps import code_digests, content_digest, environment, git_state, run_st
 # %% ../../nbs/baselines/04_compare.ipynb #45496829
 def scored(
     rows,  # a datasets.Dataset in the row schema
-    answers: pd.DataFrame,  # a row a question, in the rows' order: prediction, failure (None where there is none), …
-) -> pd.DataFrame:  # the columns of the study's own predictions, and those of `answers`
-    "Answers with their questions and scores; a failure has none (NaN)."
+    answers: pd.DataFrame,  # one row per question, in the order of `rows`: prediction, failure (or None), …
+) -> pd.DataFrame:  # columns of the study's own predictions, plus those of `answers`
+    "Join answers with their questions and score them; the score of a failure is NaN. ValueError if the lengths differ."
     if len(rows) != len(answers): raise ValueError(f"{len(answers)} answers to {len(rows)} questions")
     columns = ["question_id", "doc_id", "benchmark", "doc_types", "source", "question", "answers"]
     frame = pd.concat([rows.remove_columns("image").to_pandas()[columns], answers.reset_index(drop=True)], axis=1)
@@ -42,15 +42,16 @@ def scored(
 # %% ../../nbs/baselines/04_compare.ipynb #91ec9090
 def system_cells(
     frame: pd.DataFrame,  # a system's predictions
-    ours: list[pd.DataFrame],  # predictions of one adapter a seed, the same questions; [] if there are none
-    seeds: list[int],  # of the adapters
-    resamples: int,  # of bootstrap and permutation test
-) -> dict[str, dict]:  # by benchmark: metric, questions, images, answered, failed, empty, value, ci95, delta
-    """Scores of a system by benchmark, and by how much the fine-tuned model is better.
+    ours: list[pd.DataFrame],  # predictions of our adapters on the same questions, one table per seed; or []
+    seeds: list[int],  # seeds of the adapters
+    resamples: int,  # number of resamples of bootstrap and permutation test
+) -> dict[str, dict]:  # benchmark -> metric, questions, images, answered, failed, empty, value, ci95, delta
+    """Score a system on each benchmark, and compute the paired difference from the fine-tuned model (`delta`).
 
-    A failure is never a score: `value`, `ci95` and the paired `delta` are those of the `answered` questions, of all
-    `questions` asked about `images` pages. `value` is None if none was answered, `ci95` and `delta` are if the answers
-    are on fewer than two pages, and `delta` is without `ours`. `empty` answers have no text; they score like any other.
+    `questions` is the number of questions asked, about `images` pages. `value`, `ci95` and `delta` cover the `answered`
+    questions only; failures are not scored. `value` is None if no question was answered. `ci95` and `delta` are None if
+    the answers cover fewer than two pages, and `delta` is also None without `ours`. `empty` counts answers without
+    text; they are scored like any other. ValueError if `ours` holds other questions.
     """
     if any(list(own.question_id) != list(frame.question_id) for own in ours):
         raise ValueError("The system answered other questions than the adapters")
@@ -66,25 +67,25 @@ def system_cells(
     return found
 
 # %% ../../nbs/baselines/04_compare.ipynb #8fb0e70d
-MOST_LISTED = 20  # failures by question in `systems.json`; all are counted
+MOST_LISTED = 20  # failures listed individually in `systems.json`; all are counted
 
 def _unanswered(frame):
-    "The first failures: question, page, kind and reason."
+    "List the first failures with question, page, kind and reason."
     failed = frame[frame.failure.notna()].head(MOST_LISTED)
     return [{"question_id": row.question_id, "page": row.doc_id, "failure": row.failure, "reason": row.reason or ""}
             for row in failed.itertuples()]
 
 def add_system(
-    study: Study,  # whose test questions were answered
-    name: str,  # of the system, as the report shows it
-    notebook: str,  # that holds its code, e.g. "baselines/02_ocr_rules"
-    settings: dict,  # how it was asked
-    answer,  # rows -> answers, see `scored`
-    cost,  # answers without failures -> {"cost_per_1000_questions_usd", "price_source"}
-) -> dict:  # what was filed under the name
-    """Answer the study's test questions with another system, score the answers and file them beside its results.
+    study: Study,  # the study whose test questions are asked
+    name: str,  # name of the system in the report
+    notebook: str,  # notebook with its code, e.g. "baselines/02_ocr_rules"
+    settings: dict,  # settings of the system to record
+    answer,  # function from rows to answers, see `scored`
+    cost,  # function from answers without failures to {"cost_per_1000_questions_usd", "price_source"}
+) -> dict:  # the record written for the system
+    """Answer the study's test questions with another system, score the answers and add the result to `systems.json`.
 
-    Cost and seconds are those of the questions that were answered. StudyError if none was."""
+    Cost and seconds cover the answered questions only. StudyError if no question was answered."""
     if study.step("data").state() != "fresh": run_study(study, "data")
     data, started, clock = study.result("data"), datetime.now(timezone.utc), time.perf_counter()
     rows = load_splits(study)["test"]
@@ -113,16 +114,16 @@ def add_system(
     return record
 
 def _own_predictions(study):
-    "Digest of the study's evaluation and the adapters' predictions, one table a seed; None and [] before it is evaluated."
+    "Digest of the study's evaluation and its adapters' predictions, one table per seed; None and [] if it is not up to date."
     if study.step("evaluation").state() != "fresh": return None, []
     files = [study.run_dir/"predictions"/f"lora-r{study.preset.lora_rank}-seed{seed}.parquet" for seed in study.preset.seeds]
     return content_digest(study.result("evaluation")), list(map(pd.read_parquet, files))
 
 # %% ../../nbs/baselines/04_compare.ipynb #759a8233
 def measure_ocr(
-    study: Study,
+    study: Study,  # the study whose test questions are asked
 ) -> dict:  # see `add_system`
-    "The OCR engine with look-up rules."
+    "Measure the OCR engine with look-up rules."
     engine = f"rapidocr-onnxruntime {engine_version()}"
     def cost(answers):
         price = cost_per_1000_images(CPU_PRICE, 1/answers.seconds.mean())
@@ -131,11 +132,11 @@ def measure_ocr(
                       lambda rows: lookup_answers(study, rows), cost)
 
 def measure_endpoint(
-    study: Study,
-    endpoint: Endpoint,
-    prompts: str = "",  # a preset whose prompt suffixes and answer lengths to use; "" for the study's own
+    study: Study,  # the study whose test questions are asked
+    endpoint: Endpoint,  # the model to ask
+    prompts: str = "",  # name of a preset with prompt suffixes and answer lengths; "" for the study's own
 ) -> dict:  # see `add_system`
-    "A model behind an OpenAI-compatible server."
+    "Measure a model behind an OpenAI-compatible server."
     preset = get_preset(prompts) if prompts else study.preset
     settings = {"url": endpoint.url, "model": endpoint.model, "concurrency": endpoint.concurrency, "temperature": 0,
                 "prompt_suffix": preset.prompt_suffix, "max_tokens": preset.max_new_tokens}
@@ -149,9 +150,9 @@ def measure_endpoint(
 
 def _total(counts): return int(counts.sum()) if counts.notna().any() else None
 def cautions(
-    found: dict,  # what `add_system` filed
+    found: dict,  # record from `add_system`
 ) -> list[str]:
-    "What to know before reading the scores: how many questions have no answer, and which benchmarks none at all."
+    "Warnings about the scores: how many questions have no answer, and which benchmarks have no answers at all."
     cells, failed = found["benchmarks"].items(), sum(found["failures"].values())
     asked, kinds = sum(cell["questions"] for _, cell in cells), counted(found["failures"])
     told = [f"{failed} of {asked} questions have no answer ({kinds}); scores are those of the others, and the same "

@@ -32,14 +32,14 @@ from ..presets import Preset
 # %% ../../nbs/baselines/03_endpoint.ipynb #a3a270c2
 @dataclass(frozen=True)
 class Endpoint:
-    "A model behind an OpenAI-compatible server, and how hard to press it."
-    url: str  # of the API, e.g. "http://localhost:8000/v1"
-    model: str  # as the server calls it
-    key_variable: str = "OPENAI_API_KEY"  # environment variable with the key; local servers need none
-    concurrency: int = 8  # requests at a time
-    requests_per_minute: float = 0  # 0: no limit
-    timeout_s: float = 60  # of one try
-    retries: int = 4  # after the first try
+    "A model behind an OpenAI-compatible server, and the limits on requests to it."
+    url: str  # base URL of the API, e.g. "http://localhost:8000/v1"
+    model: str  # the server's name of the model
+    key_variable: str = "OPENAI_API_KEY"  # environment variable with the API key; most local servers need none
+    concurrency: int = 8  # simultaneous requests
+    requests_per_minute: float = 0  # rate limit; 0: no limit
+    timeout_s: float = 60  # time-out of one attempt in seconds
+    retries: int = 4  # attempts after the first
 
     def __post_init__(self):
         try: parts, port = urlsplit(self.url), urlsplit(self.url).port
@@ -56,25 +56,25 @@ class Endpoint:
         number("timeout_s", self.timeout_s, 0.001, 86400.0)
 
     def key(self):
-        "The key of the environment, or what is sent in its place; ValueError if no header can carry it."
+        "The API key from the environment, or `NO_KEY`; ValueError if it contains characters not allowed in a header."
         key = os.environ.get(self.key_variable, "").strip() or NO_KEY
         if key.isascii() and key.isprintable(): return key
         raise ValueError(f"The key in {self.key_variable} holds a line break or letters beyond ASCII; set it anew")
 
     def client(self):
-        "A client with the key of the environment."
+        "An OpenAI client with the key from the environment; StudyError if it cannot be created."
         key = self.key()
         try: return openai.OpenAI(base_url=self.url, api_key=key, timeout=self.timeout_s, max_retries=self.retries)
-        except Exception as error:  # a proxy that the environment names wrongly, an address that cannot be one
+        except Exception as error:  # an invalid proxy in the environment, or an invalid address
             proxy = proxy_of(self.url)
             mend = f"mend the proxy of {proxy} or set NO_PROXY" if proxy else "mend the address"
             raise StudyError(f"Cannot ask {self.url}: {reason_of(error, key)}; {mend}") from None
 
 # %% ../../nbs/baselines/03_endpoint.ipynb #1748ff8e
 def page_url(
-    image: dict,  # an undecoded `datasets.Image` value: bytes or path
+    image: dict,  # undecoded `datasets.Image` value with "bytes" or "path"
 ) -> str:
-    "The page as a data URL: its file, if any server sees the same page in it as we do, else its pixels."
+    "Encode a page as a data URL: the original file if every server decodes it to the same page as we do, otherwise a PNG."
     content = image["bytes"] or Path(image["path"]).read_bytes()
     page, suffix = decode_page(content)
     if not suffix:
@@ -83,13 +83,13 @@ def page_url(
     return f"data:image/{suffix[1:] or 'png'};base64,{base64.b64encode(content).decode()}"
 
 def ask(
-    client: openai.OpenAI,
-    model: str,  # as the server calls it
+    client: openai.OpenAI,  # client of the server
+    model: str,  # the server's name of the model
     page: str,  # from `page_url`
-    prompt: str,  # question and suffix
-    max_tokens: int,  # longest answer
-) -> dict:  # seconds; prediction, prompt_tokens, answer_tokens (None if the server does not say), or failure and reason
-    "One answer, or the kind of failure and the reason; nothing that a server does is an error of this function."
+    prompt: str,  # question with prompt suffix
+    max_tokens: int,  # maximum answer length in tokens
+) -> dict:  # seconds; prediction, prompt_tokens, answer_tokens (None if not reported), or failure and reason
+    "Ask one question; return the answer, or kind and reason of the failure. No reply of a server raises an exception."
     content, started = [{"type": "image_url", "image_url": {"url": page}}, {"type": "text", "text": prompt}], time.perf_counter()
     messages = [{"role": "user", "content": content}]
     request = {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
@@ -98,14 +98,14 @@ def ask(
     except Exception as error: found = failure_of(error, client.api_key)
     return found | {"seconds": time.perf_counter() - started}
 
-class _NoAnswer(ValueError): "A reply that holds no answer."
+class _NoAnswer(ValueError): "Raised for a reply without an answer."
 
 def _tokens(count):
-    "A count of tokens that can be one, else None."
+    "The count if it is a plausible number of tokens, otherwise None."
     return count if type(count) is int and 0 <= count < 2**31 else None
 
 def _read_reply(reply):
-    "The answer and its cost in tokens, or `_NoAnswer`."
+    "Extract the answer and its token counts from a reply; raise `_NoAnswer` if it has no answer."
     try: choice, usage = reply.choices[0], reply.usage
     except (AttributeError, IndexError, KeyError, TypeError):
         said = server_words(reply.to_dict() if hasattr(reply, "to_dict") else reply)
@@ -118,10 +118,10 @@ def _read_reply(reply):
 
 # %% ../../nbs/baselines/03_endpoint.ipynb #8b7ecdac
 class AnswerFile:
-    "Answers on disk by key; failures are not kept, so that they are asked again."
+    "Answers on disk, by key. Failures are not stored, so the next run asks those questions again."
 
     def __init__(self,
-                 path: Path,  # of the file, made if it is not there
+                 path: Path,  # the file, created if it does not exist
                 ):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.answers = path, {}
@@ -133,7 +133,7 @@ class AnswerFile:
             self.answers[answer.get("key")] = answer | counts
 
     def add(self, key: str, answer: dict) -> None:
-        "Keep an answer; on disk when this returns."
+        "Store an answer and write it to disk before returning; StudyError if the file cannot be written."
         self.answers[key] = answer
         try:
             with self.path.open("a", encoding="utf-8") as file: file.write(f"\n{json.dumps(answer | {'key': key})}")
@@ -141,18 +141,18 @@ class AnswerFile:
             raise StudyError(f"Cannot write {self.path.name}: {error.strerror}; free space and run the same command") from error
 
 # %% ../../nbs/baselines/03_endpoint.ipynb #f00a45d1
-MOST_FAILURES = 20  # in a row; then the server is taken to be down, and the run stops
-UNFIT = ("HTTP 400", "HTTP 413", "HTTP 422", "failed request")  # of one request, where others are answered
+MOST_FAILURES = 20  # failures in a row after which the server is assumed to be down and the run stops
+UNFIT = ("HTTP 400", "HTTP 413", "HTTP 422", "failed request")  # concern a single request if others are answered
 
 class _Pace:
-    "Starts requests of all threads evenly, so many a minute."
+    "Rate limiter: spaces the requests of all threads evenly, at most `per_minute` per minute (0: no limit)."
     def __init__(self, per_minute): self.gap, self.next, self.lock = 60/per_minute if per_minute else 0, 0, threading.Lock()
     def wait(self):
         with self.lock: start = self.next = max(time.monotonic(), self.next + self.gap)
         time.sleep(max(0, start - time.monotonic()))
 
 def _requests(endpoint, preset, rows):
-    "Image, prompt and longest answer of every row, by a key of all that decides the answer."
+    "Yield for every row: key (digest of what determines the answer), images, row index, prompt and maximum answer length."
     table, images = rows.select_columns(["question", "benchmark"])[:], rows.cast_column("image", Image(decode=False))
     page_keys = {row: page["key"] for page in pages_of(rows).values() for row in page["rows"]}
     for i, (question, benchmark) in enumerate(zip(table["question"], table["benchmark"])):
@@ -161,7 +161,7 @@ def _requests(endpoint, preset, rows):
 
 # %% ../../nbs/baselines/03_endpoint.ipynb #84f87e53
 def _send(endpoint, client, pace, key, images, i, prompt, limit):
-    "Ask one question; a page that cannot be read is a failure like any other."
+    "Ask one question; a page that cannot be read is returned as a failure."
     try: page = page_url(images[i]["image"])
     except StudyError: raise
     except Exception as error: return key, {"failure": "unreadable page", "reason": reason_of(error, client.api_key)}
@@ -169,13 +169,13 @@ def _send(endpoint, client, pace, key, images, i, prompt, limit):
     return key, ask(client, endpoint.model, page, prompt, limit)
 
 def _hopeless(endpoint, kind, answered, in_a_row):
-    "Why going on makes no sense, or None."
+    "Reason to stop the run, or None."
     if kind == "HTTP 401" or (kind in ("HTTP 403", "HTTP 404") and not answered):
         return f"{urlsplit(endpoint.url).hostname} refuses model {endpoint.model!r}"
     return f"{MOST_FAILURES} requests in a row failed at {endpoint.url}" if in_a_row >= MOST_FAILURES else None
 
 def _ask_all(endpoint, requests, kept, answered):
-    "Ask and keep; failures by key, and why the run has stopped (or None)."
+    "Send the requests and store the answers; return failures by key, and why the run stopped early (or None)."
     client, pace, failures, in_a_row, stopped = endpoint.client(), _Pace(endpoint.requests_per_minute), {}, 0, None
     with ThreadPoolExecutor(endpoint.concurrency) as pool:
         asked = [pool.submit(_send, endpoint, client, pace, *request) for request in requests]
@@ -189,25 +189,25 @@ def _ask_all(endpoint, requests, kept, answered):
                 failures[key], kind = answer, answer["failure"]
                 if not (answered and kind in UNFIT) and kind != "unreadable page": in_a_row += 1
                 if stopped := _hopeless(endpoint, kind, answered, in_a_row): break
-        finally:  # what is under way has its price: wait for it and keep it
+        finally:  # running requests may have to be paid for: wait for their answers and store them
             pool.shutdown(cancel_futures=True)
             for key, answer in [late.result() for late in asked if not late.cancelled() and not late.exception()]:
                 if "prediction" in answer and key not in kept.answers: kept.add(key, answer)
     return failures, stopped
 
 def endpoint_answers(
-    study: Study,  # where answers are kept
-    endpoint: Endpoint,
+    study: Study,  # its run folder stores the answers
+    endpoint: Endpoint,  # the model to ask
     rows,  # a datasets.Dataset in the row schema
-    prompts: Preset | None = None,  # whose prompt suffixes and answer lengths to use; None: the study's own
-) -> pd.DataFrame:  # a row a question: prediction ("" if it failed), both counts of tokens, seconds, failure, reason
-    "Every answer, asked now or kept from an earlier run. StudyError if there is none: such a server is not measured."
+    prompts: Preset | None = None,  # preset with prompt suffixes and answer lengths; None: the study's own
+) -> pd.DataFrame:  # per question: prediction ("" if it failed), both token counts, seconds, failure, reason
+    "Answer all questions, reusing stored answers; StudyError if the run stops early or no answer has any text."
     requests = list(_requests(endpoint, prompts or study.preset, rows))
     name = re.sub(r"[^\w.-]+", "-", endpoint.model.split("/")[-1])[:80]
     mark = digest_of(endpoint.url, endpoint.model)[:6]
     kept = AnswerFile(study.run_dir/"endpoints"/f"{name}-{mark}.jsonl")
     known = {key for key, *_ in requests if key in kept.answers}
-    if not any(kept.answers[key]["prediction"] for key in known): known = set()  # empty texts alone are no answers
+    if not any(kept.answers[key]["prediction"] for key in known): known = set()  # if all stored answers are empty, ask again
     todo = {request[0]: request for request in requests if request[0] not in known}
     failures, stopped = _ask_all(endpoint, todo.values(), kept, bool(known))
     found = [failures.get(key) or kept.answers.get(key) for key, *_ in requests]
@@ -226,10 +226,10 @@ def _answer_table(answers):
 
 # %% ../../nbs/baselines/03_endpoint.ipynb #4f54fa2e
 def token_cost(
-    model: str,  # as the server calls it; a date after the name does not matter
+    model: str,  # the server's name of the model; a date at its end is ignored
     answers: pd.DataFrame,  # from `endpoint_answers`
-) -> dict:  # cost_usd and price_source, both None where price or usage is unknown
-    "US dollars for all answers that came."
+) -> dict:  # cost_usd and price_source, both None if the price or a token count is unknown
+    "Cost of all answers in US dollars; failed requests are not counted."
     prices = pd.read_csv(root()/"data"/"token_prices.csv")
     known = prices[[bool(re.fullmatch(re.escape(name) + r"(-\d{4}-\d\d-\d\d)?", model)) for name in prices.model]]
     counts = answers.loc[answers.failure.isna(), ["prompt_tokens", "answer_tokens"]]

@@ -22,16 +22,16 @@ from ..inputs.images import to_rgb
 # %% ../../nbs/baselines/01_ocr.ipynb #099d7dea
 @dataclass(frozen=True)
 class Line:
-    "A line of text as the engine found it."
-    text: str
-    x0: float  # left, pixels
-    y0: float  # top
-    x1: float  # right
-    y1: float  # bottom
-    confidence: float  # of its characters, 0 to 1
+    "A line of text as found by the OCR engine, with its bounding box."
+    text: str  # the recognized text
+    x0: float  # left edge in pixels
+    y0: float  # top edge in pixels
+    x1: float  # right edge in pixels
+    y1: float  # bottom edge in pixels
+    confidence: float  # recognition confidence, 0 to 1
 
 def engine_version() -> str:
-    "Of the installed engine."
+    "Version of the installed OCR engine; StudyError if it is not installed."
     try: return version("rapidocr-onnxruntime")
     except PackageNotFoundError: raise StudyError("rapidocr-onnxruntime is not installed; run `make install`") from None
 
@@ -45,16 +45,16 @@ def _engine():
                          f"{engine_version()} anew") from error
 
 def read_lines(
-    image,  # a page, PIL image
+    image,  # a page as a PIL image
 ) -> list[Line]:
-    "The lines of an upright page, top to bottom as the engine gives them; none for an empty page."
-    found, _ = _engine()(np.asarray(to_rgb(image))[..., ::-1], use_cls=False)  # BGR, as OpenCV has it
+    "Read the lines of an upright page, in the engine's order from top to bottom; an empty page has none."
+    found, _ = _engine()(np.asarray(to_rgb(image))[..., ::-1], use_cls=False)  # BGR channel order, as in OpenCV
     boxes = [np.array(corners) for corners, _, _ in found or []]
     return [Line(text, *map(float, (*box.min(0), *box.max(0))), float(confidence))
             for box, (_, text, confidence) in zip(boxes, found or [])]
 
 def _kept_lines(path):
-    "What a cached file holds, or None if it is missing or broken."
+    "Lines and seconds from a cached file, or None if it is missing or damaged."
     try:
         kept = read_json(path)
         return [Line(*line) for line in kept["lines"]], float(kept["seconds"])
@@ -62,10 +62,10 @@ def _kept_lines(path):
 
 def page_lines(
     study: Study,  # whose cache folder to use
-    image,  # called without arguments if the page must be read; gives a PIL image
+    image,  # function without arguments that returns a PIL image; called only if the page is not cached
     key: str,  # digest of the page's file
 ) -> tuple[list[Line], float]:  # the lines, and the seconds that reading them took
-    "The lines of a page, read now or earlier; what the image or the engine raises, is raised."
+    "Return the lines of a page from the cache, or read them; exceptions of `image` and the engine are passed on."
     path = study.cache_dir/"ocr"/engine_version()/f"{key}.json"
     if kept := _kept_lines(path): return kept
     page, started = image(), time.perf_counter()
@@ -79,21 +79,21 @@ CUTS = (re.compile(r"(.*?[^\W\d].*?)\s*(?:(?<!\d)[:：]|[:：](?!\d))\s*(\S.*)")
 CUTS_AROUND = (*CUTS, re.compile(r"(.*[^\W\d])\s*(\d[\d.,]*(?:\s?%)?)"), re.compile(r"(\d[\d.,]*(?:\s?%)?)\s*([^\W\d].*)"))
 
 def squeeze(text: str) -> str:
-    "Letters and digits, in lower case."
+    "Keep only letters and digits, in lower case."
     return "".join(filter(str.isalnum, squeezed(text)))
 
 def without_title(
-    lines: list[Line],  # of a chart
+    lines: list[Line],  # lines of a chart
 ) -> list[Line]:
-    "All but the top line, the line of the unit and the source."
+    "Drop the top line of a chart and lines that give its unit or source."
     top = min((line.y0 for line in lines), default=0)
     return [line for line in lines if line.y0 > top and not re.match(r"in\b|source", line.text, re.I)]
 
 def split_labels(
-    lines: list[Line],
-    cuts=CUTS,  # patterns of two parts
+    lines: list[Line],  # lines of a page
+    cuts=CUTS,  # regular expressions with two groups, the parts of a line
 ) -> list[Line]:
-    "Lines that hold a label and its value cut in two, at the share of the width that their characters take."
+    "Split each line with a label and a value in two; the width is divided in proportion to the characters."
     found = []
     for line in lines:
         match = next((match for cut in cuts if (match := cut.fullmatch(line.text))), None)
@@ -104,15 +104,15 @@ def split_labels(
     return found
 
 # %% ../../nbs/baselines/01_ocr.ipynb #e580f377
-BESIDE = (("right",), ("below",))  # of a label on a form
-AROUND = {"chartqa": (("above", "right"), ("below", "left"), ("apart",)),  # of a label, by benchmark
+BESIDE = (("right",), ("below",))  # sides of a label on a form, in order of preference
+AROUND = {"chartqa": (("above", "right"), ("below", "left"), ("apart",)),  # sides of a label, by benchmark
           "infovqa": (("right",), ("above", "below", "left"), ("apart",))}
 
 def side(
-    label: Line,
-    other: Line,
+    label: Line,  # the label
+    other: Line,  # the line whose position is asked for
 ) -> str:  # "right", "left", "below", "above" or "apart"
-    "Where a line stands as seen from a label: on its row, on its column, or neither."
+    "Position of a line relative to a label: in the same row, in the same column, or 'apart' if neither."
     height = min(label.y1 - label.y0, other.y1 - other.y0)
     if min(label.y1, other.y1) - max(label.y0, other.y0) > height/2:
         return "right" if other.x0 + other.x1 > label.x0 + label.x1 else "left"
@@ -120,13 +120,13 @@ def side(
     return "apart"
 
 def nearest(
-    label: Line,
-    lines: list[Line],
-    accept,  # line -> whether it may be the answer
-    order=BESIDE,  # groups of sides, the first with a hit counts
-    furthest: bool = False,  # the last of a row instead: an amount after a count
+    label: Line,  # the label whose value is sought
+    lines: list[Line],  # lines of the page
+    accept,  # function from a line to whether it may be the value
+    order=BESIDE,  # groups of sides; the first group with an acceptable line is used
+    furthest: bool = False,  # take the last line in the row instead, such as an amount after a count
 ) -> Line | None:
-    "The nearest acceptable line on the sides that come first."
+    "The nearest acceptable line on the first group of sides that has one; None if no group has one."
     def distance(line):
         gap_x, gap_y = max(line.x0 - label.x1, label.x0 - line.x1, 0), max(line.y0 - label.y1, label.y0 - line.y1, 0)
         return math.hypot(gap_x, gap_y)
@@ -135,11 +135,11 @@ def nearest(
             return max(found, key=distance) if furthest and sides == ("right",) else min(found, key=distance)
 
 def crossing(
-    a: Line,
-    b: Line,  # one names a row, the other a column
-    lines: list[Line],
+    a: Line,  # label of a row or a column
+    b: Line,  # label of the other kind
+    lines: list[Line],  # lines of the page
 ) -> Line | None:
-    "The line on the row of one and nearest to the column of the other, or None if they do not stand so."
+    "The table cell in the row of one label and the column of the other; None if the labels do not cross."
     row, column = (a, b) if a.y0 > b.y0 else (b, a)
     found = [line for line in lines if side(row, line) == "right"]
     middle = lambda line: (line.x0 + line.x1)/2

@@ -28,15 +28,15 @@ up was were what when where which who whose with written next value figure chart
 
 @dataclass(frozen=True)
 class Mention:
-    "Words of the question that stand on the page."
-    start: int  # first word
-    end: int  # after the last
-    lines: tuple[Line, ...]  # where they stand, top to bottom
-    strength: float  # letters that agree, less those that do not
-    whole: bool  # a line is these words, not only holds them
+    "A sequence of words in the question that also appears on the page."
+    start: int  # index of the first word
+    end: int  # index after the last word
+    lines: tuple[Line, ...]  # lines that match the words, top to bottom
+    strength: float  # matching characters minus differing ones
+    whole: bool  # whether a line consists of these words rather than only containing them
 
 def _likeness(runs, labels):
-    "Agreement in percent of every run of words with every line, shape (runs, lines); a held run counts 70 %."
+    "Similarity in percent of every word sequence and line, shape (runs, lines); 70 % weight if a line only contains the run."
     same = process.cdist(runs, labels, scorer=fuzz.ratio, score_cutoff=80)
     held = process.cdist(runs, labels, scorer=fuzz.partial_ratio, score_cutoff=90)
     longer = np.array([[len(run) >= 4 and len(label) > len(run) for label in labels] for run in runs])
@@ -44,10 +44,10 @@ def _likeness(runs, labels):
     return np.maximum(same, np.where(longer, 0.7*held, 0))*exact
 
 def mentions(
-    question: str,
-    lines: list[Line],  # with labels split off
+    question: str,  # the question's text
+    lines: list[Line],  # from `split_labels`
 ) -> list[Mention]:
-    "The names that question and page share, the longest agreement first."
+    "Find the words that question and page have in common, strongest match first."
     words = [word.lower().strip("?.,:;!\"'") for word in question.split()]
     spans = [(i, j) for i in range(len(words)) for j in range(i + 1, min(i + 6, len(words)) + 1) if not set(words[i:j]) <= _STOP]
     runs, labels = [squeeze("".join(words[i:j])) for i, j in spans], [squeeze(line.text) for line in lines]
@@ -75,7 +75,7 @@ _ASKS_NUMBER = re.compile(r"\b(how (much|many)|amount|total|price|cost|sum|value
 def number(
     text: str,  # e.g. "£1,234.50" or "27,48 €"
 ) -> float | None:
-    "The number that a text holds; a comma before one or two last digits is a decimal comma."
+    "The first number in a text, or None; a comma before the last one or two digits is a decimal comma."
     if not (match := _NUMBER.search(text)): return None
     digits = re.sub(r"[^\d.,+-]", "", match[0]).rstrip(".,")
     digits = digits.replace(".", "").replace(",", ".") if re.search(r",\d{1,2}$", digits) else digits.replace(",", "")
@@ -83,14 +83,14 @@ def number(
     except ValueError: return None
 
 def is_number(text: str) -> bool:
-    "Whether a text is a number and nothing else."
+    "Whether a text consists of a number only."
     return bool(_NUMBER.fullmatch(text.strip())) and number(text) is not None
 
 def extract(
-    question: str,
-    text: str,  # of a line
-) -> str | None:  # None if the line is of another sort
-    "The part of a line that answers a question for a date or a number; the whole line for other questions."
+    question: str,  # the question's text
+    text: str,  # text of a line
+) -> str | None:  # None if the question asks for a date or a number and the line has none
+    "Extract the date or number from a line if the question asks for one; for other questions return the whole line."
     if _ASKS_DATE.search(question): return next((match[0] for date in _DATES if (match := date.search(text))), None)
     if not _ASKS_NUMBER.search(question): return text
     if number(text) is None: return None
@@ -107,7 +107,7 @@ _CALCULATE = {"difference": lambda a, b: abs(a - b), "sum": lambda a, b: a + b,
 _ALIASES = {"differ": "difference", "together": "sum"}
 
 def _beside(question, label, lines, benchmark):
-    "The line with the value of a label, or None."
+    "The line with the value of a label, or None, by the rules of the benchmark."
     if benchmark == "docvqa":
         accept = lambda line: extract(question, line.text) is not None
         if _MONEY.search(question): return nearest(label, lines, accept, BESIDE, furthest=True)
@@ -117,7 +117,7 @@ def _beside(question, label, lines, benchmark):
     return nearest(label, lines, lambda line: is_number(line.text) != (of_number and benchmark == "infovqa"), order)
 
 def _values(question, labels, lines, benchmark):
-    "(label, number) of every label in the question's order; in the column of the label that heads one, if any does."
+    "(label, number) of every label, in the given order; if a label is a column header, numbers are taken from its column."
     heads = [h for h in labels if sum(bool(crossing(h, other, lines)) for other in labels if other.y0 > h.y1) > 1]
     rows = [label for label in labels if label not in heads[:1]]
     cells = [crossing(row, heads[0], lines) if heads else _beside(question, row, lines, benchmark) for row in rows]
@@ -125,7 +125,7 @@ def _values(question, labels, lines, benchmark):
 
 # %% ../../nbs/baselines/02_ocr_rules.ipynb #2c967146
 def _compared(question, named, lines, benchmark):
-    "Which of two is more, whether one is, or what two make together."
+    "Compare two values (which is larger, or whether the first is), or calculate their difference, sum or ratio."
     words = re.findall(r"\w+", question.lower())
     operation = next((name for word in words if (name := _ALIASES.get(word, word)) in _CALCULATE), None)
     if not (operation or _MORE.search(question)): return None
@@ -139,7 +139,7 @@ def _compared(question, named, lines, benchmark):
     return (first if more else second).text
 
 def _extreme(question, named, lines, benchmark):
-    "The rows or categories with the largest or smallest number, or that number."
+    "The row or category with the largest or smallest number (or the first two), or that number."
     if not _EXTREME.search(question): return None
     if benchmark == "docvqa":
         columns = [[line for line in lines if side(m.lines[0], line) == "below" and is_number(line.text)] for m in named]
@@ -157,13 +157,13 @@ def _extreme(question, named, lines, benchmark):
 
 # %% ../../nbs/baselines/02_ocr_rules.ipynb #c034f3a7
 def _confirmed(question, named, lines, benchmark):
-    "Whether a value beside a name is the one that the question claims."
+    "Yes or No: whether a value beside a mentioned label is the one that the question states."
     if not _CONFIRM.match(question) or not named: return None
     values = [nearest(line, lines, lambda line: True) for mention in named for line in mention.lines]
     return "Yes" if any(value and squeeze(value.text) in squeeze(question) for value in values) else "No"
 
 def _total(question, named, lines, benchmark):
-    "The largest amount beside a line that speaks of a total, where no line is called as the question calls it."
+    "The largest amount beside a line containing `total`, unless another whole line matches the question's words."
     if benchmark != "docvqa" or "total" not in question.lower(): return None
     if any(m.whole and not re.match("total|amount", squeeze(m.lines[0].text)) for m in named): return None
     holds_number = lambda line: number(line.text) is not None
@@ -172,7 +172,7 @@ def _total(question, named, lines, benchmark):
     return max(found, key=number, default=None)
 
 def _looked_up(question, named, lines, benchmark):
-    "The crossing of two names, else the value beside the strongest one that has any."
+    "The table cell where two mentioned labels cross, or else the value beside the strongest match that has one."
     labels = [mention.lines[0] for mention in named]
     for a, b in combinations(labels, 2):
         if (cell := crossing(a, b, lines)) and (text := extract(question, cell.text)): return text
@@ -187,7 +187,7 @@ _NO_STREET = re.compile(r"tel|fax|phone|gst|invoice|receipt|date|cash|bill\b|\br
                         r"no[.:]?\s?\d{6}", re.I)
 
 def _by_form(question, named, lines, benchmark):
-    "A company at the top, the address below it, the first date, the largest amount."
+    "Answer by form: the company at the top, the address below it, the first date or the largest amount."
     ordered = sorted((line for line in lines if squeeze(line.text)), key=lambda line: (line.y0 + line.y1)/2)
     texts = [line.text for line in ordered]
     firm = next((n for n, text in enumerate(texts[:6]) if _FIRM.search(text)),
@@ -205,11 +205,13 @@ def _by_form(question, named, lines, benchmark):
 RULES = (_compared, _extreme, _confirmed, _total, _looked_up, _by_form)
 
 def answer_by_rules(
-    question: str,
-    lines: list[Line],  # of the page, as read
-    benchmark: str = "docvqa",  # "docvqa": values beside labels; "chartqa", "infovqa": values around them
-) -> tuple[str, float]:  # the answer, "" if no rule gives one; its confidence
-    "The first rule's answer. Confidence: that of the engine in the names found, 0.5 without any."
+    question: str,  # the question's text
+    lines: list[Line],  # lines of the page from `read_lines`
+    benchmark: str = "docvqa",  # "docvqa": values beside or below labels; "chartqa", "infovqa": values on any side
+) -> tuple[str, float]:  # the answer, "" if no rule gives one; its confidence, 0 to 1
+    """Answer with the first rule that gives an answer.
+
+    The confidence is the lowest OCR confidence of the matched labels, 0.5 if no label matches, and 0 without an answer."""
     lines = split_labels(lines) if benchmark == "docvqa" else split_labels(without_title(lines), CUTS_AROUND)
     named = mentions(question, lines)
     if re.search(r"\baddress\b", question, re.I) or _ASKS_FIRM.search(question): named = [m for m in named if m.whole]
@@ -220,25 +222,26 @@ def answer_by_rules(
 
 # %% ../../nbs/baselines/02_ocr_rules.ipynb #364b7802
 def _read_page(study, rows, page):
-    "Lines of a page and the seconds they took, or the kind of failure and the reason."
+    "Return the lines of a page and the reading time in seconds, or else the kind of failure and the reason."
     opened = []
     def image():
         opened.append(rows[page["rows"][0]]["image"])
         return opened[0]
     try: return page_lines(study, image, page["key"])
-    except StudyError: raise  # the engine cannot start, the disk is full
+    except StudyError: raise  # concerns every page: the engine cannot start, or the disk is full
     except Exception as error:
         if not opened: return "unreadable page", reason_of(error)
         width, height = opened[0].size
         return "OCR error", f"{reason_of(error)} (page of {width}×{height} pixels)"
 
 def lookup_answers(
-    study: Study,  # whose cache folder keeps the lines
+    study: Study,  # its cache folder stores the lines
     rows,  # a datasets.Dataset in the row schema
-) -> pd.DataFrame:  # a row a question: prediction, confidence, seconds (the page's share), failure and reason (or None)
-    """The rules' answer to every question; each page is read once.
+) -> pd.DataFrame:  # per question: prediction, confidence, seconds (its share of the page's time), failure and reason (or None)
+    """Answer every question with the rules; each page is read once.
 
-    A page that cannot be read fails its questions and a rule that raises fails its own; the others go on."""
+    If a page cannot be read, all its questions fail; if a rule raises an exception, only its question fails. Other questions are
+    not affected."""
     table, found = rows.select_columns(["question", "benchmark"])[:], [None]*len(rows)
     for page in tqdm(pages_of(rows).values(), desc="OCR", unit="page"):
         lines, seconds = _read_page(study, rows, page)

@@ -18,32 +18,32 @@ from urllib.request import getproxies, proxy_bypass
 import openai
 
 # %% ../../nbs/baselines/00_refusals.ipynb #refusals-05
-LONGEST = 300  # characters of a message that are shown
-NO_KEY = "none"  # what a client sends where no key is set
+LONGEST = 300  # maximum length of a shown message, in characters
+NO_KEY = "none"  # sent in place of the API key if none is set
 
 def one_line(
-    text,  # whatever a server or an exception says
-    key: str = "",  # the API's key, which is never shown
-    longest: int = LONGEST,  # characters
+    text,  # message of a server or an exception, of any type
+    key: str = "",  # the API key, which is masked
+    longest: int = LONGEST,  # maximum length in characters
 ) -> str:
-    "A text on one line: an error page without its tags, no control characters, the key masked, shortened."
+    "Reduce a text to one short line: HTML tags and control characters removed, the key masked."
     text = str(text)
     if re.match(r"\s*<(!doctype|html|head|body)", text, re.I):
         text = html.unescape(re.sub(r"(?is)<(script|style)\b.*?</\1\s*>|<[^>]*>", " ", text[:100*longest]))
-    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)  # colours of a terminal
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)  # terminal colour codes
     hidden = [part for part in (key, quote(key)) if part not in ("", NO_KEY)]
     for part in hidden: text = text.replace(part, "(key)")
     text = "".join(c for c in text[:100*longest] if c.isspace() or unicodedata.category(c)[0] != "C")
     text = " ".join(text.split())
-    for part in hidden:  # one that was cut up
+    for part in hidden:  # a key with whitespace inside
         text = re.sub(r"\s*".join(map(re.escape, part)), "(key)", text, flags=re.I)
     return text if len(text) <= longest else f"{text[:longest - 1]}…"
 
 def server_words(
-    body,  # of an error, as the client decoded it
+    body,  # body of an error response, as the client decoded it
 ) -> str:
-    "What an error body says, wherever it says it."
-    for _ in range(8):  # levels
+    "Extract the message from an error body, at any level of nesting."
+    for _ in range(8):  # at most eight levels of nesting
         named = body.get if isinstance(body, dict) else {}.get
         inside = next(filter(None, map(named, ("message", "error", "detail", "msg", "error_description"))), None)
         if isinstance(body, list) and body: body = body[0]
@@ -53,21 +53,21 @@ def server_words(
 
 # %% ../../nbs/baselines/00_refusals.ipynb #refusals-09
 def causes(error) -> list:
-    "An exception and those behind it, outermost first."
+    "An exception and its chain of causes and contexts, outermost first."
     chain = [error]
     while (behind := chain[-1].__cause__ or chain[-1].__context__) and behind not in chain: chain.append(behind)
     return chain
 
 def reason_of(
-    error: Exception,
-    key: str = "",  # the API's key
+    error: Exception,  # the exception raised
+    key: str = "",  # the API key, which is masked
 ) -> str:
-    "An exception's type and its text, or the text of the first one behind it that has any."
+    "Type of an exception and the first non-empty text in its chain of causes."
     text = next(filter(None, map(str, causes(error))), "")
     return one_line(f"{type(error).__name__}: {text}".removesuffix(": "), key)
 
 def _no_connection(error):
-    "Why nothing was connected."
+    "Why no connection was made."
     chain = causes(error)
     of = lambda kind: next((cause for cause in chain if isinstance(cause, kind)), None)
     if of(ConnectionRefusedError): return "connection refused"
@@ -76,10 +76,10 @@ def _no_connection(error):
     return next(filter(None, map(str, chain[1:])), str(error))
 
 def failure_of(
-    error: Exception,  # of a request
-    key: str = "",  # the API's key
-) -> dict:  # failure: a kind to count; reason: in the server's words, or the exception's
-    "The kind of an error and its reason."
+    error: Exception,  # raised by a request
+    key: str = "",  # the API key, which is masked
+) -> dict:  # failure: the kind, which can be counted; reason: the text of the server or the exception
+    "Classify an exception by kind and extract its reason."
     if isinstance(error, openai.APIStatusError):
         return {"failure": f"HTTP {error.status_code}", "reason": one_line(server_words(error.body), key)}
     if isinstance(error, openai.APITimeoutError):
@@ -97,7 +97,7 @@ _CONTEXT = "context|too (long|large|big|many)|max_model_len|exceed|maximum|at mo
 _NO_IMAGES = "image|vision|multimodal|multi-modal|content type|content must be a string"
 _NO_MODEL = "model.*(not exist|not found)|(unknown|invalid|no such|not find) model"
 _NAME = "check --model and the path of the address, which usually ends in /v1{offered}"
-REMEDIES = (  # kind, reason (patterns), what to do
+REMEDIES = (  # pattern of the kind, pattern of the reason, remedy
     ("no connection", "refused", "start the server there, or check host and port"),
     ("no connection", "host name", "check the host name {host} and the network"),
     ("no connection", "certificate", "let SSL_CERT_FILE name the certificate of the server's authority"),
@@ -123,7 +123,7 @@ REMEDIES = (  # kind, reason (patterns), what to do
     ("", "", "mend what the reason names"))
 
 def proxy_of(url: str) -> str | None:
-    "The variable and the host of the proxy that the environment sets for an address, or None."
+    "Environment variable and host of the proxy that applies to a URL, or None without one."
     parts, proxies = urlsplit(url), getproxies()
     scheme = parts.scheme if proxies.get(parts.scheme) else "all"
     if not proxies.get(scheme) or proxy_bypass(parts.hostname): return None
@@ -131,20 +131,20 @@ def proxy_of(url: str) -> str | None:
     return one_line(f"{scheme.upper()}_PROXY ({proxy})")
 
 def offered(
-    client: openai.OpenAI,
-) -> list[str]:  # [] if the server does not tell
-    "The models that a server names."
+    client: openai.OpenAI,  # client of the server
+) -> list[str]:  # [] if the server does not list its models
+    "Names of the models that a server offers."
     try:
         names = [model.id for model in client.with_options(max_retries=0, timeout=10).models.list().data]
         return [one_line(name, client.api_key, 80) for name in names]
-    except Exception: return []  # it is asked only to help with an error that is told anyway
+    except Exception: return []  # the list only helps to explain another error, which is reported in any case
 
 def remedy(
-    kind: str,  # of a failure
-    reason: str,
+    kind: str,  # kind of the failure
+    reason: str,  # reason of the failure
     endpoint,  # an `endpoint.Endpoint`
 ) -> str:
-    "What the reader can do."
+    "What the user can do about a failure."
     fits = lambda kinds, reasons: re.match(kinds, kind) and re.search(reasons, reason, re.I)
     advice = next(text for kinds, reasons, text in REMEDIES if fits(kinds, reasons))
     host, key_set = urlsplit(endpoint.url).hostname, endpoint.key() != NO_KEY
@@ -158,14 +158,14 @@ def remedy(
 
 # %% ../../nbs/baselines/00_refusals.ipynb #refusals-14
 def counted(failures: list[str]) -> str:
-    "Kinds of failures with their counts, the most frequent first."
+    "List kinds of failures with their counts, most frequent first."
     return ", ".join(f"{kind}: {n}" for kind, n in Counter(failures).most_common())
 
 def explained(
-    failures: list[dict],  # each with failure and reason
+    failures: list[dict],  # from `failure_of`
     endpoint,  # an `endpoint.Endpoint`
 ) -> str:
-    "Failures by kind, the most frequent reason of the most frequent kind, and what to do about that."
+    "Describe failures: counts by kind, the most frequent reason of the most frequent kind, and its remedy."
     kinds = [found["failure"] for found in failures]
     kind = Counter(kinds).most_common(1)[0][0]
     reason = Counter(found["reason"] for found in failures if found["failure"] == kind).most_common(1)[0][0]

@@ -25,9 +25,9 @@ from ..steps import environment
 
 # %% ../../nbs/bench/03_cost.ipynb #c993df7a
 def base_config(
-    preset: Preset,  # names the base
+    preset: Preset,  # names the base model
 ) -> Qwen2VLConfig:
-    "The base's architecture; no weights are read."
+    "The configuration of the base model, without reading weights; StudyError if it cannot be read."
     if preset.base == get_preset("qwen2-vl-2b").base: return qwen2_vl_2b_config()
     folder = root()/preset.base
     try: return Qwen2VLConfig.from_pretrained(folder if folder.is_dir() else preset.base, revision=preset.revision or None)
@@ -36,10 +36,10 @@ def base_config(
         raise StudyError(f"Cannot read the configuration of {preset.base!r}: {reason} Check HF_HUB_OFFLINE") from error
 
 def meta_base(
-    preset: Preset,  # names the base
-    device: str = "cuda",  # where it would run: decides precision and attention kernel, as `load_base` does
+    preset: Preset,  # names the base model
+    device: str = "cuda",  # device to model, "cuda" or "cpu"; sets precision and attention kernel, as `load_base` does
 ) -> Qwen2VLForConditionalGeneration:
-    "The base with shapes and no weights."
+    "Build the base model on the meta device: shapes without weights."
     attention = (ATTENTION if device == "cpu" else
                  {"vision_config": FUSED_ATTENTION, "text_config": FUSED_ATTENTION})
     with torch.device("meta"):
@@ -47,7 +47,7 @@ def meta_base(
                                                                    dtype=torch.float32 if device == "cpu" else torch.bfloat16)
 
 def fused_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **_):
-    "The kernel that attention takes on a GPU, named outright so that it can be counted without one."
+    "Attention with the fused kernel used on a GPU, called explicitly so that it can be counted without a GPU."
     key, value = (x.repeat_interleave(module.num_key_value_groups, 1) for x in (key, value))
     out = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, attention_mask, True, scale=scaling)[0]
     return out.transpose(1, 2), None
@@ -57,7 +57,7 @@ AttentionInterface.register(FUSED_ATTENTION, fused_attention)
 
 # %% ../../nbs/bench/03_cost.ipynb #0ea797f5
 class Ledger(TorchDispatchMode):
-    "Each kernel that runs below it, as (floating-point operations, bytes moved), and the tensors kept for the backward pass."
+    "Records (floating-point operations, bytes moved) of each kernel run in its context, and the tensors saved for backward."
     def __init__(self):
         super().__init__()
         self.kernels, self._kept = [], {}
@@ -71,12 +71,12 @@ class Ledger(TorchDispatchMode):
         return out
 
     def keep(self, tensor):
-        "Pack hook of `saved_tensors_hooks`."
+        "Pack hook for `saved_tensors_hooks`: record the storage size of a saved tensor."
         self._kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
         return tensor
 
     def kept_bytes(self, model):
-        "Memory of the activations that wait for the backward pass; the model's weights are there anyway."
+        "Bytes of activations saved for the backward pass, excluding the model's own weights."
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
         return sum(size for storage, size in self._kept.items() if storage not in weights)
 
@@ -88,23 +88,23 @@ class Ledger(TorchDispatchMode):
 # %% ../../nbs/bench/03_cost.ipynb #b9a9534a
 @dataclass(frozen=True)
 class StepCost:
-    "One forward and backward pass: its kernels, and the memory that it takes beside the weights."
-    kernels: list
-    flops: int
-    kept_bytes: int  # activations waiting for the backward pass
-    work_bytes: int  # inputs and outputs of the largest kernel
+    "Cost of one pass through the model: its kernels, and the memory that it needs in addition to the weights."
+    kernels: list  # (floating-point operations, bytes moved) per kernel
+    flops: int  # floating-point operations of all kernels
+    kept_bytes: int  # activations saved for the backward pass
+    work_bytes: int  # inputs and outputs of the kernel that moves the most bytes
 
     def __repr__(self):
         return f"StepCost({self.flops/1e9:,.0f} GFLOP, {len(self.kernels):,} kernels, {self.kept_bytes/2**20:,.0f} MiB kept)"
 
 def training_cost(
-    preset: Preset,  # base and LoRA
-    pages: int,  # of the batch
-    tokens: int,  # of each page with its questions
-    answers: int,  # positions whose next token is scored
+    preset: Preset,  # base model and LoRA settings
+    pages: int,  # pages in the batch
+    tokens: int,  # tokens of each page, its questions included
+    answers: int,  # positions whose next token contributes to the loss
     device: str = "cuda",  # see `meta_base`
 ) -> StepCost:
-    "Language layers, vocabulary projection and loss, forwards and backwards; page features come from the cache."
+    "Count the forward and backward pass of language layers, vocabulary projection and loss; page features are cached."
     with torch.device("meta"):
         model = add_lora(meta_base(preset, device), preset, preset.lora_rank, 42)
         base, ledger = model.get_base_model(), Ledger()
@@ -112,7 +112,7 @@ def training_cost(
         positions, mask = torch.empty(3, pages, tokens, dtype=torch.long), torch.empty(pages, 1, tokens, tokens, dtype=torch.bool if device == "cpu" else base.dtype)
         last, padding = base.model.language_model.layers[-1].mlp, (0, 0, 0, pages*tokens - answers)
         whole = last.forward
-        last.forward = lambda x: torch.nn.functional.pad(whole(x.flatten(0, 1)[:answers]), padding).view_as(x)  # as `last_layer_at` leaves it
+        last.forward = lambda x: torch.nn.functional.pad(whole(x.flatten(0, 1)[:answers]), padding).view_as(x)  # as `last_layer_at` does
         with ledger, torch.autograd.graph.saved_tensors_hooks(ledger.keep, lambda tensor: tensor):
             states = base.model.language_model(inputs_embeds=states, position_ids=positions, attention_mask=mask,
                                                use_cache=False).last_hidden_state
@@ -121,10 +121,10 @@ def training_cost(
     return StepCost(ledger.kernels, ledger.flops, ledger.kept_bytes(model), max(moved for _, moved in ledger.kernels))
 
 def page_cost(
-    preset: Preset,  # base
-    patches: int,  # of the page
+    preset: Preset,  # names the base model
+    patches: int,  # patches of the page
 ) -> StepCost:
-    "The vision tower over one page, without gradients."
+    "Count the forward pass of the vision tower over one page, without gradients."
     with torch.device("meta"), torch.no_grad():
         visual, ledger = meta_base(preset).model.visual, Ledger()
         config, whole = visual.config, torch.tensor([0, patches], device="cpu")
@@ -139,24 +139,24 @@ def page_cost(
 # %% ../../nbs/bench/03_cost.ipynb #940a9c79
 @dataclass(frozen=True)
 class Machine:
-    "What decides how long a kernel takes."
-    name: str
-    flops_per_s: float  # of a matrix product
-    bytes_per_s: float  # read and written by an elementwise kernel
-    kernel_s: float  # to start a kernel
+    "The constants of the roofline model for one machine."
+    name: str  # of the CPU or GPU
+    flops_per_s: float  # operations per second of a matrix product
+    bytes_per_s: float  # bytes read and written per second by an elementwise kernel
+    kernel_s: float  # seconds to launch a kernel
 
     def seconds(self, cost: StepCost) -> float:
-        "Duration of a pass by the roofline model."
+        "Seconds of a pass by the roofline model."
         flops, moved = np.array(cost.kernels, float).T
         return float(np.maximum(flops/self.flops_per_s, moved/self.bytes_per_s).sum() + self.kernel_s*len(flops))
 
 def median_s(
-    run,  # called without arguments
-    device: str,  # "cpu" or "cuda": whose work to wait for
-    rounds: int = 12,  # calls that count
-    warmup: int = 3,  # calls before them
+    run,  # function without arguments
+    device: str,  # "cpu" or "cuda"; on "cuda" each call is synchronized
+    rounds: int = 12,  # timed calls
+    warmup: int = 3,  # untimed calls before them
 ) -> float:  # seconds
-    "Median duration of a call."
+    "Measure the median duration of a call."
     durations = []
     for _ in range(warmup + rounds):
         started = time.perf_counter()
@@ -166,10 +166,13 @@ def median_s(
     return float(np.median(durations[warmup:]))
 
 def measure_machine(
-    preset: Preset,  # whose matrices are multiplied
-    tokens: int,  # rows of the products: tokens of a training step
+    preset: Preset,  # base model whose MLP shape is measured
+    tokens: int,  # rows of the multiplied matrices: tokens per training step
 ) -> Machine:
-    "Matrix-multiply rate at the MLP's shape, bandwidth over a gate and a softmax, time of an empty kernel; on other data each time, as in a step."
+    """Measure matrix-multiply rate, memory bandwidth and kernel launch time of this machine.
+
+    The rate is that of a product with the MLP's shape; the bandwidth that of a SiLU gate and a softmax; the launch time that of
+    an addition to a single number (0 on a GPU). Each call uses different data, as in a training step."""
     device, text = "cuda" if torch.cuda.is_available() else "cpu", base_config(preset).text_config
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     draw = lambda *shape: torch.randn(shape, dtype=dtype, device=device)

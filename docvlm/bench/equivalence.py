@@ -18,15 +18,15 @@ from ..training import TrainingBatches, answer_loss, pack_rows
 
 # %% ../../nbs/bench/01_equivalence.ipynb #24021684
 class ExactFeatures(dict):
-    "(features (image tokens, hidden), grid) by page key; stands in for the cache."
+    "Maps a page key to (features of shape (image tokens, hidden), grid); used in place of the feature cache."
     def grid(self, key): return self[key][1]
 
 def exact_features(
-    model,  # computes them
-    processor,  # of its base
+    model,  # computes the features
+    processor,  # of the same base model
     rows,  # a datasets.Dataset in the row schema
 ) -> ExactFeatures:
-    "Page features in the model's own precision."
+    "Compute page features in the model's own precision."
     pages = list(pages_of(rows).values())
     inputs = processor.image_processor(images=[rows[p["rows"][0]]["image"].convert("RGB") for p in pages], return_tensors="pt")
     grids = [tuple(grid) for grid in inputs["image_grid_thw"].tolist()]
@@ -35,13 +35,13 @@ def exact_features(
     return ExactFeatures((page["key"], pair) for page, pair in zip(pages, zip(found, grids)))
 
 def _summed(model, losses):
-    "The sum of losses and the gradients of it."
+    "Sum the losses; return the sum and its gradient for each trainable parameter, by name."
     total, _ = 0.0, model.zero_grad()
     for loss in losses: loss.backward(); total += loss.item()
     return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
 def _wake(model):
-    "Give LoRA's second matrices values: at zero, where they start, half of all gradients vanish."
+    "Set the LoRA B matrices to small random values; at their initial value of zero the gradients of the A matrices vanish."
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.copy_(0.02*torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
@@ -49,13 +49,13 @@ def _wake(model):
 
 # %% ../../nbs/bench/01_equivalence.ipynb #ded3223f
 def compare_losses(
-    study: Study,  # settings
-    ours,  # the base
-    plain,  # the same with default attention
-    processor,  # of the base
-    rows,  # to train on
-) -> dict:  # loss and relative differences
-    "Loss and gradients of all rows: packed on shared pages, and one question a row."
+    study: Study,  # provides the settings
+    ours,  # base model with our attention
+    plain,  # the same base model with the library's default attention
+    processor,  # of the base model
+    rows,  # training rows
+) -> dict:  # the loss and the relative differences of loss and gradients
+    "Compare loss and gradients over all rows: questions packed onto shared pages against one question per row."
     preset, batch_size = study.preset.one_pass(), 8
     ours, plain = (_wake(add_lora(model, preset, preset.lora_rank, 42)) for model in (ours, plain))
     def packed(features):
@@ -74,11 +74,11 @@ def compare_losses(
             "loss_relative_change_by_bf16_cache": abs(rounded/loss - 1)}
 
 def check_equivalence(
-    study: Study,  # base and settings
-    train,  # rows to train on
-    test,  # rows to answer
-) -> dict:  # differences in loss and gradients, answers compared
-    "Both ways in fp32; StudyError if their results differ."
+    study: Study,  # provides base model and settings
+    train,  # rows whose loss and gradients are compared
+    test,  # rows whose answers are compared
+) -> dict:  # relative differences of loss and gradients, counts of equal answers
+    "Run the optimized and the baseline implementation in fp32 and compare them; StudyError if their results differ."
     processor, ours, plain = load_processor(study.preset), load_base(study.preset, "fp32"), load_plain(study.preset, "fp32")
     answers = lambda features: answer_rows(study, ours, processor, test, features, "fp32").prediction.tolist()
     found = answers(exact_features(ours, processor, test))

@@ -12,31 +12,31 @@ from ..presets import Preset
 
 # %% ../../nbs/bench/00_plain.ipynb #5974e753
 def load_plain(
-    preset: Preset,  # names the base
-    precision: str = "",  # see `load_base`
+    preset: Preset,  # names the base model
+    precision: str = "",  # numeric precision, see `load_base`
 ):
-    "The base with the library's layers and default attention in vision and language."
+    "Load the base model with the library's own layers and default attention (SDPA) in vision tower and language model."
     model = load_base(preset, precision)
     model.set_attn_implementation("sdpa")
     return model
 
 # %% ../../nbs/bench/00_plain.ipynb #4f8a269a
 def chat_prompts(
-    processor,  # holds the chat template
-    preset: Preset,  # prompt suffixes
+    processor,  # provides the chat template
+    preset: Preset,  # provides the prompt suffixes
     rows: list[dict],  # in the row schema
-) -> list[str]:
-    "Each row's page and question in the chat template, up to where the answer begins."
+) -> list[str]:  # one prompt per row
+    "Format each row's page and question with the chat template, ending where the answer begins."
     ask = lambda row: [{"role": "user", "content": [{"type": "image"}, {
         "type": "text", "text": row["question"] + preset.prompt_suffix[row["benchmark"]]}]}]
     return [processor.apply_chat_template(ask(row), tokenize=False, add_generation_prompt=True) for row in rows]
 
 def question_batch(
-    processor,  # of the base
-    preset: Preset,  # prompt suffixes
+    processor,  # of the base model
+    preset: Preset,  # provides the prompt suffixes
     rows: list[dict],  # in the row schema
-) -> dict:  # as `Qwen2VLForConditionalGeneration.forward` takes it, tensors (B, T) and patches
-    "One question a row with its own copy of the page, padded on the right, labels on the answer and its end."
+) -> dict:  # inputs of `Qwen2VLForConditionalGeneration.forward`: token tensors (B, T), image patches, labels (B, T)
+    "Build a right-padded batch with one question and one copy of the page per row; labels cover the answer and its end token."
     answers = [row["answers"][0] + "<|im_end|>" for row in rows]
     texts = [prompt + answer for prompt, answer in zip(chat_prompts(processor, preset, rows), answers)]
     batch = processor(text=texts, images=[row["image"].convert("RGB") for row in rows], padding=True, padding_side="right",
@@ -50,13 +50,13 @@ def question_batch(
 # %% ../../nbs/bench/00_plain.ipynb #1e92301e
 def generate_answers(
     model,  # from `load_plain`
-    processor,  # of its base
-    preset: Preset,  # prompt suffixes, longest answers
+    processor,  # of the same base model
+    preset: Preset,  # provides prompt suffixes and maximum answer lengths
     rows,  # a datasets.Dataset in the row schema
-    batch_size: int,  # questions at a time, all of one benchmark
-    precision: str = "",  # see `in_bf16`; "" for the preset's
-) -> list[str]:  # in the rows' order
-    "Greedy answers by `generate`, each question with its own copy of the page, padded on the left."
+    batch_size: int,  # questions per call of `generate`; a batch holds questions of one benchmark only
+    precision: str = "",  # see `in_bf16`; "" for the preset's precision
+) -> list[str]:  # one answer per row, in the order of `rows`
+    "Answer every question greedily with `generate`; left-padded batches with one copy of the page per question."
     found, benchmarks = [None]*len(rows), rows["benchmark"][:]
     groups = [[i for i, b in enumerate(benchmarks) if b == benchmark] for benchmark in sorted(set(benchmarks))]
     for some in (group[start:start + batch_size] for group in groups for start in range(0, len(group), batch_size)):

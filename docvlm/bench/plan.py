@@ -30,9 +30,9 @@ from ..steps import content_digest, environment, git_state
 
 # %% ../../nbs/bench/06_plan.ipynb #9c5175e2
 def lora_rows(
-    preset: Preset,  # base, target modules and ranks
+    preset: Preset,  # base model, LoRA target modules and ranks
 ) -> list[dict]:  # lora_rank, trainable_parameters, trainable_percent of the base, vision_trainable_parameters
-    "What each rank of the ablation trains."
+    "Count the trainable parameters of each LoRA rank in the ablation."
     total, rows = meta_base(preset).num_parameters(), []
     for rank in preset.ablation_ranks:
         trainable = {n: p.numel() for n, p in add_lora(meta_base(preset), preset, rank, 42).named_parameters() if p.requires_grad}
@@ -43,13 +43,13 @@ def lora_rows(
 
 # %% ../../nbs/bench/06_plan.ipynb #899ee6fc
 def check_on_nano() -> dict | None:  # predicted_s, measured_s, ratio, comparable, machine; None without a record
-    "Seconds of the published nano training run, predicted and measured (mean over seeds)."
+    "Compare the predicted with the measured training seconds (mean over seeds) of the published nano study."
     study = open_study("nano")
     if not all(study.step(name).path.exists() for name in ("data", "training")): return None
     record, data = read_json(study.step("training").path), read_json(study.step("data").path)
     setup, preset, run = record["setup"], study.preset, environment()
     pages, tokens = (round(setup[name]) for name in ("pages_per_step", "tokens_per_page"))
-    answer = data["splits"]["train"]["answer_characters"]["p50"] + 1  # a token a character, and the end
+    answer = data["splits"]["train"]["answer_characters"]["p50"] + 1  # one token per character, plus the end token
     answers = round(answer*setup["questions"]*setup["epochs"]/setup["steps"])
     machine = measure_machine(preset, pages*tokens)
     predicted = machine.seconds(training_cost(preset, pages, tokens, answers, "cpu"))*setup["steps"]
@@ -60,29 +60,29 @@ def check_on_nano() -> dict | None:  # predicted_s, measured_s, ratio, comparabl
 
 # %% ../../nbs/bench/06_plan.ipynb #55e14c5a
 def image_tokens(
-    width: int,  # of the page in pixels
-    height: int,  # of the page in pixels
-    min_pixels: int,  # of the preset
-    max_pixels: int,  # of the preset
+    width: int,  # page width in pixels
+    height: int,  # page height in pixels
+    min_pixels: int,  # smallest page area in pixels
+    max_pixels: int,  # largest page area in pixels
 ) -> int:
-    "Image tokens of a page, by the image processor's own rule."
+    "Image tokens of a page after the image processor's own resizing."
     height, width = smart_resize(height, width, 28, min_pixels, max_pixels)
     return height*width//28**2
 
 def token_rows(
-    preset: Preset,  # smallest page area
+    preset: Preset,  # provides the smallest page area
     budgets: tuple[int, ...] = (256*784, 768*784, 1280*784, 16384*784),  # largest page areas in pixels
 ) -> list[dict]:
-    "Image tokens of real pages under several pixel budgets (the third and fourth: VLMEvalKit's bounds)."
+    "Image tokens of real pages under several pixel budgets; the third and fourth are VLMEvalKit's bounds."
     pages = pd.read_csv(root()/"data"/"pages.csv")
     tokens = lambda page: {str(most): image_tokens(page.width, page.height, preset.min_pixels, most) for most in budgets}
     return [{**{k: getattr(page, k) for k in ("page", "width", "height", "source", "verified")}, "image_tokens": tokens(page)}
             for page in pages.itertuples()]
 
 def workload(
-    preset: Preset,  # pixel budget
-) -> pd.DataFrame:  # a row a benchmark and split: pages, questions, image_tokens, tokens, answer_tokens, disk_bytes
-    "How much there is to read and to answer; pages count as typical ones of their benchmark."
+    preset: Preset,  # provides the pixel budget
+) -> pd.DataFrame:  # one row per benchmark and split: pages, questions, image_tokens, tokens, answer_tokens, disk_bytes
+    "Number of pages, questions and tokens; every page counts as a typical page of its benchmark."
     sources = pd.read_csv(root()/"data"/"sources.csv").rename(columns={"samples": "questions"})
     frame = pd.read_csv(root()/"data"/"workload.csv").merge(sources[["benchmark", "split", "questions"]])
     sizes = pd.read_csv(root()/"data"/"pages.csv").query("typical == 'yes'").set_index("benchmark")[["width", "height"]]
@@ -91,33 +91,33 @@ def workload(
     asked = frame.questions*frame.tokens_per_question
     return frame.assign(tokens=frame.pages*(frame.image_tokens + PREFIX_TOKENS) + asked + frame.answer_tokens)
 
-PREFIX_TOKENS = 16  # of the chat template around a page; tests/test_full_size.py counts them
+PREFIX_TOKENS = 16  # tokens of the chat template around a page; tests/test_full_size.py checks the number
 
 # %% ../../nbs/bench/06_plan.ipynb #a2e3f94b
 @dataclass(frozen=True)
 class Budget:
-    "What one preset needs, whatever the machine."
-    total_parameters: int
-    lora: list  # of `lora_rows`
-    training_tokens: int  # of one adapter, all epochs
-    training_flops: float  # of one adapter
-    feature_flops: float  # of all pages, once
-    page_cache_bytes: int
+    "What a preset needs, independent of the machine."
+    total_parameters: int  # of the base model
+    lora: list  # from `lora_rows`
+    training_tokens: int  # to train one adapter, over all epochs
+    training_flops: float  # to train one adapter
+    feature_flops: float  # to compute the vision features of all pages once
+    page_cache_bytes: int  # vision features of all pages on disk
     disk_bytes: int  # weights, data sets, page cache
-    fixed_bytes: int  # GPU memory whatever the batch: weights, adapter, gradients, optimizer
-    token_bytes: float  # GPU memory of each token of a batch, at the longest pages
-    longest_page: int  # in tokens, questions included
-    typical_page: int
-    step: StepCost  # of one typical page
-    page: StepCost  # of a page of `PAGE_PATCHES` patches
+    fixed_bytes: int  # GPU memory independent of the batch: weights, adapter, gradients, optimizer state
+    token_bytes: float  # GPU memory per token of a batch, for the longest pages
+    longest_page: int  # tokens, questions included
+    typical_page: int  # tokens, questions included
+    step: StepCost  # training step on one typical page
+    page: StepCost  # vision tower on a page of `PAGE_PATCHES` patches
 
-PAGE_PATCHES = 2048
-LONGEST_QUESTIONS = 512  # tokens of questions that share the largest page
+PAGE_PATCHES = 2048  # of the page on which the vision tower is counted
+LONGEST_QUESTIONS = 512  # tokens of all questions that share the largest page
 
 def budget_of(
-    preset: Preset,  # a hub preset
+    preset: Preset,  # a preset whose base model is on the hub
 ) -> Budget:
-    "Count a preset's work, bytes and memory."
+    "Count the operations, bytes on disk and GPU memory that a preset needs."
     load, total, lora = workload(preset), meta_base(preset).num_parameters(), lora_rows(preset)
     train = load[load.split == "train"]
     trainable = max(rank["trainable_parameters"] for rank in lora)
@@ -135,28 +135,28 @@ def budget_of(
 
 # %% ../../nbs/bench/06_plan.ipynb #becd18c6
 def peak_memory_bytes(
-    budget: Budget,
-    preset: Preset,  # batch
+    budget: Budget,  # from `budget_of`
+    preset: Preset,  # provides the default of `tokens_per_batch`
     tokens_per_batch: int | None = None,  # None: the preset's
 ) -> int:
-    "GPU memory of a training step."
+    "Model the peak GPU memory of a training step in bytes."
     return int(budget.fixed_bytes + budget.token_bytes*max(tokens_per_batch or preset.tokens_per_batch, budget.longest_page))
 
 def largest_batch(
-    budget: Budget,
-    memory_bytes: int,  # of the GPU
-) -> int:  # tokens_per_batch; 0 if not even the longest page fits
-    "The largest `tokens_per_batch` whose training step fits."
+    budget: Budget,  # from `budget_of`
+    memory_bytes: int,  # memory of the GPU
+) -> int:  # tokens_per_batch; 0 if the longest page alone does not fit
+    "The largest `tokens_per_batch` whose training step fits into 90 % of the GPU memory."
     tokens = int((0.9*memory_bytes - budget.fixed_bytes)//budget.token_bytes)
     return tokens if tokens >= budget.longest_page else 0
 
 def modelled_row(
-    budget: Budget,
-    preset: Preset,
-    machine: Machine,
-    memory_bytes: int,  # of the GPU
-) -> dict:
-    "Hours and memory of the study on one machine: one adapter, and all of them (seeds and ablation)."
+    budget: Budget,  # from `budget_of`
+    preset: Preset,  # the preset of the budget
+    machine: Machine,  # constants of the roofline model
+    memory_bytes: int,  # memory of the GPU
+) -> dict:  # a row of `modelled` in plan.json
+    "Model hours and GPU memory on one machine, for one adapter and for the whole study (all seeds and ablation ranks)."
     train_s = machine.seconds(budget.step)*budget.training_tokens/budget.typical_page
     feature_s = machine.seconds(budget.page)*budget.feature_flops/budget.page.flops
     adapters = len(preset.seeds) + len(set(preset.ablation_ranks) - {preset.lora_rank})
@@ -167,10 +167,10 @@ def modelled_row(
             "adapters": adapters, "study_h": (feature_s + adapters*train_s)/3600}
 
 def gpu_rows(
-    budget: Budget,
-    preset: Preset,
-) -> list[dict]:
-    "A modelled row for each GPU of data/hardware.csv, priced by data/prices.csv; without bf16 a GPU computes in fp32."
+    budget: Budget,  # from `budget_of`
+    preset: Preset,  # the preset of the budget
+) -> list[dict]:  # rows of `modelled` in plan.json
+    "Model each GPU of data/hardware.csv with its price from data/prices.csv; a GPU without bf16 computes in fp32."
     prices, rows = pd.read_csv(root()/"data"/"prices.csv").set_index("device"), []
     for gpu in pd.read_csv(root()/"data"/"hardware.csv").itertuples():
         compute = "bf16" if gpu.bf16_tflops > 0 else "fp32"
@@ -183,12 +183,12 @@ def gpu_rows(
 
 # %% ../../nbs/bench/06_plan.ipynb #00b6d7a6
 def check_machine(
-    study: Study,  # about to run
-    budget: Budget | None = None,  # of its preset; None counts it
-    memory_bytes: int | None = None,  # of the GPU; None asks it
-    free_bytes: int | None = None,  # on the disk of the repository; None asks it
+    study: Study,  # the study to be run
+    budget: Budget | None = None,  # budget of its preset; None: computed here
+    memory_bytes: int | None = None,  # memory of the GPU; None: that of this machine's GPU
+    free_bytes: int | None = None,  # free disk space for all files; None: measured on this machine's disks
 ) -> None:
-    "StudyError, naming the setting to change, if a base from the hub does not fit this machine."
+    "Raise StudyError with the setting to change if a base model from the hub does not fit on this machine."
     preset = study.preset
     if (root()/preset.base).is_dir(): return
     if memory_bytes is None and not torch.cuda.is_available():
@@ -199,14 +199,14 @@ def check_machine(
         remedy = f"set tokens_per_batch of the preset to {largest}" if largest else "set tokens_per_page and max_pixels lower"
         raise StudyError(f"A training step of {preset.name} needs about {gb(peak_memory_bytes(budget, preset))} of GPU memory, "
                          f"this GPU has {gb(memory)}; {remedy} (nbs/00_core.ipynb), or take a larger GPU")
-    cache = 0 if study.documents else budget.page_cache_bytes  # own pages are few beside the weights
+    cache = 0 if study.documents else budget.page_cache_bytes  # the user's own pages need little space compared with the weights
     hub = 2*budget.total_parameters if study.documents else budget.disk_bytes - cache
     for what, remedy, free, needed in _rooms(study, hub, cache, free_bytes):
         if not study.run_dir.exists() and free < needed:
             raise StudyError(f"Study {study.name} needs about {gb(needed)} of disk for {what}, and {gb(free)} are free there; {remedy}")
 
 def _rooms(study, hub, cache, free_bytes):
-    "What needs room, how to get it, the free bytes and the needed ones, for each disk."
+    "For each disk: what needs space, the remedy if it is too full, free bytes and needed bytes."
     nearest = lambda path: next(folder for folder in (path, *path.parents) if folder.exists())
     places = [nearest(Path(folder).resolve()) for folder in (constants.HF_HUB_CACHE, study.cache_dir)]
     free = [shutil.disk_usage(place).free if free_bytes is None else free_bytes for place in places]
@@ -217,9 +217,9 @@ def _rooms(study, hub, cache, free_bytes):
 
 # %% ../../nbs/bench/06_plan.ipynb #158002db
 def write_plan(
-    study: Study,  # of a hub preset
+    study: Study,  # study of a preset whose base model is on the hub
 ) -> Path:
-    "Count, model, check and file the plan with its origin as plan.json among the study's results."
+    "Compute the plan and write it, with its provenance, as plan.json to the study's results; ValueError for a local base model."
     preset, started, clock = study.preset, datetime.now(timezone.utc), time.perf_counter()
     if (root()/preset.base).is_dir(): raise ValueError(f"The base of {preset.name} is here: run it; a plan is for a hub preset")
     budget = budget_of(preset)

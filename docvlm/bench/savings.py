@@ -15,41 +15,41 @@ from ..presets import Preset
 # %% ../../nbs/bench/04_savings.ipynb #3d168f0a
 @dataclass(frozen=True)
 class Workload:
-    "The questions whose cost is modelled."
-    image_tokens: int  # of a page
-    epochs: float  # of training
-    tokens_in_flight: int  # prompt tokens answered at a time
+    "Workload whose cost is modelled."
+    image_tokens: int  # per page
+    epochs: float  # training epochs
+    tokens_in_flight: int  # prompt tokens processed in one batch of evaluation
     questions_per_page: float = 39463/10194
-    question_tokens: int = 30  # prompt around the page, question, suffix
-    answer_tokens: int = 5  # end token included
-    batch_size: int = 8  # questions, of the batched recipe
+    question_tokens: int = 30  # chat template, question and prompt suffix
+    answer_tokens: int = 5  # including the end token
+    batch_size: int = 8  # questions per batch of the batched baseline
 
 def workload(
-    preset: Preset,  # pixel limit, epochs, memory budget
+    preset: Preset,  # provides pixel limit, epochs and `tokens_in_flight`
 ) -> Workload:
-    "The preset's work on pages as large as it allows (an image token covers 28 x 28 pixels)."
+    "Workload of a preset with pages at its pixel limit (an image token covers 28 x 28 pixels)."
     return Workload(preset.max_pixels//28**2, preset.epochs, preset.tokens_in_flight)
 
 # %% ../../nbs/bench/04_savings.ipynb #e12ffd69
 @dataclass(frozen=True)
 class Architecture:
-    "What the counts need to know of a Qwen2-VL model."
-    vision_parameters: int  # in matrix multiplications of a patch, merger included
-    language_parameters: int  # of all layers, without embeddings
-    vocabulary_parameters: int  # of the projection to logits
-    vision_width: int
-    vision_depth: int
-    width: int
-    depth: int
-    kv_width: int  # of keys, and of values
-    vocabulary: int
+    "Sizes of a Qwen2-VL model that determine its operation and byte counts."
+    vision_parameters: int  # parameters multiplied per patch, including the merger's share
+    language_parameters: int  # of all language layers, without embeddings
+    vocabulary_parameters: int  # of the vocabulary projection (logits)
+    vision_width: int  # channels in the vision tower
+    vision_depth: int  # layers of the vision tower
+    width: int  # hidden size of the language model
+    depth: int  # layers of the language model
+    kv_width: int  # channels of the keys, and of the values, in a layer
+    vocabulary: int  # tokens in the vocabulary
 
     @classmethod
     def of(cls, model):
-        "Counted on a model, with or without weights."
+        "Read the sizes from a model, with or without weights."
         text, vision = model.config.text_config, model.config.vision_config
         count = lambda part: sum(p.numel() for p in part.parameters())
-        merger = count(model.model.visual.merger)  # runs once for all patches of a token
+        merger = count(model.model.visual.merger)  # runs once per image token, not once per patch
         return cls(vision_parameters=count(model.model.visual) - merger + merger//vision.spatial_merge_size**2,
                    language_parameters=count(model.model.language_model.layers),
                    vocabulary_parameters=text.vocab_size*text.hidden_size,
@@ -57,27 +57,27 @@ class Architecture:
                    kv_width=text.hidden_size//text.num_attention_heads*text.num_key_value_heads, vocabulary=text.vocab_size)
 
     def vision_flops(self, image_tokens):
-        "One page through the vision tower; four patches make a token."
+        "Operations of the vision tower for one page; an image token is merged from four patches."
         patches = 4*image_tokens
         return 2*self.vision_parameters*patches + 4*patches**2*self.vision_width*self.vision_depth
 
     def attention_flops(self, tokens, seen):
-        "`tokens` that look at `seen` each, on average, in all language layers."
+        "Operations of attention in all language layers: each of `tokens` attends to `seen` tokens on average."
         return 4*tokens*seen*self.width*self.depth
 
     def language_flops(self, tokens, seen, logits):
-        "`tokens` through the language layers, attention included, with `logits` vocabulary projections."
+        "Operations of the language model: `tokens` through all layers, attention included, and `logits` positions projected to logits."
         return 2*self.language_parameters*tokens + self.attention_flops(tokens, seen) + 2*self.vocabulary_parameters*logits
 
 # %% ../../nbs/bench/04_savings.ipynb #abbebdec
 def training_cost(
-    model: Architecture,
-    work: Workload,
-) -> dict[str, dict]:  # "plain" and "fast": tokens, flops, logits_bytes of a question
-    "Work of one question in one epoch, forward and backward."
+    model: Architecture,  # sizes of the model
+    work: Workload,  # sizes of pages, questions and answers
+) -> dict[str, dict]:  # for "plain" and "fast": tokens, flops and logits_bytes per question
+    "Count the work of one question in one epoch, forward and backward."
     text, page, shared = work.question_tokens + work.answer_tokens, work.image_tokens, work.questions_per_page
     plain = page + text
-    seen = plain/2  # of a causal mask, on average
+    seen = plain/2  # average number of tokens seen under a causal mask
     language = lambda tokens, logits: 2*model.language_flops(tokens, seen, logits) + model.attention_flops(tokens, seen)
     rows = {"plain": (plain, model.vision_flops(page) + language(plain, plain), plain),
             "fast": (page/shared + text, model.vision_flops(page)/(shared*work.epochs)
@@ -87,10 +87,10 @@ def training_cost(
 
 # %% ../../nbs/bench/04_savings.ipynb #182f89ef
 def answering_cost(
-    model: Architecture,
-    work: Workload,
-) -> dict[str, dict]:  # "loop", "batched" and "fast": tokens, flops, bytes of a question
-    "Work of one answer; bytes are the weights and keys and values that its new tokens read, 2 bytes a number."
+    model: Architecture,  # sizes of the model
+    work: Workload,  # sizes of pages, questions and answers
+) -> dict[str, dict]:  # for "loop", "batched" and "fast": tokens, flops and bytes per question
+    "Count the work of one answer; bytes are the weights, keys and values read while decoding, 2 bytes per number."
     page, text, shared = work.image_tokens, work.question_tokens, work.questions_per_page
     whole = page + text
     weights = 2*(model.language_parameters + model.vocabulary_parameters)
@@ -106,15 +106,15 @@ def answering_cost(
 ACCELERATORS = ("NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "Tesla T4")
 
 def modelled_rows(
-    preset: Preset,  # the work; the architecture is Qwen2-VL-2B's
-) -> list[dict]:  # device, part, way, tokens, flops, bytes, least_ms, speedup of one question; kind "modelled"
-    "Each part of the study and each way to do it, on the accelerators of data/hardware.csv."
+    preset: Preset,  # provides the workload; the architecture is always Qwen2-VL-2B
+) -> list[dict]:  # device, dtype, part, way, kind "modelled"; tokens, flops, least_ms, … per question; speedup
+    "Model training and evaluation with every implementation (way), on each of `ACCELERATORS` by data/hardware.csv."
     model, work = Architecture.of(meta_qwen2_vl_2b()), workload(preset)
     parts, rows = {"training": training_cost(model, work), "evaluation": answering_cost(model, work)}, []
     machines = pd.read_csv(root()/"data"/"hardware.csv").set_index("device")
     for device in ACCELERATORS:
         machine = machines.loc[device]
-        dtype = "fp16" if pd.isna(machine.bf16_tflops) else "bf16"  # fp16 where the device knows no bf16
+        dtype = "fp16" if pd.isna(machine.bf16_tflops) else "bf16"  # fp16 if the device does not support bf16
         for part, ways in parts.items():
             least_ms = {way: 1000*(cost["flops"]/(1e12*machine[f"{dtype}_tflops"]) + cost.get("bytes", 0)/(1e9*machine.memory_gb_per_s))
                         for way, cost in ways.items()}

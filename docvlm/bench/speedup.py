@@ -40,54 +40,54 @@ from ..training import TrainingBatches, answer_loss, pack_rows
 
 # %% ../../nbs/bench/05_speedup.ipynb #e29c3409
 def spread(
-    values: list[float],  # one a round
+    values: list[float],  # one per round
 ) -> dict:  # {"median", "min", "max"}
-    "Median and range."
+    "Median, minimum and maximum."
     return {"median": float(np.median(values)), "min": float(min(values)), "max": float(max(values))}
 
 def in_turn(
-    runs: dict,  # by name: function without arguments that gives a rate
-    rounds: int,  # after one round to warm up
-    bar: tqdm,  # moves by one a run
-) -> dict[str, list[float]]:  # the rates of each run, one a round
-    "Run each in turn, round by round."
+    runs: dict,  # name -> function without arguments that returns a rate
+    rounds: int,  # measured rounds, after one warm-up round
+    bar: tqdm,  # progress bar, updated after each run
+) -> dict[str, list[float]]:  # name -> rates, one per round
+    "Run every configuration once per round and collect the rates."
     rates = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
             bar.set_postfix_str(name)
-            with redirect_stderr(io.StringIO()): rate = run()  # bars within the bar stay silent
+            with redirect_stderr(io.StringIO()): rate = run()  # hides the progress bars inside a run
             if number: rates[name].append(rate)
             bar.update()
     return rates
 
 def ratio(
     rates: dict[str, list[float]],  # from `in_turn`
-    other: str,  # what "ours" is compared with
-) -> dict:  # spread of the ratios by round
-    "How many times faster ours is than the other."
+    other: str,  # name of the run to compare "ours" with
+) -> dict:  # `spread` of the ratios per round
+    "Speedup of ours over the other run."
     return spread([a/b for a, b in zip(rates["ours"], rates[other])])
 
 # %% ../../nbs/bench/05_speedup.ipynb #234ef3ce
 AttentionInterface.register("other_attention", partial(text_attention, products=not has_bf16("cpu")))
 
 def _other_attention(model, run):
-    "The run with the kernel that `text_attention` did not choose: fused, or as matrix products."
+    "Run with the attention implementation that `text_attention` did not choose: fused kernel or matrix products."
     base = plain_model(model)
     base.set_attn_implementation({"text_config": "other_attention"})
     try: return run()
     finally: base.set_attn_implementation(ATTENTION)
 
 def _also_with_other_attention(model, runs):
-    "The runs, on a CPU also ours with the other attention."
+    "On a CPU, add ours with the other attention implementation to the runs."
     other = {"chosen attention": lambda: _other_attention(model, runs["ours"])} if model.device.type == "cpu" else {}
     return runs | other
 
 def training_runs(
-    study: Study,  # base, settings
-    processor,  # of the base
-    rows,  # to train on
-) -> dict:  # a function without arguments for each way
-    "Ours, both recipes, and ours without one saving at a time."
+    study: Study,  # base model and settings
+    processor,  # of the base model
+    rows,  # training rows
+) -> dict:  # name -> function without arguments that returns a rate
+    "Configurations of training: ours, both recipes, and ours with one optimization turned off at a time."
     ours, plain = (add_lora(load(study.preset), study.preset, study.preset.lora_rank, 42) for load in (load_base, load_plain))
     rows = with_lengths(study, processor, rows, cache_features(study, ours, processor, rows))
     train = lambda some=rows, **changes: train_fast(study, ours, processor, some, **changes)
@@ -100,11 +100,11 @@ def training_runs(
         "answer-only logits": lambda: train(trainer=FullLogitsTrainer)})
 
 def evaluation_runs(
-    study: Study,  # base, settings
-    processor,  # of the base
-    rows,  # to answer
-) -> dict:  # a function without arguments for each way
-    "Ours, both ways to `generate`, and ours without one saving at a time."
+    study: Study,  # base model and settings
+    processor,  # of the base model
+    rows,  # rows to answer
+) -> dict:  # name -> function without arguments that returns a rate
+    "Configurations of evaluation: ours, `generate` in a loop and in batches, and ours with one optimization turned off at a time."
     ours, plain = load_base(study.preset), load_plain(study.preset)
     return _also_with_other_attention(ours, {
         "loop": lambda: answer_plain(study, plain, processor, rows, 1),
@@ -116,11 +116,11 @@ def evaluation_runs(
         "pages in flight": lambda: answer_fast(changed(study, tokens_in_flight=1), ours, processor, rows)})
 
 def vision_runs(
-    study: Study,  # base, settings
-    processor,  # of the base
-    rows,  # whose pages to encode
-) -> dict:  # a function without arguments for each way
-    "Filling the cache with pages of equal grid together, and one by one."
+    study: Study,  # base model and settings
+    processor,  # of the base model
+    rows,  # rows whose pages are encoded
+) -> dict:  # name -> function without arguments that returns a rate
+    "Configurations of filling the cache: pages with equal grids in batches, and pages one by one."
     model = load_base(study.preset)
     return {"ours": lambda: fill_cache(study, model, processor, rows),
             "equal grids": lambda: fill_cache(changed(study, patches_per_batch=1), model, processor, rows)}
@@ -129,32 +129,32 @@ def vision_runs(
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def matmul_rate(
-    dtype: torch.dtype,
+    dtype: torch.dtype,  # of the matrices
     device: str,  # "cpu" or "cuda"
-    size: int,  # rows and columns
-    rounds: int = 3,  # after one to warm up
-) -> float:  # operations a second, median
-    "Multiply square matrices."
+    size: int,  # rows and columns of the square matrices
+    rounds: int = 3,  # timed products, after one warm-up product
+) -> float:  # floating-point operations per second, median
+    "Measure the rate of multiplying square matrices."
     a, b = (torch.randn(size, size).to(device, dtype) for _ in range(2))
     return 2*size**3/median_s(lambda: a @ b, device, rounds, warmup=1)
 
 def _attended(count, *shapes, causal):
-    "Operations of a fused kernel, by torch's formula: heads that share a key each use it, and in order half of the pairs are left out."
+    "Operations of a fused kernel by torch's formula; counts grouped keys once per query head, and half of the pairs if causal."
     *before, query, key, value = shapes
     return count(*before, query, *((*query[:2], *shape[2:]) for shape in (key, value)))//(1 + causal)
 
-CPU_KERNELS = {  # torch counts these on a GPU only
+CPU_KERNELS = {  # torch has formulas only for the GPU versions of these kernels
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, dropout=0.0, causal=False, **_:
         _attended(sdpa_flop_count, query, key, value, causal=causal),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, query, key, value, out, logsumexp, dropout, causal, **_:
         _attended(sdpa_backward_flop_count, grad, query, key, value, causal=causal)}
 
 def count_epoch(
-    study: Study,  # base, settings
-    processor,  # of the base
-    rows,  # to train on
-) -> tuple[int, list[dict]]:  # operations; kernel, share, calls of the ten longest
-    "Matrix operations of one pass over the questions, forward and backward; the kernels that take most of a step's time."
+    study: Study,  # base model and settings
+    processor,  # of the base model
+    rows,  # training rows
+) -> tuple[int, list[dict]]:  # operations; kernel, share of time and calls of the ten slowest kernels
+    "Count matrix operations of one epoch, forward and backward, and profile the kernels that take most of a step's time."
     model = add_lora(load_base(study.preset), study.preset, study.preset.lora_rank, 42)
     features, device = cache_features(study, model, processor, rows), model.device.type
     batches = TrainingBatches(pack_rows(study, processor, rows, features), features, study.preset.one_pass(), 42)
@@ -170,12 +170,12 @@ def count_epoch(
     return counter.get_total_flops(), [{"kernel": name, "share": us/total, "calls": calls} for name, (us, calls) in longest]
 
 def machine_share(
-    study: Study,  # base, settings
-    processor,  # of the base
-    rows,  # to train on
-    bar: tqdm,  # moves by two a round
-) -> dict:
-    "The share of the machine's matrix-multiply rate that training reaches, in turn; both rates, and where a step's time goes."
+    study: Study,  # base model and settings
+    processor,  # of the base model
+    rows,  # training rows
+    bar: tqdm,  # progress bar, updated twice per round
+) -> dict:  # the field `machine` of benchmark.json
+    "Measure training's share of the matrix-multiply rate in alternating runs, the rates in fp32 and bf16, and the slowest kernels."
     device = device_kind()
     used, other = ("bf16", "fp32") if in_bf16(study.preset.precision, device) else ("fp32", "bf16")
     size = 8192 if device == "cuda" else 2048  # large enough to fill the device
@@ -190,21 +190,21 @@ def machine_share(
 
 # %% ../../nbs/bench/05_speedup.ipynb #cb92ade9
 def _peak_memory(reset=False):
-    "Highest memory in bytes since the last reset, of the GPU if there is one."
+    "Peak memory in bytes since the last reset: GPU memory if there is a GPU, else resident memory of the process."
     if torch.cuda.is_available():
         if reset: torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated()
     marks = Path("/proc/self/clear_refs")
-    if reset and marks.exists(): marks.write_text("5")  # proc(5): sets the peak resident size back to the present one
+    if reset and marks.exists(): marks.write_text("5")  # resets the peak resident set size to the current one, see proc(5)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
 
 def growth_point(
-    study: Study,  # settings
+    study: Study,  # provides the settings
     model,  # with LoRA
-    processor,  # of its base
+    processor,  # of the same base model
     rows,  # to train on and to answer
-) -> dict:  # pages, questions, seconds of each part and in all, peak_memory_bytes
-    "Fill an empty cache, train once over the rows, answer them."
+) -> dict:  # pages, questions, seconds in total and per part, peak_memory_bytes
+    "Measure filling an empty cache, training for one epoch on the rows, and answering them."
     _peak_memory(reset=True)
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
         scratch, clock = ScratchStudy(study.preset, folder=Path(folder)), [time.perf_counter()]
@@ -216,12 +216,12 @@ def growth_point(
             "peak_memory_bytes": _peak_memory()}
 
 def measure_growth(
-    study: Study,  # base, settings
-    processor,  # of the base
-    rows,  # to take pages from
-    bar: tqdm,  # moves by nine
-) -> dict:  # the points by pages and by questions, and how they grow
-    "Seconds and memory at 1, 2, 4 and 8 times the pages, and at 1, 2, 4 and 8 questions a page."
+    study: Study,  # base model and settings
+    processor,  # of the base model
+    rows,  # to select pages from
+    bar: tqdm,  # progress bar, updated nine times
+) -> dict:  # the points by pages and by questions, and the scaling figures explained below
+    "Measure seconds and memory for 1, 2, 4 and 8 times the pages, and for 1, 2, 4 and 8 questions per page."
     model = add_lora(load_base(study.preset), study.preset, study.preset.lora_rank, 42)
     unit = max(1, study.preset.benchmark_pages//4)
     def points(plans):
@@ -231,7 +231,7 @@ def measure_growth(
             found.append(growth_point(study, model, processor, some_pages(rows, pages, questions)))
             bar.update()
         return found
-    points([(unit, None)])  # warms up
+    points([(unit, None)])  # warm-up
     by_pages, by_questions = points([(unit*k, None) for k in (1, 2, 4, 8)]), points([(unit, k) for k in (1, 2, 4, 8)])
     log = lambda rows, name: np.log([row[name] for row in rows])
     return {"by_pages": by_pages, "by_questions": by_questions,
@@ -241,20 +241,20 @@ def measure_growth(
 
 # %% ../../nbs/bench/05_speedup.ipynb #b3bdad9e
 def with_first_fill(
-    ratio: float,  # ours to the other, with a full cache
-    rate: float,  # of ours, questions a second
-    pages_per_s: float,  # of filling the cache
-    questions_per_page: float,
-    passes: float,  # over the questions
+    ratio: float,  # speedup of ours with a full cache
+    rate: float,  # questions per second of ours
+    pages_per_s: float,  # pages per second when filling the cache
+    questions_per_page: float,  # average
+    passes: float,  # passes over the questions
 ) -> float:
-    "The ratio when the cache is empty at first."
+    "Speedup when the cache is initially empty, so that filling it counts as part of our time."
     seconds = passes/rate
     return ratio*seconds/(seconds + 1/(questions_per_page*pages_per_s))
 
 def measure_benchmark(
-    study: Study,  # base, pages, switches
+    study: Study,  # base model and settings
 ) -> dict:  # the fields of benchmark.json
-    "Check that results are equal, then measure growth, training, evaluation, vision, and the share of the machine's rate."
+    "Check that the results are equal, then measure scaling, training, evaluation, vision and the share of the machine's rate."
     preset, splits, processor = study.preset, load_splits(study), load_processor(study.preset)
     train, test = (some_pages(splits[name], preset.benchmark_pages) for name in ("train", "test"))
     groups = {"training": (training_runs, train), "evaluation": (evaluation_runs, test), "vision": (vision_runs, train)}

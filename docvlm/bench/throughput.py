@@ -27,41 +27,41 @@ from ..precision import device_kind, in_bf16
 from ..training import AnswerTrainer, TrainingBatches, pack_rows
 
 # %% ../../nbs/bench/02_throughput.ipynb #d497532f
-BATCH_SIZE = 8  # questions at a time in the recipes, as many as their tutorials take on a small machine
+BATCH_SIZE = 8  # questions per batch in the baseline recipes, the size that their tutorials use on a small machine
 
 def some_pages(
     rows,  # a datasets.Dataset in the row schema
-    pages: int,  # how many; all if there are fewer
-    questions: int | None = None,  # of each page, its own in turn and again; None: as many as it has
+    pages: int,  # number of pages; all pages if there are fewer
+    questions: int | None = None,  # per page, repeating the page's questions if it has fewer; None: each question once
 ):
-    "Rows of pages spread evenly over a data set."
+    "Select the rows of pages spread evenly over a data set."
     every = list(pages_of(rows).values())
     chosen = [every[i]["rows"] for i in np.linspace(0, len(every) - 1, min(pages, len(every))).astype(int)]
     return rows.select([page[i % len(page)] for page in chosen for i in range(questions or len(page))])
 
 @dataclass(frozen=True)
 class ScratchStudy(Study):
-    "A study with a page cache of its own, empty at first."
+    "A study with its own page-feature cache, initially empty."
     folder: Path = Path()
     @property
     def cache_dir(self): return self.folder
 
 # %% ../../nbs/bench/02_throughput.ipynb #without
 class FreshFeatures:
-    "In place of `PageFeatures`, without a cache: the vision tower runs whenever a page is asked for."
+    "Replaces `PageFeatures` without a cache: the vision tower runs each time a page is requested."
     def __init__(self, model, processor, rows, precision="auto"):
         self.model, self.processor, self.rows, self.precision = model, processor, rows, precision
         self.first = {page["key"]: page["rows"][0] for page in pages_of(rows).values()}
 
     def grid(self, key):
-        "Grid of a page, from its size alone."
+        "Patch grid of a page (1, rows, columns), computed from the image size without encoding the page."
         width, height = self.rows[self.first[key]]["image"].size
         how = self.processor.image_processor
         sides = smart_resize(height, width, how.patch_size*how.merge_size, how.size["shortest_edge"], how.size["longest_edge"])
         return 1, *(side//how.patch_size for side in sides)
 
     def get(self, key):
-        "Features (image tokens, hidden) and grid of a page, in the cache's precision."
+        "Features (image tokens, hidden) of a page in bf16, as the cache stores them, and its patch grid."
         pixels, grids = prepare_images(self.processor, [self.rows[self.first[key]]["image"]])
         with torch.no_grad(), autocast(self.model.device.type, self.precision):
             feature, = encode_pages(self.model, pixels, grids)
@@ -70,15 +70,15 @@ class FreshFeatures:
 def one_question_a_page(
     rows,  # a datasets.Dataset in the row schema
 ):
-    "The rows with a page of its own for each question, so that no two share one."
+    "Give every row its own page id, so that no two questions share a page."
     return rows.remove_columns("doc_id").add_column("doc_id", list(map(str, range(len(rows)))))
 
 def full_logits_loss(
     model,  # with or without LoRA
     batch: dict,  # from `TrainingBatches`
-    answer_tokens: float | None = None,  # to divide by; None: those of the batch
+    answer_tokens: float | None = None,  # divisor of the summed loss; None: number of answer tokens in the batch
 ) -> torch.Tensor:  # scalar
-    "`answer_loss` with the last layer and the vocabulary projection at every position."
+    "Same loss as `answer_loss`, but with the last layer and the vocabulary projection computed at every position."
     vision = BaseModelOutputWithPooling(pooler_output=tuple(f.float() for f in batch["features"]))
     logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False,
                    attention_mask=batch["attention_mask"], mm_encoder_outputs={"image": vision}).logits
@@ -87,14 +87,14 @@ def full_logits_loss(
     return loss/(answer_tokens or answered.sum())
 
 class FullLogitsTrainer(AnswerTrainer):
-    "`AnswerTrainer` with `full_logits_loss`."
+    "`AnswerTrainer` that uses `full_logits_loss`."
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = full_logits_loss(model, inputs, inputs["answer_tokens"])
         return (loss, {}) if return_outputs else loss
 
 # %% ../../nbs/bench/02_throughput.ipynb #234ef3ce
 class Stopwatch(TrainerCallback):
-    "Seconds from the first batch to the last step."
+    "Measures the seconds from the first batch to the last step."
     def _now(self):
         if torch.cuda.is_available(): torch.cuda.synchronize()
         return time.perf_counter()
@@ -104,103 +104,103 @@ class Stopwatch(TrainerCallback):
 def train_rate(
     trainer_class: type,  # Trainer or AnswerTrainer
     model,  # with LoRA
-    preset,  # learning rate and clipping
-    dataset,  # to train on, once
-    collate,  # list of items -> batch
-    questions: int,  # in the data set
-    **arguments,  # of TrainingArguments
-) -> float:  # questions a second
-    "One epoch under the Trainer."
+    preset,  # provides learning rate and gradient clipping
+    dataset,  # training data, used for one epoch
+    collate,  # function from a list of items to a batch
+    questions: int,  # number of questions in the data set
+    **arguments,  # further `TrainingArguments`
+) -> float:  # questions per second
+    "Train one epoch with a Trainer and return its throughput."
     cpu = not torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
             folder, num_train_epochs=1, learning_rate=preset.learning_rate, max_grad_norm=preset.max_grad_norm, use_cpu=cpu,
             bf16=in_bf16(preset.precision, device_kind()), dataloader_pin_memory=not cpu, save_strategy="no", logging_strategy="no",
             report_to="none", disable_tqdm=True, remove_unused_columns=False, **arguments)
-        if settings.n_gpu > 1: settings._n_gpu = 1  # as in training
+        if settings.n_gpu > 1: settings._n_gpu = 1  # one GPU, as in the study's training
         trainer = trainer_class(model, settings, train_dataset=dataset, data_collator=collate, callbacks=[watch := Stopwatch()])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # or each run would wrap the model once more
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # otherwise each run would add another wrapper to the model
     return questions/watch.seconds
 
 # %% ../../nbs/bench/02_throughput.ipynb #11f3382e
 def changed(
     study: Study,
-    **changes,  # of its preset
+    **changes,  # new values of preset settings
 ) -> Study:
-    "The study with some settings of its preset changed."
+    "A copy of the study with some settings of its preset changed."
     return replace(study, preset=replace(study.preset, **changes))
 
 def train_fast(
-    study: Study,  # settings
+    study: Study,  # provides the settings
     model,  # from `load_base`, with LoRA
-    processor,  # of its base
+    processor,  # of the same base model
     rows,  # a datasets.Dataset in the row schema
-    features=None,  # of the pages; None: the study's cache
+    features=None,  # page features; None: the study's cache
     trainer: type = AnswerTrainer,  # or `FullLogitsTrainer`
-) -> float:  # questions a second
-    "Our training."
+) -> float:  # questions per second
+    "Measure our training: packed rows, shared pages, cached features."
     preset, features = study.preset.one_pass(), features or cache_features(study, model, processor, rows)
     packed = pack_rows(study, processor, rows, features)
     batches = TrainingBatches(packed, features, preset, 42)
     return train_rate(trainer, model, preset, batches, lambda items: items[0], len(rows), per_device_train_batch_size=1, train_sampling_strategy="sequential")
 
 def train_plain(
-    study: Study,  # settings
+    study: Study,  # provides the settings
     model,  # from `load_plain`, with LoRA
-    processor,  # of its base
+    processor,  # of the same base model
     rows,  # from `with_lengths`
-    grouped: bool = False,  # rows of similar length together, else in random order
-) -> float:  # questions a second
-    "The recipe's training."
+    grouped: bool = False,  # sort rows by length instead of shuffling them
+) -> float:  # questions per second
+    "Measure training with the baseline recipe."
     return train_rate(Trainer, model, study.preset, rows.sort("length") if grouped else rows,
                       lambda some: question_batch(processor, study.preset, some), len(rows),
                       per_device_train_batch_size=BATCH_SIZE, train_sampling_strategy="sequential" if grouped else "random")
 
 def with_lengths(
-    study: Study,  # settings
-    processor,  # of the base
+    study: Study,  # provides the settings
+    processor,  # of the base model
     rows,  # a datasets.Dataset in the row schema
-    features,  # holds every page of `rows`
+    features,  # features of every page in `rows`
 ):
-    "The rows with the number of their tokens, which length grouping asks for."
+    "Add a column `length` with each row's number of tokens, which length grouping needs."
     lengths = [len(packed) for packed in pack_rows(study, processor, one_question_a_page(rows), features)]
     return rows.add_column("length", lengths)
 
 # %% ../../nbs/bench/02_throughput.ipynb #27ede3ea
 def answer_fast(
-    study: Study,  # settings
+    study: Study,  # provides the settings
     model,  # from `load_base`
-    processor,  # of its base
+    processor,  # of the same base model
     rows,  # a datasets.Dataset in the row schema
-    features=None,  # of the pages; None: the study's cache
-) -> float:  # questions a second
-    "Our answers, features cached."
+    features=None,  # page features; None: the study's cache
+) -> float:  # questions per second
+    "Measure our answering, with cached features."
     features = features or cache_features(study, model, processor, rows)
     started = time.perf_counter()
     answer_rows(study, model, processor, rows, features)
     return len(rows)/(time.perf_counter() - started)
 
 def answer_plain(
-    study: Study,  # settings
+    study: Study,  # provides the settings
     model,  # from `load_plain`
-    processor,  # of its base
+    processor,  # of the same base model
     rows,  # a datasets.Dataset in the row schema
-    batch_size: int,  # questions at a time
-) -> float:  # questions a second
-    "Answers by `generate`."
+    batch_size: int,  # questions per call of `generate`
+) -> float:  # questions per second
+    "Measure answering with `generate`."
     started = time.perf_counter()
     generate_answers(model, processor, study.preset, rows, batch_size)
     return len(rows)/(time.perf_counter() - started)
 
 def fill_cache(
-    study: Study,  # settings
+    study: Study,  # provides the settings
     model,  # from `load_base`
-    processor,  # of its base
+    processor,  # of the same base model
     rows,  # a datasets.Dataset in the row schema
-) -> float:  # pages a second
-    "From image files to features on disk, into an empty cache."
+) -> float:  # pages per second
+    "Measure filling an empty cache: from image files to features on disk."
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         cache_features(ScratchStudy(study.preset, folder=Path(folder)), model, processor, rows)
