@@ -466,6 +466,30 @@ def test_a_page_is_found_however_its_name_is_spelt(mine, tmp_path, named, stored
     assert documents_digest(mine) != before
 
 
+def test_a_name_is_taken_as_it_is_written(tmp_path):
+    names = ["a b.png", "a\u200eb.png", " a b.png", "a b.png "]
+    folder = folder_of(tmp_path/"names", {name: encoded(drawn(seed=n)) for n, name in enumerate(names)})
+    splits, skipped = load_folder(folder, tmp_path/"pages")
+    assert not skipped and len({row["image"] for row in splits["train"]}) == len(names)
+    assert {f"train/{name}" for name in names} <= set(files_read(folder))
+
+
+def test_blanks_around_a_name_that_no_file_has_are_forgiven(tmp_path):
+    folder = folder_of(tmp_path/"names", {"a.png": encoded(drawn())})
+    for split in ("train", "test"):
+        file = folder/split/"metadata.jsonl"
+        file.write_text(file.read_text().replace('"a.png"', '"a.png "'))
+    assert not load_folder(folder, tmp_path/"pages")[1]
+
+
+def test_sixteen_bit_ink_on_clear_paper_is_a_page():
+    ink = np.zeros((24, 40, 4), ">u2")
+    ink[4:9, 4:20, 3] = 65535
+    raw = b"".join(b"\0" + row.tobytes() for row in ink)
+    page, _ = open_page(png(40, 24, 16, 6, raw))
+    assert array(page)[5, 5].tolist() == [0, 0, 0] and array(page)[0, 0].tolist() == [255, 255, 255]
+
+
 def test_two_names_that_differ_in_spelling_only_are_two_pages(mine, tmp_path):
     for seed, name in enumerate((NFC, NFD)): (mine/"train"/name).write_bytes(encoded(drawn(seed=seed)))
     third = unicodedata.normalize("NFD", NFC[:-6]) + NFC[-6:]  # spelt half and half

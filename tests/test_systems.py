@@ -94,6 +94,29 @@ def test_answers_are_asked_once_and_the_key_is_only_sent(study, rows):
     assert KEY not in kept and "data:image" not in kept and len(kept.splitlines()) >= len(rows)
 
 
+@pytest.mark.parametrize("count", [10**22, -1, True, "9", 1.5])
+def test_counts_that_are_none_are_left_out(study, rows, count):
+    with serve(lambda question, number: (200, completion("yes", prompt_tokens=count, completion_tokens=2))) as (url, _):
+        first = endpoint_answers(study, endpoint(url), rows.select(range(2)))
+        again = endpoint_answers(study, endpoint(url), rows.select(range(2)))
+    for found in (first, again):
+        assert found.prompt_tokens.isna().all() and (found.answer_tokens == 2).all()
+        found.to_parquet(study.run_dir/"answers.parquet")
+
+
+@pytest.mark.parametrize("model", ["", "  ", "m\x1b[31m", "m\n", "m\udcff"])
+def test_a_model_has_a_printable_name(model):
+    with pytest.raises(ValueError, match="Name the model .* in printable characters"): Endpoint("http://localhost:1/v1", model)
+
+
+def test_no_text_points_to_the_model_and_colours_are_taken_off(study, rows):
+    with serve(lambda question, number: (200, completion(None))) as (url, _):
+        with pytest.raises(StudyError, match="no text .*chat template, and whether it needs longer answers"):
+            endpoint_answers(study, endpoint(url), rows.select(range(2)))
+    with serve(lambda question, number: (400, {"error": {"message": "\x1b[31mtoo big\x1b[0m"}})) as (url, _):
+        with pytest.raises(StudyError, match='the server says "too big"'): endpoint_answers(study, endpoint(url), rows.select(range(2)))
+
+
 def test_a_busy_server_is_asked_again(study, rows):
     soon = ("Retry-After-Ms", "10")
     refusals = [429, 429, 500]
