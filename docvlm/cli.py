@@ -48,10 +48,12 @@ def _affordable(study):
 
 # %% ../nbs/11_cli.ipynb #cell-005-x6
 def _print_origin(study, number):
-    "Print where a number comes from, given its name or its printed form; if the printed form is ambiguous, list the names."
+    "Print where a number comes from, given its name or printed form; if the printed form is ambiguous, list the names."
     from docvlm.provenance import names_of, trace
     names = names_of(study, number) if number[:1] in "+-\u2212.0123456789" else [number]
-    if not names: raise StudyError(f"No number of the study {study.name} is shown as {number!r}; give a name such as evaluation.benchmarks.docvqa.ours")
+    if not names:
+        raise StudyError(f"No number of the study {study.name} is shown as {number!r}; "
+                         "give a name such as evaluation.benchmarks.docvqa.ours")
     if len(names) == 1: print(json.dumps(trace(study, names[0]), indent=1, ensure_ascii=False))
     else: print(f"{number} may be one of these; trace it by name:", *names, sep="\n  ")
 
@@ -68,7 +70,7 @@ def study(
     preset: str = "nano",  # one of smoke, nano, qwen2-vl-2b or qwen2-vl-7b
     documents: str = "",  # folder of your own documents, with train/ and test/, each with a metadata.jsonl
     only: str = None,  # run only this step: data, training, evaluation, ablation, failures, latency or report
-    trace: str = None,  # print where a number comes from: its name (evaluation.benchmarks.docvqa.ours) or its printed form ("8.7 %")
+    trace: str = None,  # print a number's origin, by name (evaluation.benchmarks.docvqa.ours) or printed form ("8.7 %")
     check: bool = False,  # rerun the study in an empty folder and compare every number; exit code 1 if any differs
 ):
     "Run the study: execute every notebook whose results are out of date, in order."
@@ -89,9 +91,9 @@ def train(
     documents: str = "",  # folder of your own documents
     lora_rank: int = None,  # LoRA rank, 1 to 1024; default: the preset's
     seed: int = 42,  # random seed for the initial adapter weights and the batch order
-    report_to: str = "none",  # experiment tracker: none, wandb, tensorboard, trackio, mlflow or another transformers integration
+    report_to: str = "none",  # experiment tracker of transformers: none, wandb, tensorboard, trackio, mlflow or another
 ):
-    "Fine-tune one adapter, resuming an interrupted run, and print its path and training record; also runs under `accelerate launch`."
+    "Fine-tune an adapter, resuming an interrupted run; print its path and record; also runs under `accelerate launch`."
     def run():
         number("--seed", seed, 0, 2**32 - 1)
         if lora_rank is not None: number("--lora_rank", lora_rank, 1, 1024)
@@ -114,23 +116,24 @@ def train(
 def evaluate(
     preset: str = "nano",  # one of smoke, nano, qwen2-vl-2b or qwen2-vl-7b
     documents: str = "",  # folder of your own documents
-    adapter: str = None,  # adapter folder; default: the adapter of the study's first seed; with --submit, "base" means no adapter
-    submit: str = None,  # docvqa or infovqa: instead answer the benchmark's hidden test set and write a file to upload to rrc.cvc.uab.es
+    adapter: str = None,  # adapter folder; default: that of the study's first seed; with --submit, "base" means none
+    submit: str = None,  # docvqa or infovqa: instead answer its hidden test set and write a file for rrc.cvc.uab.es
 ):
-    "Answer the study's test questions with the base model and one adapter and print the scores; also runs under `accelerate launch`."
+    "Answer the test questions with base model and adapter and print the scores; also runs under `accelerate launch`."
     def run():
         from docvlm.evaluation import compare_groups, predict_systems
         from docvlm.model import ADAPTER_FILES, adapter_digest
         from docvlm.engine.device import team
         from docvlm.training import adapter_folder, check_base
-        if submit not in (None, "docvqa", "infovqa"): raise ValueError(f"--submit takes docvqa or infovqa, not {submit!r}")
+        if submit not in (None, "docvqa", "infovqa"):
+            raise ValueError(f"--submit takes docvqa or infovqa, not {submit!r}")
         opened = _opened(preset, documents)
         seed = opened.preset.seeds[0]
         folder = adapter_folder(opened, opened.preset.lora_rank, seed) if adapter is None else Path(adapter)
         bare = submit is not None and adapter == "base"
         if not bare and not all((folder/name).is_file() for name in ADAPTER_FILES):
-            raise FileNotFoundError(f"No adapter in {folder}, which takes {' and '.join(ADAPTER_FILES)}; run docvlm-train first "
-                                    "or name another folder")
+            raise FileNotFoundError(f"No adapter in {folder}, which takes {' and '.join(ADAPTER_FILES)}; "
+                                    "run docvlm-train first or name another folder")
         if not bare: check_base(opened, folder)
         if submit is not None:
             from docvlm.apps.submission import write_submission
@@ -141,11 +144,13 @@ def evaluate(
         seed = record.get("seed", seed)
         name = folder.name if own else f"{folder.resolve().name}-{digest}"
         with _alone(opened): frames, _ = predict_systems(opened, {name: folder})
-        cells = compare_groups(frames["base"], [frames[name]], [seed], opened.preset.resamples, frames["base"].benchmark)
+        cells = compare_groups(frames["base"], [frames[name]], [seed], opened.preset.resamples,
+                               frames["base"].benchmark)
         if not team().is_main_process: return
         for benchmark, cell in cells.items():
             if cell["images"] < 2:
-                print(f"docvlm: {benchmark} has one test page, so no interval and no p-value; they need two", file=sys.stderr)
+                print(f"docvlm: {benchmark} has one test page, so no interval and no p-value; they need two",
+                      file=sys.stderr)
         print(json.dumps(cells, indent=1))
     _plainly(run)
 
@@ -155,13 +160,14 @@ def bench(
     preset: str = "nano",  # one of smoke, nano, qwen2-vl-2b or qwen2-vl-7b
     documents: str = "",  # folder of your own documents
 ):
-    "Measure how much faster the study trains and answers than standard recipes (about ten minutes for nano on two cores)."
+    "Measure how much faster the study trains and answers than standard recipes (nano: about ten minutes on two cores)."
     def run():
         from docvlm.bench.speedup import measure_benchmark
         opened = _opened(preset, documents)
         result = opened.step("benchmark").run(lambda: measure_benchmark(opened))
         for name, value in result.items():
-            if "_vs_" in name: print(f"{name}: {value['median']:.1f} times faster ({value['min']:.1f} to {value['max']:.1f})")
+            if "_vs_" in name:
+                print(f"{name}: {value['median']:.1f} times faster ({value['min']:.1f} to {value['max']:.1f})")
     _plainly(run)
 
 @call_parse
@@ -176,7 +182,8 @@ def ask(
         from docvlm.apps.ask import ask_page
         opened = _opened(preset, documents)
         for row in ask_page(opened, Path(image), questions):
-            print(f"{row['question']}\n  {row['system']:>5}: {row['answer']}   (confidence {row['confidence']:.2f}, {row['seconds']:.2f} s)")
+            print(f"{row['question']}\n  {row['system']:>5}: {row['answer']}   "
+                  f"(confidence {row['confidence']:.2f}, {row['seconds']:.2f} s)")
     _plainly(run)
 
 # %% ../nbs/11_cli.ipynb #480e42e2
@@ -227,7 +234,7 @@ def measure(
 def plan(
     preset: str = "qwen2-vl-2b",  # qwen2-vl-2b or qwen2-vl-7b
 ):
-    "Estimate what a study needs (parameters, tokens, memory, hours, dollars) before anything is downloaded, and save the plan."
+    "Estimate what a study needs (parameters, tokens, memory, hours, dollars) before any download, and save the plan."
     def run():
         from docvlm.bench.plan import write_plan
         print(write_plan(_opened(preset, "")).relative_to(root()))

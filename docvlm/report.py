@@ -45,7 +45,9 @@ def answer_gain(evaluation: dict) -> str:
     said_of = {kind: [_change(benchmark_name(b), cells[b]) for b in present(cells) if verdict(cells[b]) == kind]
                for kind in ("gain", "loss", "unclear", "one page")}
     found = []
-    if said_of["gain"]: found.append(f"Fine-tuning raises {len(said_of['gain'])} of {len(cells)} benchmarks: {_listed(said_of['gain'])}")
+    if said_of["gain"]:
+        found.append(f"Fine-tuning raises {len(said_of['gain'])} of {len(cells)} benchmarks: "
+                     f"{_listed(said_of['gain'])}")
     if said_of["loss"]: found.append(f"it lowers {_listed(said_of['loss'])}")
     if said_of["unclear"]: found.append(f"no clear change, the interval includes zero: {_listed(said_of['unclear'])}")
     alone = said_of["one page"]
@@ -54,22 +56,26 @@ def answer_gain(evaluation: dict) -> str:
     return text[0].upper() + text[1:]
 
 # %% ../nbs/09_report.ipynb #cell-007
-QUESTION_KINDS = ("charts, human questions", "charts, generated questions", "yes/no")  # kinds of question, not document types
+# kinds of question, not document types
+QUESTION_KINDS = ("charts, human questions", "charts, generated questions", "yes/no")
 
 def answer_types(evaluation: dict) -> str:
     "The report's answer to: which document types gain most?"
-    found = sorted(((name, cell) for name, cell in evaluation["by_document_type"].items() if name not in QUESTION_KINDS),
+    found = sorted(((name, cell) for name, cell in evaluation["by_document_type"].items()
+                    if name not in QUESTION_KINDS),
                    key=lambda item: -item[1]["delta"]["value"])
     if not found: return "No test page has a document type."
     gained, lost = ([item for item in found if verdict(item[1]) == kind] for kind in ("gain", "loss"))
     gains, losses = ([_change(*item) for item in some] for some in (gained, lost))
     if not gains:
-        text = f"None of {len(found)} document types shows a gain whose interval excludes zero; the largest change is {_change(*found[0])}"
+        text = (f"None of {len(found)} document types shows a gain whose interval excludes zero; "
+                f"the largest change is {_change(*found[0])}")
         return text + (f"; clear losses: {_listed(losses)}." if losses else ".")
     text = f"Of {len(found)} document types {len(gains)} gain clearly, most of all {gains[0]}"
     if len(gains) > 1:
         text += f", then {gains[1]}"
-        if gained[1][1]["delta"]["ci95"][1] >= gained[0][1]["delta"]["ci95"][0]: text += ", whose interval overlaps the first"
+        if gained[1][1]["delta"]["ci95"][1] >= gained[0][1]["delta"]["ci95"][0]:
+            text += ", whose interval overlaps the first"
     if losses: return f"{text}; clear losses: {_listed(losses)}."
     return text + (f"; at the other end is {_change(*found[-1])}." if len(found) > max(2, len(gains)) else ".")
 
@@ -79,7 +85,8 @@ def answer_failures(failures: dict) -> str:
     change = lambda kind: kind["after"]["share"] - kind["before"]["share"]
     told = [f"‘{kind['name']}’ ({percent(kind['after']['share'])} %, before {percent(kind['before']['share'])} %)"
             for kind in kinds[:2] if kind["after"]["share"]]
-    text = f"{percent(right['after'])} % of the answers are fully right after fine-tuning, {percent(right['before'])} % before"
+    text = (f"{percent(right['after'])} % of the answers are fully right after fine-tuning, "
+            f"{percent(right['before'])} % before")
     if told: text += f"; the most frequent remaining errors are {_listed(told)}"
     for kind, verb in ((min(kinds, key=change), "falls"), (max(kinds, key=change), "rises")):
         if points(abs(change(kind))) != points(0) and (change(kind) < 0) == (verb == "falls"):
@@ -90,7 +97,8 @@ def answer_failures(failures: dict) -> str:
 def provenance(results: dict) -> Markup:
     "Table of the steps: when each ran, how long it took, and the code version and key of its inputs."
     return table([{"step": step, "started (UTC)": r["started"][:16].replace("T", " "), "seconds": amount(r["wall_s"]),
-                   "commit": r["code"]["git_sha"][:10] or "none", "uncommitted changes": "yes" if r["code"]["dirty"] else "no",
+                   "commit": r["code"]["git_sha"][:10] or "none",
+                   "uncommitted changes": "yes" if r["code"]["dirty"] else "no",
                    "notebook": r["code"]["notebook_sha256"], "library": r["code"]["library_sha256"], "key": r["key"]}
                   for step, r in results.items()], "What made each result (digests are the first 16 digits of SHA-256)")
 
@@ -98,7 +106,8 @@ def settings(values: dict, caption: str) -> Markup:
     "Table of settings, one per row; the items of a list are joined by commas."
     def show(value):
         if isinstance(value, list): return ", ".join(map(str, value))
-        return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value or "none"
+        return (f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int)
+                else value or "none")
     return table([{"setting": name.replace("_", " "), "value": show(value)} for name, value in values.items()], caption)
 
 def scores_at_scale(size: str) -> Markup:
@@ -113,11 +122,14 @@ def scores_at_scale(size: str) -> Markup:
         ours = {f"{label}, measured here": percent(cells.get(b) and cells[b][key]["value"])
                 for key, label in (("baseline", "base"), ("ours", "fine-tuned"))} if measured else {}
         return {"benchmark": benchmark_name(b), **ours,
-                "base, published by others": "; ".join(f"{r.value} ({r.split}, {r.protocol})" for r in part.itertuples())}
+                "base, published by others": "; ".join(
+                    f"{r.value} ({r.split}, {r.protocol})" for r in part.itertuples())}
     rows = pd.read_csv(root()/"data"/"published_scores.csv")
-    found = table([row(b, part) for b, part in rows[rows["size"] == size].groupby("benchmark", sort=False)], f"Qwen2-VL-{size}" + (f", measured {run['started'][:10]}" if measured else ""))
-    return found if measured else Markup(f"**Qwen2-VL-{size}: {NOT_MEASURED}.** No study of preset `{study.name}` has run here. "
-                                         f"What others published of the base:\n{found}")
+    found = table([row(b, part) for b, part in rows[rows["size"] == size].groupby("benchmark", sort=False)],
+                  f"Qwen2-VL-{size}" + (f", measured {run['started'][:10]}" if measured else ""))
+    return found if measured else Markup(
+        f"**Qwen2-VL-{size}: {NOT_MEASURED}.** No study of preset `{study.name}` has run here. "
+        f"What others published of the base:\n{found}")
 
 # %% ../nbs/09_report.ipynb #cell-013
 def is_right(error: str | None) -> bool:
@@ -134,7 +146,8 @@ def slug(text: str | None) -> str:
 
 def first_page(gallery: list[dict]) -> dict | None:
     "The first gallery entry whose answer fine-tuning fixed; without one, the first entry; None for an empty gallery."
-    return next((g for g in gallery if not is_right(g["error_before"]) and is_right(g["error_after"])), gallery[0] if gallery else None)
+    return next((g for g in gallery if not is_right(g["error_before"]) and is_right(g["error_after"])),
+                gallery[0] if gallery else None)
 
 def picture(
     path: str,  # relative to the repository root
@@ -148,7 +161,7 @@ def picture(
 
 # %% ../nbs/09_report.ipynb #cell-016
 def code_span(text: str) -> Markup:
-    "Text as a Markdown code span, delimited by more backticks than it has in a row, because escapes do not work in code."
+    "Text as a Markdown code span, delimited by more backticks than it has in a row, because code has no escapes."
     fence, pad = "`"*(1 + max(map(len, re.findall("`+", text)), default=0)), " "*("`" in text)
     return Markup(f"{fence}{pad}{' '.join(text.split())}{pad}{fence}")
 
@@ -157,16 +170,18 @@ def render(
     **values,  # variables of the template
 ) -> str:
     "Fill in a template, with values escaped for Markdown; an undefined name raises UndefinedError."
-    environment = Environment(undefined=StrictUndefined, autoescape=True, finalize=markdown, trim_blocks=True, lstrip_blocks=True,
+    environment = Environment(undefined=StrictUndefined, autoescape=True, finalize=markdown,
+                              trim_blocks=True, lstrip_blocks=True,
                               loader=FileSystemLoader(root()/"paper"), keep_trailing_newline=True)
     environment.filters["code"] = code_span
     return environment.from_string(template).render(**values)
 
 # %% ../nbs/09_report.ipynb #cell-018
-_FORMAT = "markdown-raw_html-raw_tex-raw_attribute-tex_math_dollars-yaml_metadata_block-example_lists-auto_identifiers+gfm_auto_identifiers"
+_FORMAT = ("markdown-raw_html-raw_tex-raw_attribute-tex_math_dollars-yaml_metadata_block-example_lists"
+           "-auto_identifiers+gfm_auto_identifiers")
 
 def _pandoc(text, title, to, *arguments):
-    "Run pandoc in the repository root with relative paths, since it mishandles absolute ones that contain %20 or a colon."
+    "Run pandoc in the repository root with relative paths, since it mishandles absolute ones with %20 or a colon."
     return pypandoc.convert_text(text, to, format=_FORMAT, cworkdir=str(root()), extra_args=[
         "--standalone", "--citeproc", "--bibliography=paper/references.bib", "--wrap=none",
         "--columns=10000", "--metadata=lang:en", f"--metadata=title:{title}", *arguments])
@@ -177,7 +192,8 @@ def to_html(
 ) -> str:
     "Convert Markdown to one self-contained HTML page."
     return _pandoc(text, title, "html5", "--embed-resources", "--mathml", "--toc", "--toc-depth=2",
-                   "--css=paper/style.css", "--include-in-header=paper/head.html", "--include-after-body=paper/gallery.html")
+                   "--css=paper/style.css", "--include-in-header=paper/head.html",
+                   "--include-after-body=paper/gallery.html")
 
 def to_pdf(
     text: str,  # Markdown; image paths are relative to the repository root
@@ -192,7 +208,8 @@ def to_pdf(
 # %% ../nbs/09_report.ipynb #cell-020
 def _unchanged(result, name, remedy):
     "Return the result; StudyError if it was edited after it was written."
-    if result.get("content") != content_digest(result): raise StudyError(f"{name} has been changed since it was written; {remedy}")
+    if result.get("content") != content_digest(result):
+        raise StudyError(f"{name} has been changed since it was written; {remedy}")
     return result
 
 def _failures_apart(found):
@@ -218,7 +235,8 @@ def read_results(study: Study) -> dict:  # results by step
     for step in (step for step in STEPS if step != "report"):
         try: found[step] = study.result(step)
         except StudyError as error: wrong.append(str(error))
-    own = [text for text in wrong if text.count(f"{study.name}/") == 1]  # the other messages repeat the error of an earlier step
+    # the other messages repeat the error of an earlier step
+    own = [text for text in wrong if text.count(f"{study.name}/") == 1]
     if wrong: raise StudyError("No report over results that do not hold:\n" + "\n".join(own))
     return found
 
@@ -226,18 +244,22 @@ def report_values(study: Study) -> dict:
     "The variables of the report's template; StudyError lists any missing or stale results."
     results = read_results(study)
     evaluation, failures, training = results["evaluation"], results["failures"], results["training"]
-    sample, speed, (others, outdated) = study.figures_dir/"data_samples.png", speed_values(study), current_systems(study, results)
-    return {"study": study, "preset": study.preset, "r": results, "tables": tables, "others": others, "outdated": outdated,
+    sample, speed, (others, outdated) = (study.figures_dir/"data_samples.png", speed_values(study),
+                                         current_systems(study, results))
+    return {"study": study, "preset": study.preset, "r": results, "tables": tables,
+            "others": others, "outdated": outdated,
             "figures": draw_all(study, results) | ({"speed": speed["figure"]} if speed else {}), "speed": speed,
             "answers": [answer_gain(evaluation), answer_types(evaluation), answer_failures(failures)],
-            "example": first_page(failures["gallery"]), "samples": str(sample.relative_to(root())) if sample.exists() else None,
+            "example": first_page(failures["gallery"]),
+            "samples": str(sample.relative_to(root())) if sample.exists() else None,
             "data": tables.data_tables(results["data"]), "dirty": any(r["code"]["dirty"] for r in results.values()),
             "last": max(r["started"] for r in results.values())[:10],
             "provenance": provenance(results | ({"benchmark": speed["result"]} if speed else {})),
             "model": settings(training["model"], "Model"), "setup": settings(training["setup"], "Training"),
             "environment": settings(evaluation["env"], "Machine and versions of the evaluation"),
             "own": study.preset.base.startswith("data/"), "at_scale": [scores_at_scale("2B"), scores_at_scale("7B")],
-            "plan": _unchanged(read_json(plan), "The plan of qwen2-vl-2b", "run docvlm-plan again") if (plan := Study(PRESETS["qwen2-vl-2b"]).results_dir/"plan.json").exists() else None,
+            "plan": _unchanged(read_json(plan), "The plan of qwen2-vl-2b", "run docvlm-plan again")
+                    if (plan := Study(PRESETS["qwen2-vl-2b"]).results_dir/"plan.json").exists() else None,
             **{f.__name__: f for f in (amount, benchmark_name, mark, percent, picture, said, slug)}}
 
 def build_report(study: Study) -> dict:
@@ -250,4 +272,5 @@ def build_report(study: Study) -> dict:
     html.write_text(to_html(render(template, html=True, **values), title), encoding="utf-8")
     to_pdf(render(template, html=False, **values), title, pdf)
     drawn = [figure["path"] for figure in values["figures"].values() if figure]
-    return {"answers": values["answers"], "artefacts": [path.relative_to(root()).as_posix() for path in (html, pdf)] + drawn}
+    return {"answers": values["answers"],
+            "artefacts": [path.relative_to(root()).as_posix() for path in (html, pdf)] + drawn}

@@ -79,7 +79,7 @@ class Case:
 
     @cached_property
     def stray(self) -> str | None:
-        "The page text most similar to the prediction, from `NEAR_OTHER` on and if no target is as similar; otherwise None."
+        "The page text most similar to the prediction, from `NEAR_OTHER` on and if no target is as similar; else None."
         if not self.text: return None
         others = [phrase for phrase in self.page.phrases if phrase not in self.targets]
         best = process.extractOne(self.text, others, scorer=Levenshtein.normalized_similarity,
@@ -94,7 +94,7 @@ def is_empty(case: Case) -> bool: return not case.prediction.strip()
 _UNIT = r"\ ?(?:[$€£¥%]|usd|eur|gbp|percent|per\ cent)?\ ?"
 _AMOUNT = re.compile(rf"{_UNIT} ([+-]?) {_UNIT} ([0-9][0-9.,]{{0,20}}|\.[0-9]{{1,20}}) ({_UNIT})", re.X)
 _DAY = re.compile(r"(?=[a-z0-9 ,./-]{6,30}$)(?:[^0-9]*[0-9]){3}.*")
-_DEFAULTS = datetime(2001, 2, 3), datetime(2004, 5, 6)  # defaults for missing parts; two, to detect that a part is missing
+_DEFAULTS = datetime(2001, 2, 3), datetime(2004, 5, 6)  # for missing parts; two, to detect that a part is missing
 
 @lru_cache(maxsize=1 << 16)
 def numbers(

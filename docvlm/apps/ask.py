@@ -53,7 +53,7 @@ def ask(self: Asker,
         page: Image.Image,  # page, RGB
         questions: list[str],  # questions about the page
         benchmark: str = "docvqa",  # benchmark whose prompt suffix and maximum answer length to use
-    ) -> list[dict]:  # question, system, answer, confidence (0 to 1), seconds (from image to the answers to all questions)
+    ) -> list[dict]:  # question, system, answer, confidence (0 to 1), seconds (from image to all answers)
     "Answer every question with every system."
     questions = [check_question(question) for question in questions]
     started, tokenizer, preset, found = time.perf_counter(), self.processor.tokenizer, self.study.preset, []
@@ -68,11 +68,14 @@ def ask(self: Asker,
         for system in self.systems:
             started = time.perf_counter()
             with self.model.disable_adapter() if system == "base" and len(self.systems) > 1 else nullcontext():
-                answered = [answer(self.model, self.template, vision, grids, some, [0]*len(some), limit, merge_size) for some in groups]
+                answered = [answer(self.model, self.template, vision, grids, some, [0]*len(some), limit, merge_size)
+                            for some in groups]
                 said = [pair for ids, confidences in answered for pair in zip(ids, confidences)]
             seconds = seen_s + time.perf_counter() - started
-            found += [{"question": question, "system": system, "answer": tokenizer.decode(ids, skip_special_tokens=True).strip(),
-                       "confidence": confidence, "seconds": seconds} for question, (ids, confidence) in zip(questions, said)]
+            found += [{"question": question, "system": system,
+                       "answer": tokenizer.decode(ids, skip_special_tokens=True).strip(),
+                       "confidence": confidence, "seconds": seconds}
+                      for question, (ids, confidence) in zip(questions, said)]
     return found
 
 # %% ../../nbs/apps/00_ask.ipynb #8fee9821
@@ -82,7 +85,8 @@ def read_upload(
     content: bytes,  # content of the uploaded file
 ) -> Image.Image:  # RGB
     "Decode an uploaded page; ValueError if it is too large or not a usable image."
-    if len(content) > LARGEST_UPLOAD_BYTES: raise ValueError(f"the file is over {LARGEST_UPLOAD_BYTES//2**20} MiB: scale the page down")
+    if len(content) > LARGEST_UPLOAD_BYTES:
+        raise ValueError(f"the file is over {LARGEST_UPLOAD_BYTES//2**20} MiB: scale the page down")
     return open_page(content)[0]
 
 def ask_page(
@@ -103,7 +107,8 @@ def example_pages(
     "The first test page of each document type."
     rows = load_splits(study)["test"]
     table = rows.remove_columns("image").to_pandas()
-    kinds = table.doc_types.map(lambda labels: labels[0] if len(labels) else "other").map(lambda label: TYPE_GROUPS.get(label, label))
+    kinds = table.doc_types.map(lambda labels: labels[0] if len(labels) else "other").map(
+        lambda label: TYPE_GROUPS.get(label, label))
     found = []
     for kind, part in table.groupby(kinds, sort=True):
         asked = part[part.doc_id == part.doc_id.iloc[0]]
@@ -119,9 +124,11 @@ def answers_html(
     "Answers as an HTML table; the model's text is escaped, so any HTML in it has no effect."
     cell = lambda tag, text: f"<{tag} style='text-align:left'>{escape(text)}</{tag}>"
     line = lambda tag, *texts: f"<tr>{''.join(cell(tag, text) for text in texts)}</tr>"
-    body = "".join(line("td", row["system"], row["answer"] or "(empty)", f"{row['confidence']:.0%}", f"{row['seconds']:.2f} s") for row in rows)
+    body = "".join(line("td", row["system"], row["answer"] or "(empty)",
+                        f"{row['confidence']:.0%}", f"{row['seconds']:.2f} s") for row in rows)
     caption = f"<caption style='text-align:left'>Accepted answer: {escape(target)}</caption>" if target else ""
-    return f"<table>{caption}<thead>{line('th', 'system', 'answer', 'confidence', 'time')}</thead><tbody>{body}</tbody></table>"
+    return (f"<table>{caption}<thead>{line('th', 'system', 'answer', 'confidence', 'time')}</thead>"
+            f"<tbody>{body}</tbody></table>")
 
 # %% ../../nbs/apps/00_ask.ipynb #59526ef6
 class AskWidget:
@@ -131,15 +138,18 @@ class AskWidget:
     ):
         import ipywidgets as widgets
         self.study, self.asker, self.examples, self.page = study, None, example_pages(study), None
-        self.choice = widgets.Dropdown(options=[(e["name"], i) for i, e in enumerate(self.examples)], description="Page")
+        self.choice = widgets.Dropdown(options=[(e["name"], i) for i, e in enumerate(self.examples)],
+                                       description="Page")
         self.upload = widgets.FileUpload(accept="image/*", description="or upload one")
         self.question = widgets.Combobox(placeholder="your question", description="Question", layout={"width": "36em"})
-        self.button, self.view = widgets.Button(description="Ask", button_style="primary"), widgets.Image(layout={"max_width": "420px"})
+        self.button, self.view = (widgets.Button(description="Ask", button_style="primary"),
+                                  widgets.Image(layout={"max_width": "420px"}))
         self.said = widgets.HTML()
         self.choice.observe(lambda _: self._choose(), "value")
         self.upload.observe(lambda _: self._take(), "value")
         self.button.on_click(lambda _: self._ask())
-        self.box = widgets.VBox([widgets.HBox([self.choice, self.upload]), self.view, widgets.HBox([self.question, self.button]), self.said])
+        self.box = widgets.VBox([widgets.HBox([self.choice, self.upload]), self.view,
+                                 widgets.HBox([self.question, self.button]), self.said])
         self._choose()
 
     def _ipython_display_(self):
@@ -151,10 +161,12 @@ class AskWidget:
 def _show(self: AskWidget, page, answers):
     self.page, self.answers, self.said.value = page, answers, ""
     page.convert("RGB").save(buffer := io.BytesIO(), "PNG")
-    self.view.value, self.question.options, self.question.value = buffer.getvalue(), tuple(answers), next(iter(answers), "")
+    self.view.value, self.question.options, self.question.value = (
+        buffer.getvalue(), tuple(answers), next(iter(answers), ""))
 
 @patch
-def _choose(self: AskWidget): self._show(self.examples[self.choice.value]["image"], self.examples[self.choice.value]["answers"])
+def _choose(self: AskWidget):
+    self._show(self.examples[self.choice.value]["image"], self.examples[self.choice.value]["answers"])
 
 @patch
 def _take(self: AskWidget):

@@ -23,7 +23,8 @@ from ..inputs.folder import check_question
 # %% ../../nbs/apps/01_demo.ipynb #6b650b1d
 POLICY = ("default-src 'none'; img-src 'self' blob:; style-src 'self'; script-src 'self'; connect-src 'self'; "
           "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
-FILES = {"/": ("demo.html", "text/html"), "/style.css": ("style.css", "text/css"), "/demo.css": ("demo.css", "text/css"),
+FILES = {"/": ("demo.html", "text/html"), "/style.css": ("style.css", "text/css"),
+         "/demo.css": ("demo.css", "text/css"),
          "/demo.js": ("demo.js", "text/javascript")}  # URL path: (file in paper/, content type)
 
 class _Handler(RequestHandler):
@@ -36,7 +37,8 @@ class _Handler(RequestHandler):
 
     def prepare(self):
         origin = self.request.headers.get("Origin")
-        if origin and origin != f"{self.request.protocol}://{self.request.host}": raise HTTPError(403, reason="asked from another site")
+        if origin and origin != f"{self.request.protocol}://{self.request.host}":
+            raise HTTPError(403, reason="asked from another site")
 
     def write_error(self, status_code, **kwargs): self.finish({"error": self._reason})
 
@@ -52,7 +54,8 @@ class ExampleHandler(_Handler):
     "Serves the example pages: their list as JSON, and each page as a PNG."
     def get(self, number=None):
         examples = self.settings["examples"]
-        if number is None: return self.finish(json.dumps([{"name": e["name"], "questions": list(e["answers"])} for e in examples]))
+        if number is None:
+            return self.finish(json.dumps([{"name": e["name"], "questions": list(e["answers"])} for e in examples]))
         if int(number) >= len(examples): raise HTTPError(404)
         examples[int(number)]["image"].save(buffer := io.BytesIO(), "PNG")
         self.set_header("Content-Type", "image/png")
@@ -86,7 +89,8 @@ def make_app(
     host: str = "127.0.0.1",  # host name or address that the server will be bound to
 ) -> Application:
     "Build the tornado application; it accepts only `host` and local host names (any name if bound to all addresses)."
-    names = ".*" if host in ("", "0.0.0.0", "::") else "|".join(map(re.escape, {host, "localhost", "127.0.0.1", "[::1]"}))
+    names = ".*" if host in ("", "0.0.0.0", "::") else "|".join(
+        map(re.escape, {host, "localhost", "127.0.0.1", "[::1]"}))
     app = Application(asker=asker, examples=examples, one_at_a_time=ThreadPoolExecutor(1))
     app.add_handlers(f"({names})", [*[(path, FileHandler) for path in FILES], ("/ask", AskHandler),
                                     ("/examples", ExampleHandler), (r"/examples/(\d{1,3})\.png", ExampleHandler)])
@@ -99,8 +103,10 @@ def listen(
 ) -> str:  # URL of the server
     "Start accepting connections; needs a running event loop; StudyError if the port cannot be bound."
     try: sockets = bind_sockets(port, host)
-    except OSError as error: raise StudyError(f"Cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
-    HTTPServer(app, max_body_size=LARGEST_UPLOAD_BYTES + 2**16, max_buffer_size=LARGEST_UPLOAD_BYTES + 2**16).add_sockets(sockets)
+    except OSError as error:
+        raise StudyError(f"Cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+    HTTPServer(app, max_body_size=LARGEST_UPLOAD_BYTES + 2**16,
+               max_buffer_size=LARGEST_UPLOAD_BYTES + 2**16).add_sockets(sockets)
     return f"http://{f'[{host}]' if ':' in host else host}:{sockets[0].getsockname()[1]}/"
 
 def serve(

@@ -19,10 +19,12 @@ def rrc_submission(
     question_ids: list[str],  # ids of rows from the hub, which end in the benchmark's question number
     predictions: list[str],  # answers in the same order
 ) -> list[dict]:  # items {"questionId": int, "answer": str}
-    "Answers in the format of the Robust Reading Competition; ValueError if the counts differ or a question occurs twice."
-    if len(question_ids) != len(predictions): raise ValueError(f"{len(question_ids)} questions, but {len(predictions)} answers")
+    "Answers in the format of the Robust Reading Competition; ValueError if counts differ or a question occurs twice."
+    if len(question_ids) != len(predictions):
+        raise ValueError(f"{len(question_ids)} questions, but {len(predictions)} answers")
     numbers = [int(name.rsplit("-", 1)[-1]) for name in question_ids]
-    if len(set(numbers)) < len(numbers): raise ValueError("Some question is answered twice; the server scores each once")
+    if len(set(numbers)) < len(numbers):
+        raise ValueError("Some question is answered twice; the server scores each once")
     return [{"questionId": number, "answer": str(answer)} for number, answer in zip(numbers, predictions)]
 
 # %% ../../nbs/apps/02_submission.ipynb #48450e90

@@ -25,7 +25,7 @@ def use_style() -> None:
                       "grid.color": "#e6e6e6", "figure.dpi": 100, "legend.frameon": False, "font.size": 9})
 
 def _errors(cells, part):
-    "Values (n,) and distances to both ends of their intervals (2, n), in percent; distance 0 where there is no interval."
+    "Values (n,) and distances to both ends of their intervals (2, n), in percent; 0 where there is no interval."
     values = np.array([100*cell[part]["value"] for cell in cells])
     ends = np.array([cell[part]["ci95"] or [cell[part]["value"]]*2 for cell in cells])*100
     return values, np.abs(ends.T - values)
@@ -64,17 +64,22 @@ def draw_gains(evaluation: dict):
 def draw_data(data: dict):
     "Draw the number of questions of each document type in the training and test splits."
     splits = {name: part["by_document_type"] for name, part in data["splits"].items()}
-    names = sorted(set().union(*splits.values()), key=lambda name: (-splits["test"].get(name, {}).get("questions", 0), name))  # ties by name, because a set has no fixed order
+    # ties are ordered by name, because a set has no fixed order
+    names = sorted(set().union(*splits.values()),
+                   key=lambda name: (-splits["test"].get(name, {}).get("questions", 0), name))
     figure, axis = plt.subplots(figsize=(5.5, .3*len(names) + 1))
     for offset, (split, color) in zip((-.2, .2), (("train", BASE), ("test", OURS))):
         counts = [splits[split].get(name, {}).get("questions", 0) for name in names]
-        axis.bar_label(axis.barh(np.arange(len(names)) + offset, counts, .38, color=color, label=split), fmt="{:,.0f}", padding=2, fontsize=7)
+        axis.bar_label(axis.barh(np.arange(len(names)) + offset, counts, .38, color=color, label=split),
+                       fmt="{:,.0f}", padding=2, fontsize=7)
     axis.set(xlabel="questions", yticks=range(len(names)), yticklabels=names)
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
     axis.legend(loc="upper center", bbox_to_anchor=(.5, 1.02 + .35/len(names)), ncols=2)
-    return figure, "; ".join(f"{name}: " + ", ".join(f"{found.get(name, {}).get('questions', 0):,} {split}" for split, found in splits.items())
-                             for name in names)
+    return figure, "; ".join(
+        f"{name}: " + ", ".join(f"{found.get(name, {}).get('questions', 0):,} {split}"
+                                for split, found in splits.items())
+        for name in names)
 
 # %% ../../nbs/paper/01_figures.ipynb #cell-010
 def draw_loss(training: dict):
@@ -99,7 +104,8 @@ def draw_ablation(ablation: dict):
     for marker, benchmark in zip("os^", present({b for row in rows for b in row if isinstance(row[b], dict)})):
         values, errors = _errors(rows, benchmark)
         axis.errorbar(x, values, yerr=errors, marker=marker, capsize=3, label=benchmark_name(benchmark))
-        told.append(f"{benchmark_name(benchmark)} " + ", ".join(f"{v:.1f} at rank {r['lora_rank']}" for v, r in zip(values, rows)))
+        told.append(f"{benchmark_name(benchmark)} " + ", ".join(
+            f"{v:.1f} at rank {r['lora_rank']}" for v, r in zip(values, rows)))
     axis.set(xscale="log", xlabel="trainable parameters (LoRA rank)", ylabel="score, percent")
     axis.set_xticks(x, [f"{n:,}\n(rank {row['lora_rank']})" for n, row in zip(x, rows)])
     axis.minorticks_off()
@@ -109,17 +115,20 @@ def draw_ablation(ablation: dict):
 # %% ../../nbs/paper/01_figures.ipynb #cell-013
 def draw_failures(failures: dict):
     "Draw the share of each kind of error before and after fine-tuning."
-    types = sorted((t for t in failures["types"] if t["before"]["count"] or t["after"]["count"]), key=lambda t: -t["before"]["share"])
+    types = sorted((t for t in failures["types"] if t["before"]["count"] or t["after"]["count"]),
+                   key=lambda t: -t["before"]["share"])
     figure, axis = plt.subplots(figsize=(5.5, .36*len(types) + 1))
     for offset, part, color, label in ((-.2, "before", BASE, "base"), (.2, "after", OURS, "fine-tuned")):
         values, errors = _errors([{part: {"value": t[part]["share"], "ci95": t[part]["ci95"]}} for t in types], part)
         axis.barh(np.arange(len(types)) + offset, values, .38, xerr=errors, color=color, label=label, capsize=2,
                   error_kw={"elinewidth": 1})
-    axis.set(xlabel="share of test questions, percent", yticks=range(len(types)), yticklabels=[t["name"] for t in types])
+    axis.set(xlabel="share of test questions, percent", yticks=range(len(types)),
+             yticklabels=[t["name"] for t in types])
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
     axis.legend(loc="lower right")
-    return figure, "; ".join(f"{t['name']} {percent(t['before']['share'])} before, {percent(t['after']['share'])} after" for t in types)
+    return figure, "; ".join(
+        f"{t['name']} {percent(t['before']['share'])} before, {percent(t['after']['share'])} after" for t in types)
 
 def draw_reliability(evaluation: dict):
     "Draw a reliability diagram: mean score against confidence; larger dots stand for more questions."
@@ -132,13 +141,15 @@ def draw_reliability(evaluation: dict):
         axis.scatter(100*bins.confidence, 100*bins.score, 10 + 120*bins.questions/bins.questions.sum(), color=color)
         gap = np.average((bins.confidence - bins.score).abs(), weights=bins.questions)
         told.append(f"{label}: mean gap between confidence and score {100*gap:.1f} points")
-    axis.set(xlabel="confidence (mean token probability), percent", ylabel="mean score, percent", xlim=(0, 101), ylim=(0, 101))
+    axis.set(xlabel="confidence (mean token probability), percent", ylabel="mean score, percent",
+             xlim=(0, 101), ylim=(0, 101))
     axis.legend()
     return figure, "; ".join(told)
 
 def draw_difficulty(evaluation: dict):
     "Draw the scores against answer length and, where measured, text height."
-    panels = [(key, label) for key, label in (("characters", "characters of the answer"), ("text_height_px", "text height, pixels"))
+    panels = [(key, label) for key, label in (("characters", "characters of the answer"),
+                                              ("text_height_px", "text height, pixels"))
               if evaluation.get(_panels[key])]
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4*len(panels), 2.6), sharey=True, squeeze=False)
     for axis, (key, label) in zip(axes[0], panels):
@@ -149,7 +160,8 @@ def draw_difficulty(evaluation: dict):
         if len(rows) > 7: axis.set_xticks(range(0, len(rows), 2))
     axes[0, 0].set_ylabel("score, percent")
     axes[0, 0].legend()
-    told = [f"{label}: " + ", ".join(f"{row[key]} from {percent(row['baseline'])} to {percent(row['ours'])}" for row in evaluation[_panels[key]])
+    told = [f"{label}: " + ", ".join(f"{row[key]} from {percent(row['baseline'])} to {percent(row['ours'])}"
+                                     for row in evaluation[_panels[key]])
             for key, label in panels]
     return figure, "; ".join(told)
 
@@ -159,10 +171,12 @@ _panels = {"characters": "by_answer_length", "text_height_px": "by_text_height"}
 def draw_examples(failures: dict):
     "Draw the first gallery page of each outcome (such as fixed, left wrong, broken) with its question and answers."
     found = {}
-    for entry in failures["gallery"]: found.setdefault((entry["error_before"] == "correct", entry["error_after"] == "correct"), entry)
+    for entry in failures["gallery"]:
+        found.setdefault((entry["error_before"] == "correct", entry["error_after"] == "correct"), entry)
     figure = draw_gallery(list(found.values()), columns=len(found), rows=1)
-    return figure, "; ".join(f"page of type {shown(e['doc_type'])}, asked “{shown(e['question'], 80)}”, accepted {shown(e['target'])}: "
-                             f"base {shown(e['base'])}, fine-tuned {shown(e['ours'])}" for e in found.values())
+    return figure, "; ".join(
+        f"page of type {shown(e['doc_type'])}, asked “{shown(e['question'], 80)}”, accepted {shown(e['target'])}: "
+        f"base {shown(e['base'])}, fine-tuned {shown(e['ours'])}" for e in found.values())
 
 # %% ../../nbs/paper/01_figures.ipynb #cell-015
 def draw_latency(latency: dict):
@@ -170,17 +184,20 @@ def draw_latency(latency: dict):
     rows = pd.DataFrame(latency["rows"]).dropna(subset=["latency_ms", "images_per_s"])
     rows["ms"] = [row["p50"] for row in rows.latency_ms]
     figure, axis = plt.subplots(figsize=(5.5, 2.9))
-    for color, marker, (name, part) in zip(sns.color_palette(n_colors=8), "os^Dv<>P", rows.groupby(["device", "precision"], sort=False)):
+    for color, marker, (name, part) in zip(sns.color_palette(n_colors=8), "os^Dv<>P",
+                                           rows.groupby(["device", "precision"], sort=False)):
         part = part.sort_values("batch_size")
         axis.plot(part.ms, part.images_per_s, color=color, marker=marker, label=", ".join(name))
         for row in part.itertuples():
             axis.annotate(row.batch_size, (row.ms, row.images_per_s), (4, 4), textcoords="offset points", fontsize=7)
-    axis.set(xlabel="time to the answers of a batch, median, ms", ylabel="images per second", xscale="log", ylim=(0, None))
+    axis.set(xlabel="time to the answers of a batch, median, ms", ylabel="images per second",
+             xscale="log", ylim=(0, None))
     axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.xaxis.set_minor_formatter(lambda ms, _: f"{ms:,.0f}" if f"{ms:.0e}"[0] in "25" else "")
     axis.legend(fontsize=7)
     best = rows.loc[rows.images_per_s.idxmax()]
-    return figure, f"Fastest: {best.precision} at batch size {best.batch_size}, {best.images_per_s:.2f} images per second"
+    return figure, (f"Fastest: {best.precision} at batch size {best.batch_size}, "
+                    f"{best.images_per_s:.2f} images per second")
 
 def draw_quality_cost(evaluation: dict):
     "Draw the mean score over the benchmarks against milliseconds per question, for the base and each adapter."
@@ -188,10 +205,12 @@ def draw_quality_cost(evaluation: dict):
     scores = {"base": np.mean([cell["baseline"]["value"] for cell in cells])}
     scores |= {system: np.mean([cell["ours"]["per_seed"][system.rpartition("seed")[2]] for cell in cells])
                for system in evaluation["systems"] if system != "base"}
-    speed = {name: evaluation["throughput"][name]["questions_per_s"] for name in scores if name in evaluation["throughput"]}
+    speed = {name: evaluation["throughput"][name]["questions_per_s"]
+             for name in scores if name in evaluation["throughput"]}
     figure, axis = plt.subplots(figsize=(5.5, 2.6))
     for marker, name in zip("os^Dv<>P", speed):
-        axis.scatter(1000/speed[name], 100*scores[name], 45, color=BASE if name == "base" else OURS, marker=marker, label=name)
+        axis.scatter(1000/speed[name], 100*scores[name], 45, color=BASE if name == "base" else OURS,
+                     marker=marker, label=name)
     axis.set(xlabel="milliseconds per question, pages already seen by the vision tower", ylabel="mean score, percent",
              xlim=(0, 1200/min(speed.values())), ylim=(0, 130*max([scores[name] for name in speed]) or 1))
     axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(.5, 1.17), ncols=4)
@@ -207,11 +226,14 @@ def draw_all(
     evaluation = results["evaluation"]
     wanted = {"data": (draw_data, results["data"], "splits"), "headline": (draw_headline, evaluation, "benchmarks"),
               "gains": (draw_gains, evaluation, "by_document_type"),
-              "loss": (draw_loss, results["training"], "seeds"), "ablation": (draw_ablation, results["ablation"], "rows"),
-              "failure_shares": (draw_failures, results["failures"], "types"), "examples": (draw_examples, results["failures"], "gallery"),
+              "loss": (draw_loss, results["training"], "seeds"),
+              "ablation": (draw_ablation, results["ablation"], "rows"),
+              "failure_shares": (draw_failures, results["failures"], "types"),
+              "examples": (draw_examples, results["failures"], "gallery"),
               "reliability": (draw_reliability, evaluation, "reliability"),
               "difficulty": (draw_difficulty, evaluation, "by_answer_length"),
-              "latency": (draw_latency, results["latency"], "rows"), "quality_cost": (draw_quality_cost, evaluation, "benchmarks")}
+              "latency": (draw_latency, results["latency"], "rows"),
+              "quality_cost": (draw_quality_cost, evaluation, "benchmarks")}
     found = dict.fromkeys(wanted)
     for name, (draw, result, field) in wanted.items():
         if not result.get(field): continue

@@ -34,9 +34,12 @@ def results_block(
     seeds, code = len(evaluation["systems"]) - 1, evaluation["code"]
     state = f"code {code['git_sha'][:10]}" if code["git_sha"] else "code not committed"
     examples = (f"![Test pages, each with a question, the accepted answer, and the answers of base and adapter]"
-                f"({figures}/report_examples.png)\n\n*Real test pages and real answers, chosen by rule from {len(gallery)} that the report "
-                "shows: what fine-tuning put right, left wrong, or broke; an outline marks a printed answer.*\n\n") if gallery else ""
-    return (f"{plain(headline(evaluation))}\n\n![Scores of base and fine-tuned model on each benchmark]({figures}/report_headline.png)\n\n"
+                f"({figures}/report_examples.png)\n\n"
+                f"*Real test pages and real answers, chosen by rule from {len(gallery)} that the report shows: "
+                "what fine-tuning put right, left wrong, or broke; "
+                "an outline marks a printed answer.*\n\n") if gallery else ""
+    return (f"{plain(headline(evaluation))}\n\n"
+            f"![Scores of base and fine-tuned model on each benchmark]({figures}/report_headline.png)\n\n"
             f"{examples}Preset `{study.preset.name}`, mean of {seeds} seeds, {evaluation['started'][:10]}, {state}"
             f"{', with uncommitted changes' if code['dirty'] else ''}.")
 
@@ -45,7 +48,8 @@ def plan_block(
 ) -> str:
     "Markdown of the modelled disk space, hours and price of a study; without a plan file, how to make one."
     path = study.results_dir/"plan.json"
-    if not path.exists(): return f"Disk, hours and price: `docvlm-plan --preset {study.preset.name}` models them; none is published."
+    if not path.exists():
+        return f"Disk, hours and price: `docvlm-plan --preset {study.preset.name}` models them; none is published."
     plan = read_json(path)
     rows = [{"GPU": row["device"], "fits": "yes" if row["fits"] else "no", "one adapter, h": amount(row["train_h"], 1),
              "study, h": amount(row["study_h"], 1), "USD": amount(row["study_usd"])} for row in plan["modelled"]]
@@ -60,7 +64,8 @@ def notebook_markdown(
     parts = []
     for cell in nbformat.read(notebook, as_version=4).cells:
         source = cell.source.strip()
-        if cell.cell_type == "markdown": parts.append(re.sub(r"\]\((?!https?:|\.\./)", "](nbs/", source).replace("](../", "]("))
+        if cell.cell_type == "markdown":
+            parts.append(re.sub(r"\]\((?!https?:|\.\./)", "](nbs/", source).replace("](../", "]("))
         elif "results_block(" in source: parts.append(f"{START}\n{results}\n{END}")
         elif not source.startswith("#| hide"):
             code = "\n".join(line for line in source.splitlines() if not line.startswith("#|"))
@@ -105,7 +110,8 @@ def model_card(
             "tags": ["lora", "document-understanding", "docvqa"], **({} if own else {"base_model": study.preset.base}),
             "model-index": [{"name": name, "results": [entry(b) for b in present(cells)]}]}
     return meta, CARD.format(
-        name=name, base=study.preset.base, rank=training["model"]["lora_rank"], targets=", ".join(training["model"]["target_modules"]),
+        name=name, base=study.preset.base, rank=training["model"]["lora_rank"],
+        targets=", ".join(training["model"]["target_modules"]),
         seed=seed, table=plain(headline(evaluation)), digest=training["seeds"][str(seed)]["adapter_digest"],
         note="The base is docvlm's own small model, trained from nothing; it is not Qwen2-VL-2B. " if own else "")
 
@@ -153,18 +159,20 @@ def _kept(output):
     kept, data = dict(output), output.get("data", {})
     if data:
         kept |= {"data": {kind: data[kind] for kind in SHOWN if kind in data}, "metadata": {}}
-        if kept["data"].keys() & {"image/png", "image/svg+xml"}: kept["data"].pop("text/plain", None)  # the figure's repr, which contains a memory address
+        if kept["data"].keys() & {"image/png", "image/svg+xml"}:
+            kept["data"].pop("text/plain", None)  # the figure's repr, which contains a memory address
     if "execution_count" in kept: kept["execution_count"] = None
     text = json.dumps(kept)
     passing = output.get("name") == "stderr" or any("widget" in kind for kind in data) or _passing.search(text)
     shows = output.get("name") == "stdout" or kept.get("data")
-    return kept if shows and not passing and len(text) <= LARGEST and str(root()) not in text and str(Path.home()) not in text else None
+    return kept if (shows and not passing and len(text) <= LARGEST
+                    and str(root()) not in text and str(Path.home()) not in text) else None
 
 def keep_outputs(
     executed: Path,  # copy of the notebook, executed by papermill
     source: Path,  # notebook to update
 ) -> int:  # number of outputs copied
-    "Copy outputs from an executed notebook to its source, for cells with the same id and code; other code cells get none."
+    "Copy outputs from an executed notebook to its source for cells with the same id and code; other cells get none."
     ran = {cell.get("id"): cell for cell in read_json(executed)["cells"] if cell["cell_type"] == "code"}
     notebook, count = read_json(source), 0
     for cell in notebook["cells"]:

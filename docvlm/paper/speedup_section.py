@@ -29,7 +29,7 @@ def _ratios(axis, names, spreads, color, label):
 def draw_benchmark(
     benchmark: dict,  # contents of benchmark.json
 ):  # figure and its alternative text
-    "Draw the speed-up over each standard recipe, and over the optimized code with one optimization switched off at a time."
+    "Draw the speed-up over each standard recipe, and over the optimized code with one optimization off at a time."
     use_style()
     switches = sorted(benchmark["switches"], key=lambda s: -s["speedup"]["median"])
     figure, axes = plt.subplots(2, 1, figsize=(5.5, 1.7 + .27*(4 + len(switches))), height_ratios=(4, len(switches)),
@@ -49,8 +49,8 @@ def speed_tables(
                "range of the rounds": f"{benchmark[way]['min']:.1f} to {benchmark[way]['max']:.1f}",
                "with an empty cache": f"{benchmark['with_first_fill'][way]:.1f}",
                "ours, questions a second": rate(way.partition("_")[0])} for way, name in WAYS.items()]
-    growth = [{"pages": amount(row["pages"]), "questions": amount(row["questions"]), "seconds": amount(row["seconds"], 1),
-               "peak memory, MiB": mib(row["peak_memory_bytes"])}
+    growth = [{"pages": amount(row["pages"]), "questions": amount(row["questions"]),
+               "seconds": amount(row["seconds"], 1), "peak memory, MiB": mib(row["peak_memory_bytes"])}
               for by in ("by_pages", "by_questions") for row in benchmark["growth"][by]]
     modelled = [{"device": row["device"], "part": row["part"], "way": row["way"], "tokens": amount(row["tokens"]),
                  "TFLOP": amount(row["flops"]/1e12, 2), "least ms": amount(row["least_ms"], 2),
@@ -71,4 +71,5 @@ def speed_values(
     figure, alt = draw_benchmark(benchmark)
     path = save_figure(figure, study, "report_benchmark")
     plt.close(figure)
-    return {"result": benchmark, "state": step.state(), "figure": {"path": path, "alt": alt}, "tables": speed_tables(benchmark)}
+    return {"result": benchmark, "state": step.state(), "figure": {"path": path, "alt": alt},
+            "tables": speed_tables(benchmark)}

@@ -17,7 +17,8 @@ from ..files import root
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-004
 NOT_MEASURED, ONE_PAGE, NO_TEST = "not measured", "one page: no interval", "no test"
-_unsafe = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]|[\ud800-\udfff]")
+_unsafe = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]"
+                     r"|[\ud800-\udfff]")
 
 def markdown(
     value,  # text, number or None; `Markup` is returned unchanged
@@ -47,7 +48,7 @@ def percent(
 def points(
     difference: float | None,  # between two fractions
 ) -> str:
-    "A difference in percentage points with its sign; a difference that rounds to zero keeps its sign, exact zero has none."
+    "A difference in percentage points with its sign, even if it rounds to zero; exact zero has no sign."
     if not difference: return NOT_MEASURED if difference is None else "0.0"
     return f"{100*difference:+.1f}".replace("-", "−")
 
@@ -91,7 +92,8 @@ def table(
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-013
 BENCHMARKS = {"docvqa": "DocVQA", "chartqa": "ChartQA", "infovqa": "InfographicVQA"}
-METRICS = {"anls": "ANLS", "relaxed_accuracy": "relaxed accuracy", "relaxed_accuracy_strict": "relaxed accuracy, strict"}
+METRICS = {"anls": "ANLS", "relaxed_accuracy": "relaxed accuracy",
+           "relaxed_accuracy_strict": "relaxed accuracy, strict"}
 
 def benchmark_name(benchmark: str) -> str:
     "The benchmark's name as its authors spell it."
@@ -129,7 +131,8 @@ def main_results(evaluation: dict) -> Markup:
         seeds = {f"seed {seed}": percent(value) for seed, value in sorted(cell["ours"]["per_seed"].items())}
         return {"benchmark": name, "questions": amount(cell["questions"]), "pages": amount(cell["images"]),
                 "base": percent(cell["baseline"]["value"]), "base, 95 %": interval(cell["baseline"]["ci95"]),
-                "fine-tuned": percent(cell["ours"]["value"]), "fine-tuned, 95 %": interval(cell["ours"]["ci95"]), **seeds}
+                "fine-tuned": percent(cell["ours"]["value"]), "fine-tuned, 95 %": interval(cell["ours"]["ci95"]),
+                **seeds}
     rows = [row(benchmark_name(b), found[b]) for b in present(found)]
     if evaluation.get("chartqa_strict"): rows.append(row("ChartQA, strict variant", evaluation["chartqa_strict"]))
     return table(rows, "Scores with 95 % intervals, and by seed of the adapter")
@@ -147,7 +150,8 @@ def by_template(evaluation: dict) -> Markup:
     "Table of the scores on layouts and fonts seen and not seen in training."
     groups = evaluation.get("by_template") or {}
     return table([{"layout and font": group, "benchmark": benchmark_name(b), **cell_row(groups[group][b])}
-                  for group in groups for b in present(groups[group])], "Layouts and fonts seen or not seen in training")
+                  for group in groups for b in present(groups[group])],
+                 "Layouts and fonts seen or not seen in training")
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-018
 def answered(cell: dict) -> str:
@@ -177,7 +181,8 @@ def published_systems() -> Markup:
 
 def against_published(evaluation: dict) -> Markup:
     "Table of the base model's measured and published scores on the same split; large differences are flagged."
-    return table([{"benchmark": f"{benchmark_name(row['benchmark'])} ({row['split']})", "measured": percent(row["value"]),
+    return table([{"benchmark": f"{benchmark_name(row['benchmark'])} ({row['split']})",
+                   "measured": percent(row["value"]),
                    "published": percent(row["published"]), "difference": points(row["difference_points"]/100),
                    "protocol": row["protocol"], "theirs": row["published_protocol"], "source": row["source"],
                    "note": row["flag"] or "agrees"} for row in evaluation["against_published"]],
@@ -185,8 +190,10 @@ def against_published(evaluation: dict) -> Markup:
 
 def _by_system(rows, keys, show, caption):
     if rows.empty: return table([], caption)
-    found = [{**dict(zip(keys[:2], key)), **{benchmark_name(b): show(dict(zip(part.benchmark, part.value)).get(b))
-              if b in set(part.benchmark) else "–" for b in present(rows.benchmark.unique())}, **dict(zip(keys[2:], key[2:]))}
+    found = [{**dict(zip(keys[:2], key)),
+              **{benchmark_name(b): show(dict(zip(part.benchmark, part.value)).get(b))
+                 if b in set(part.benchmark) else "–" for b in present(rows.benchmark.unique())},
+              **dict(zip(keys[2:], key[2:]))}
              for key, part in rows.groupby(keys, sort=False, dropna=False)]
     return table(found, caption)
 
@@ -198,7 +205,9 @@ def other_systems(others: dict) -> Markup:
                 "p": p_value(delta["p_value"])}
     rows = [(name, b, found) for name, found in others.items() for b in present(found["benchmarks"])]
     return table([{"system": name, "benchmark": benchmark_name(b), "answered": answered(cell := found["benchmarks"][b]),
-                   "score": percent(cell["value"]), "score, 95 %": NOT_MEASURED if cell["value"] is None else interval(cell["ci95"]), **lead(cell["delta"]),
+                   "score": percent(cell["value"]),
+                   "score, 95 %": NOT_MEASURED if cell["value"] is None else interval(cell["ci95"]),
+                   **lead(cell["delta"]),
                    "s per question": amount(found["seconds_per_question"], 2),
                    "USD per 1,000 questions": amount(found["cost_per_1000_questions_usd"], 4)}
                   for name, b, found in rows],
@@ -206,7 +215,7 @@ def other_systems(others: dict) -> Markup:
                  "on these questions, in points)")
 
 def without_answer(others: dict) -> Markup:
-    "Tables of the questions that other systems failed on: counts by kind, and the first five of each system; empty if there are none."
+    "Tables of the questions that other systems failed on: counts by kind, each system's first five; empty if none."
     failed = {name: found for name, found in others.items() if found["failures"]}
     if not failed: return Markup("")
     kinds = [{"system": name, "kind": kind, "questions": amount(count)}
@@ -225,35 +234,44 @@ def empty_answers(others: dict) -> list[str]:
 # %% ../../nbs/paper/00_tables.ipynb #cell-020
 def data_tables(data: dict) -> dict:
     "Tables of the data sources, the split sizes and the leakage check."
-    sources = [{"source": said(s["name"]), "what": said(s["type"]), "samples": amount(s["samples"]), "licence": s["licence"],
-                "revision": said(s["revision"])} for s in data["sources"]]
+    sources = [{"source": said(s["name"]), "what": said(s["type"]), "samples": amount(s["samples"]),
+                "licence": s["licence"], "revision": said(s["revision"])} for s in data["sources"]]
     splits = [{"split": split, "benchmark": benchmark_name(b), "pages": amount(part["by_benchmark"][b]["pages"]),
                "questions": amount(part["by_benchmark"][b]["questions"])}
               for split, part in data["splits"].items() for b in present(part["by_benchmark"])]
     leaks = data["leakage"]
-    kinds = {"exact": "test pages that are training pages, pixel for pixel", "near": "test pages nearly equal to a training page",
+    kinds = {"exact": "test pages that are training pages, pixel for pixel",
+             "near": "test pages nearly equal to a training page",
              "question": "test questions asked, with their answers, on such a page",
-             "question_elsewhere": "test questions asked in the same words with the same answer on another page (no leak)"}
+             "question_elsewhere":
+                 "test questions asked in the same words with the same answer on another page (no leak)"}
     return {"sources": table(sources, "Sources"), "splits": table(splits, "Pages and questions"),
-            "leakage": table([{"check": text, "found": amount(leaks[kind])} for kind, text in kinds.items() if kind in leaks],
+            "leakage": table([{"check": text, "found": amount(leaks[kind])}
+                              for kind, text in kinds.items() if kind in leaks],
                              "Leakage from training into test")}
 
 def ablation(result: dict) -> Markup:
     "Table of the LoRA rank ablation, one row per setting."
     scored = present({b for row in result["rows"] for b in BENCHMARKS if row.get(b)})
-    return table([{"rank": row["lora_rank"], "alpha": row["lora_alpha"], "trainable parameters": amount(row["trainable_parameters"]),
-                   "share, %": amount(row["trainable_percent"], 2), "seed": row["seed"], "training, s": amount(row["train_s"]),
+    return table([{"rank": row["lora_rank"], "alpha": row["lora_alpha"],
+                   "trainable parameters": amount(row["trainable_parameters"]),
+                   "share, %": amount(row["trainable_percent"], 2),
+                   "seed": row["seed"], "training, s": amount(row["train_s"]),
                    **_scores(row, scored)} for row in result["rows"]], "LoRA rank: scores with 95 % intervals")
 
-def _scores(row, scored): return {benchmark_name(b): f"{percent(row[b]['value'])} ({interval(row[b]['ci95'])})" for b in scored}
+def _scores(row, scored):
+    return {benchmark_name(b): f"{percent(row[b]['value'])} ({interval(row[b]['ci95'])})" for b in scored}
 
 def quantized(result: dict) -> Markup:
-    "Table of adapters trained on a quantized base, scored on it and on the 16-bit base, below the adapter trained without quantization."
-    own = [row | {"evaluated_on": row["precision"]} for row in result["rows"] if row["lora_rank"] == result["quantized"][0]["lora_rank"]]
+    """Table of adapters trained on a quantized base, scored on it and on the 16-bit base,
+    below the adapter trained without quantization."""
+    own = [row | {"evaluated_on": row["precision"]} for row in result["rows"]
+           if row["lora_rank"] == result["quantized"][0]["lora_rank"]]
     rows = own + result["quantized"]
     scored = present({b for row in rows for b in BENCHMARKS if row.get(b)})
-    return table([{"base in training": row["precision"], "base in use": row["evaluated_on"], "training, s": amount(row["train_s"]),
-                   **_scores(row, scored)} for row in rows], "Adapters and quantized bases: scores with 95 % intervals")
+    return table([{"base in training": row["precision"], "base in use": row["evaluated_on"],
+                   "training, s": amount(row["train_s"]), **_scores(row, scored)} for row in rows],
+                 "Adapters and quantized bases: scores with 95 % intervals")
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-021
 def failure_types(failures: dict) -> Markup:
@@ -261,33 +279,38 @@ def failure_types(failures: dict) -> Markup:
     show = lambda part: f"{percent(part['share'])} ({interval(part['ci95'])})"
     rows = [{"error": t["name"], "base, %": show(t["before"]), "fine-tuned, %": show(t["after"]),
              "questions, base": amount(t["before"]["count"]), "questions, fine-tuned": amount(t["after"]["count"])}
-            for t in sorted(failures["types"], key=lambda t: -t["after"]["share"]) if t["before"]["count"] or t["after"]["count"]]
+            for t in sorted(failures["types"], key=lambda t: -t["after"]["share"])
+            if t["before"]["count"] or t["after"]["count"]]
     return table(rows, "Kinds of error as shares of the test questions, with 95 % intervals")
 
 def latency(result: dict) -> Markup:
     "Table of latency and cost, one row per device, precision and batch size."
     both = lambda ms: NOT_MEASURED if ms is None else f"{amount(ms['p50'])} / {amount(ms['p95'])}"
     return table([{"device": row["device"], "precision": row["precision"], "batch": row["batch_size"],
-                   "image tokens": amount(row.get("image_tokens")), "first token, ms (p50 / p95)": both(row.get("ttft_ms")),
-                   "answer, ms (p50 / p95)": both(row.get("latency_ms")), "images/s": amount(row.get("images_per_s"), 2),
+                   "image tokens": amount(row.get("image_tokens")),
+                   "first token, ms (p50 / p95)": both(row.get("ttft_ms")),
+                   "answer, ms (p50 / p95)": both(row.get("latency_ms")),
+                   "images/s": amount(row.get("images_per_s"), 2),
                    "peak memory, MiB": mib(row.get("peak_memory_bytes")),
                    "USD per 1,000 images": amount(row.get("cost_per_1000_images_usd"), 4), "kind": row["kind"]}
                   for row in result["rows"]], "Inference performance and cost")
 
 def prices() -> Markup:
     "Table of the hourly prices and their sources."
-    rows = pd.read_csv(root()/"data"/"prices.csv", keep_default_na=False).rename(columns={"usd_per_hour": "USD per hour",
-                                                                                       "verified": "checked at the provider"})
-    return table(rows.assign(date=rows.date.where(rows.date != "", "undated")).to_dict("records"), "Hourly list prices behind the costs")
+    rows = pd.read_csv(root()/"data"/"prices.csv", keep_default_na=False).rename(
+        columns={"usd_per_hour": "USD per hour", "verified": "checked at the provider"})
+    return table(rows.assign(date=rows.date.where(rows.date != "", "undated")).to_dict("records"),
+                 "Hourly list prices behind the costs")
 
 # %% ../../nbs/paper/00_tables.ipynb #292544f4
 def plan_tables(plan: dict) -> dict:
-    "Tables of a planned study: adapter sizes by rank, image tokens by page size, and modelled hours and dollars by machine."
+    "Tables of a plan: adapter sizes by rank, image tokens by page size, and modelled hours and dollars by machine."
     ranks = [{"rank": row["lora_rank"], "trainable parameters": amount(row["trainable_parameters"]),
               "share, %": amount(row["trainable_percent"], 2), "of vision": amount(row["vision_trainable_parameters"])}
              for row in plan["lora"]]
     pages = [{"page": row["page"], "pixels": f"{row['width']} × {row['height']}",
-              **{f"up to {int(budget)/1e6:.2f} megapixels": amount(tokens) for budget, tokens in row["image_tokens"].items()}}
+              **{f"up to {int(budget)/1e6:.2f} megapixels": amount(tokens)
+                 for budget, tokens in row["image_tokens"].items()}}
              for row in plan["visual_tokens"]]
     machines = [{"device": row["device"], "computes in": row["compute"], "memory, GB": amount(row["memory_bytes"]/1e9),
                  "needed, GB": amount(row["peak_memory_bytes"]/1e9), "fits": "yes" if row["fits"] else "no",
@@ -296,4 +319,5 @@ def plan_tables(plan: dict) -> dict:
                  "USD": amount(row["study_usd"], 2), "kind": row["kind"]} for row in plan["modelled"]]
     return {"ranks": table(ranks, f"LoRA on {plan['params']['base']}, counted"),
             "pages": table(pages, "Image tokens of a page under a pixel budget"),
-            "machines": table(machines, "Training at the rates of the data sheets: a bound from below, modelled, not measured")}
+            "machines": table(
+                machines, "Training at the rates of the data sheets: a bound from below, modelled, not measured")}
