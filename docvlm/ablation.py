@@ -21,8 +21,11 @@ def ablation_row(
 ) -> dict:  # fields of the record, and per benchmark its "value", "ci95" and "delta" to the base
     "One row of the ablation: rank, training cost, and score on each benchmark."
     keep = ("lora_rank", "lora_alpha", "precision", "trainable_parameters", "trainable_percent", "seed", "train_s")
-    cells = {name: compare(base, [ours], [record["seed"]], resamples, base.benchmark == name) for name in sorted(set(base.benchmark))}
-    scores = {name: {"value": cell["ours"]["value"], "ci95": cell["ours"]["ci95"], "delta": cell["delta"]} for name, cell in cells.items() if cell}
+    cells = {name: compare(base, [ours], [record["seed"]], resamples, base.benchmark == name)
+             for name in sorted(set(base.benchmark))}
+    scores = {name: {"value": cell["ours"]["value"], "ci95": cell["ours"]["ci95"], "delta": cell["delta"]}
+              for name, cell in cells.items()
+              if cell}
     return {k: record[k] for k in keep} | scores
 
 # %% ../nbs/06_ablation.ipynb #c6668b71
@@ -33,7 +36,8 @@ def ablate_precision(
 ) -> list[dict]:  # two rows; "evaluated_on" is first the quantized base, then the study's own
     "Train an adapter on a quantized base; evaluate it on that base and on the unquantized one."
     seed, rank = study.preset.seeds[0], study.preset.lora_rank
-    record, folder, rows = train_adapter(study, rank, seed, precision=precision), adapter_folder(study, rank, seed, precision), []
+    record, folder, rows = (train_adapter(study, rank, seed, precision=precision),
+                            adapter_folder(study, rank, seed, precision), [])
     for on in (precision, ""):
         frames, _ = predict_systems(study, {folder.name: folder}, precision=on)
         rows.append(ablation_row(record, *frames.values(), study.preset.resamples) | {
@@ -57,4 +61,5 @@ def ablate(
         except (RuntimeError, ImportError, NotImplementedError, AttributeError) as error:  # no bitsandbytes kernel here
             if isinstance(error, StudyError): raise
             notes.append(cannot_run(precision, error))
-    return {"rows": rows, "quantized": quantized, "notes": notes, "artefacts": [record["adapter"] for _, record in records.values()]}
+    return {"rows": rows, "quantized": quantized, "notes": notes,
+            "artefacts": [record["adapter"] for _, record in records.values()]}

@@ -44,8 +44,8 @@ class Study:
     def figures_dir(self): return self.run_dir/"figures" if self.documents else root()/"figures"/self.name
     @property
     def paper_dir(self):
-        """The report's folder: `paper/` for nano, `paper/<preset>/` for hub presets; for smoke and a user's documents, `paper/`
-        in the run folder."""
+        """The report's folder: `paper/` for nano, `paper/<preset>/` for hub presets; for smoke and a user's documents,
+        `paper/` in the run folder."""
         if self.documents or self.preset.name == "smoke": return self.run_dir/"paper"
         return root()/"paper"/("" if self.preset.name == "nano" else self.preset.name)
     @property
@@ -68,13 +68,14 @@ class Study:
 def in_precision(
     study: Study,  # its preset's precision may be "auto"
 ) -> Study:
-    """The study with its precision settled: the preset's; for "auto" the one recorded in precision.json; before the first
-    step, bf16 if this machine has units for it, else fp32."""
+    """The study with its precision settled: the preset's; for "auto" the one recorded in precision.json; before the
+    first step, bf16 if this machine has units for it, else fp32."""
     precision, record = study.preset.precision, study.run_dir/"precision.json"
     if precision == "auto" and record.exists(): precision = read_json(record).get("precision")
     elif precision == "auto": precision = "bf16" if has_bf16(device_kind()) else "fp32"
     if precision not in PRECISIONS[1:]:
-        raise StudyError(f"Unknown precision {precision!r} of the study {study.name}; choose one of: {', '.join(PRECISIONS)}")
+        raise StudyError(f"Unknown precision {precision!r} of the study {study.name}; "
+                         f"choose one of: {', '.join(PRECISIONS)}")
     return replace(study, preset=replace(study.preset, precision=precision))
 
 MOST_NEW_TOKENS = 256  # upper limit in tokens: a model that never emits the end token always uses it in full
@@ -84,7 +85,8 @@ def _documents(folder):
     if not isinstance(folder, (str, Path)):
         raise ValueError(f"documents must be a folder's path as text, or '' for the preset's own pages, not {folder!r}")
     if re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", str(folder)):
-        raise ValueError(f"The name of the documents folder {str(folder)!r} holds a control character or is not UTF-8; rename it")
+        raise ValueError(f"The name of the documents folder {str(folder)!r} holds a control character or is not UTF-8; "
+                         "rename it")
     return folder
 
 def open_study(
@@ -97,10 +99,12 @@ def open_study(
     preset, folder = get_preset(preset), root()/_documents(documents)
     if not documents: return in_precision(Study(preset))
     if not folder.is_dir():
-        raise FileNotFoundError(f"No documents folder {folder}; give a folder with train/ and test/, each holding metadata.jsonl")
+        raise FileNotFoundError(f"No documents folder {folder}; "
+                                "give a folder with train/ and test/, each holding metadata.jsonl")
     longest = longest_answer(folder)
     # + 1: room for the end token
-    room = {name: max(tokens, min(longest.get(name, 0) + 1, MOST_NEW_TOKENS)) for name, tokens in preset.max_new_tokens.items()}
+    room = {name: max(tokens, min(longest.get(name, 0) + 1, MOST_NEW_TOKENS))
+            for name, tokens in preset.max_new_tokens.items()}
     return in_precision(Study(replace(preset, max_new_tokens=room), str(documents)))
 
 # %% ../nbs/00_core.ipynb #cell-017

@@ -91,10 +91,14 @@ def draw_pages(
     "Draw the pages of a plan in parallel, with one process per core if there are enough pages, else in this process."
     draw = partial(in_library("data.draw_page"), folder, split)
     processes = min(len(os.sched_getaffinity(0)), len(plan)//pages_per_process)
-    if processes < 2: yield from map(draw, plan); return
+    if processes < 2:
+        yield from map(draw, plan)
+        return
     try:
         with process_pool(processes) as pool: yield from pool.map(draw, plan, chunksize=8)
-    except BrokenProcessPool as error: raise StudyError("A process that draws pages died; if it left no message above, it was often for want of memory: free some and run the same command again") from error
+    except BrokenProcessPool as error:
+        raise StudyError("A process that draws pages died; if it left no message above, "
+                         "it was often for want of memory: free some and run the same command again") from error
 
 # %% ../nbs/02_data.ipynb #cell-010
 def _generate(study: Study, folder: Path) -> dict:
@@ -102,7 +106,8 @@ def _generate(study: Study, folder: Path) -> dict:
     preset, pages, questions = study.preset, [], []
     for split, sizes in (("train", preset.train_pages), ("test", preset.test_pages)):
         rows, plan = [], page_plan(sizes, split, preset.data_seed)
-        for asked, record, known in tqdm(draw_pages(folder, split, plan), desc=f"drawing {split} pages", total=len(plan), leave=False):
+        for asked, record, known in tqdm(draw_pages(folder, split, plan), desc=f"drawing {split} pages",
+                                         total=len(plan), leave=False):
             rows += asked
             pages.append(record)
             questions += known
@@ -138,7 +143,7 @@ def prepared_folder(
     if not folder.exists():
         check_started()
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):  # a second process waits until the first has prepared the pages
+        with FileLock(folder.with_name(f".{folder.name}.lock")):  # a second process waits until the first is done
             if not folder.exists(): _prepare(study, folder)
     return folder
 

@@ -119,13 +119,14 @@ class Page:
     words: list[tuple[str, Box]]  # words with boxes, in pixels of the final image
     fields: dict[str, str] = field(default_factory=dict)  # values by label
     table: list[list[str]] = field(default_factory=list)  # rows of cells, header first
-    degradations: dict[str, float] = field(default_factory=dict)  # what the simulated scanner applied, e.g. rotation in degrees
+    degradations: dict[str, float] = field(default_factory=dict)  # what `degrade` applied, e.g. rotation in degrees
 
     def __repr__(self):
         size = "x".join(map(str, self.image.size))
         return f"Page({self.doc_id}, {self.template}, {self.font}, {size}, {len(self.questions)} questions)"
 
-_READING = ("lookup", "cell", "span")  # kinds that read an answer off the page; preferred to those that compute one, see `choose`
+# kinds that read an answer off the page; preferred to those that compute one, see `choose`
+_READING = ("lookup", "cell", "span")
 
 # %% ../nbs/01_documents.ipynb #cell-015
 def choose(
@@ -155,7 +156,7 @@ def _record(content):
 
 # %% ../nbs/01_documents.ipynb #cell-016
 def _compose(kind, cast, unseen):
-    "Draw content in a random layout and font, and choose 3 to 6 of its questions; DoesNotFit if the content does not fit."
+    "Draw content in a random layout and font, and choose 3 to 6 of its questions; DoesNotFit if it does not fit."
     rng, (content, found) = cast.rng, kind.make(cast)
     layout = rng.choice(kind.unseen if unseen else kind.seen)
     families = list(UNSEEN_FONTS if unseen else SEEN_FONTS)
@@ -172,7 +173,7 @@ def make_page(
     unseen: bool = False,  # use a layout and a font that training never shows; test only
     strength: float = 1.0,  # strength of the simulated scanner, see `degrade`
 ) -> Page:
-    "Generate one page; equal arguments give equal pixels and questions in any process. ValueError for invalid arguments."
+    "Generate one page; equal arguments give equal pixels and questions in any process. ValueError if they are invalid."
     if doc_type not in DOC_TYPES:
         raise ValueError(f"Unknown document type {doc_type!r}; known: {', '.join(DOC_TYPES)}")
     if split not in ("train", "test"): raise ValueError(f"Unknown split {split!r}; known: train, test")

@@ -46,14 +46,18 @@ def predict(
         if about["key"] == key: return table.to_pandas(), about["throughput"]
     model, workers = load(), team()
     features, started = cache_features(study, model, processor, rows), time.perf_counter()
-    frame = rows.remove_columns("image").to_pandas()[["question_id", "doc_id", "benchmark", "doc_types", "source", "question", "answers"]]
-    mine = np.flatnonzero(pd.factorize(frame.doc_id)[0] % workers.num_processes == workers.process_index)  # whole pages per process
-    answered = answer_rows(study, model, processor, rows if workers.num_processes == 1 else rows.select(mine), features, description=system)
+    frame = rows.remove_columns("image").to_pandas()[
+        ["question_id", "doc_id", "benchmark", "doc_types", "source", "question", "answers"]]
+    # whole pages per process
+    mine = np.flatnonzero(pd.factorize(frame.doc_id)[0] % workers.num_processes == workers.process_index)
+    answered = answer_rows(study, model, processor, rows if workers.num_processes == 1 else rows.select(mine),
+                           features, description=system)
     frame = frame.join(pd.concat(gather_object([answered.set_index(mine)])))
     throughput = {"questions_per_s": len(rows)/(time.perf_counter() - started)}
     frame["score"] = [score(*row) for row in zip(frame.benchmark, frame.prediction, frame.answers)]
     table = pa.Table.from_pandas(frame, preserve_index=False)
-    table = table.replace_schema_metadata(table.schema.metadata | {b"docvlm": json.dumps({"key": key, "throughput": throughput}).encode()})
+    table = table.replace_schema_metadata(table.schema.metadata | {
+        b"docvlm": json.dumps({"key": key, "throughput": throughput}).encode()})
     if workers.is_main_process:
         with replacing(path) as partial: pq.write_table(table, partial)
     workers.wait_for_everyone()
@@ -73,7 +77,8 @@ def predict_systems(
         if hasattr(loaded[0], "unload"): loaded[0] = loaded[0].unload()
         loaded[0] = load_adapter(loaded[0], folder)
         return loaded[0]
-    decided = asdict(study.preset), base_digest(study.preset), content_digest(study.result("data")), code_digests("05_evaluation"), precision
+    decided = (asdict(study.preset), base_digest(study.preset), content_digest(study.result("data")),
+               code_digests("05_evaluation"), precision)
     key = lambda folder: digest_of(*decided, folder and adapter_digest(folder))
     mark = precision and f"@{precision}"
     done = {name + mark: predict(study, name + mark, rows, processor, lambda: system(folder), key(folder))
@@ -103,8 +108,9 @@ def compare(
     mean = lambda values: mean_ci(values, pages, resamples)
     if pages.nunique() > 1: delta = paired_delta(before, after, pages, resamples)
     else: delta = mean(after - before) | {"p_value": None}
-    return {"metric": metric.__name__ if metric else "/".join(names), "questions": int(keep.sum()), "images": int(pages.nunique()),
-            "baseline": mean(before), "ours": mean(after) | {"per_seed": {str(s): float(a.mean()) for s, a in zip(seeds, after)}},
+    return {"metric": metric.__name__ if metric else "/".join(names),
+            "questions": int(keep.sum()), "images": int(pages.nunique()), "baseline": mean(before),
+            "ours": mean(after) | {"per_seed": {str(s): float(a.mean()) for s, a in zip(seeds, after)}},
             "delta": delta}
 
 def compare_groups(
@@ -116,7 +122,8 @@ def compare_groups(
 ) -> dict[str, dict]:  # group name -> result of `compare`
     "Compare base and adapters within each group, in alphabetical order."
     sets = groups.map(lambda g: set(g) if isinstance(g, (list, set, np.ndarray)) else {g} if pd.notna(g) else set())
-    cells = {name: compare(base, ours, seeds, resamples, sets.map(lambda s: name in s)) for name in sorted(set().union(*sets))}
+    cells = {name: compare(base, ours, seeds, resamples, sets.map(lambda s: name in s))
+             for name in sorted(set().union(*sets))}
     return {name: cell for name, cell in cells.items() if cell}
 
 # %% ../nbs/05_evaluation.ipynb #cell-010
@@ -127,7 +134,8 @@ def reliability(
     "Mean score by confidence bin, for a reliability diagram."
     frame = pd.concat(frames)
     groups = frame.groupby(np.minimum((frame.confidence*bins).astype(int), bins - 1))
-    return [{"confidence": float(g.confidence.mean()), "score": float(g.score.mean()), "questions": len(g)} for _, g in groups]
+    return [{"confidence": float(g.confidence.mean()), "score": float(g.score.mean()), "questions": len(g)}
+            for _, g in groups]
 
 def by_interval(
     base: pd.DataFrame,  # predictions of the base
@@ -137,10 +145,13 @@ def by_interval(
     name: str,  # what the integer is; becomes a key of each row
 ) -> list[dict]:  # per non-empty range: its label, number of questions, mean scores
     "Mean scores of base and adapters by range of a value, for figures."
-    labels = pd.cut(values, edges, right=False, labels=[f"{a}–{b - 1}" if b - a > 1 else f"{a}" for a, b in zip(edges, edges[1:])])
+    labels = pd.cut(values, edges, right=False,
+                    labels=[f"{a}–{b - 1}" if b - a > 1 else f"{a}" for a, b in zip(edges, edges[1:])])
     mean = sum(frame.score for frame in ours)/len(ours)
-    return [{name: label, "questions": int(m.sum()), "baseline": float(base.score[m].mean()), "ours": float(mean[m].mean())}
-            for label in labels.cat.categories if (m := labels == label).any()]
+    return [{name: label, "questions": int(m.sum()),
+             "baseline": float(base.score[m].mean()), "ours": float(mean[m].mean())}
+            for label in labels.cat.categories
+            if (m := labels == label).any()]
 
 # %% ../nbs/05_evaluation.ipynb #cell-013
 def comparison_rows(
@@ -150,18 +161,20 @@ def comparison_rows(
 ) -> list[dict]:  # model, size, benchmark, value, kind, source
     "This study's measured scores, followed by the published scores of data/published_scores.csv."
     size = f"{parameters/1e9:.1f}B" if parameters >= 1e9 else f"{parameters/1e6:.1f}M"
-    here = [{"model": f"{study.preset.base.split('/')[-1]} {name}", "size": size, "benchmark": benchmark, "kind": "measured",
-             "value": cell[key]["value"], "source": f"this study, {study.name} test pages"}
-            for benchmark, cell in cells.items() for key, name in (("baseline", "zero-shot"), ("ours", f"+ LoRA r{study.preset.lora_rank}"))]
+    here = [{"model": f"{study.preset.base.split('/')[-1]} {name}", "size": size, "benchmark": benchmark,
+             "kind": "measured", "value": cell[key]["value"], "source": f"this study, {study.name} test pages"}
+            for benchmark, cell in cells.items()
+            for key, name in (("baseline", "zero-shot"), ("ours", f"+ LoRA r{study.preset.lora_rank}"))]
     published = pd.read_csv(root()/"data"/"published_scores.csv", keep_default_na=False)
-    return here + [{"model": row.model, "size": row.size, "benchmark": row.benchmark, "kind": "published", "value": row.value/100,
-                    "source": row.source} for row in published.itertuples()]
+    return here + [{"model": row.model, "size": row.size, "benchmark": row.benchmark, "kind": "published",
+                    "value": row.value/100, "source": row.source}
+                   for row in published.itertuples()]
 
 def against_published(
     preset,  # a `Preset`; supplies base and protocol
     cells: dict[str, dict],  # benchmark -> result of `compare`
-    tolerance_points: float = 0.5,  # points out of 100; a larger difference is flagged
-) -> list[dict]:  # benchmark, split, value, published, difference_points, protocol, published_protocol, source, flag (or None)
+    tolerance_points: float = 0.5,  # points out of 100; a larger difference is flagged, otherwise flag is None
+) -> list[dict]:  # benchmark, split, value, published, difference_points, protocol, published_protocol, source, flag
     "Compare the base's scores with those published for it on the same split; empty unless the pages come from the hub."
     if preset.source != "hub": return []
     table = pd.read_csv(root()/"data"/"published_scores.csv", keep_default_na=False)
@@ -172,7 +185,8 @@ def against_published(
         value = cells[row.benchmark]["baseline"]["value"]
         gap = round(100*value - row.value, 9)
         found.append({"benchmark": row.benchmark, "split": row.split, "value": value, "published": row.value/100,
-                      "difference_points": gap, "protocol": preset.protocol, "published_protocol": row.protocol, "source": row.source,
+                      "difference_points": gap, "protocol": preset.protocol, "published_protocol": row.protocol,
+                      "source": row.source,
                       "flag": "protocol or model differs" if abs(gap) > tolerance_points else None})
     return found
 
@@ -190,13 +204,16 @@ def evaluate_study(
     benchmarks = groups(base.benchmark)
     result = {"protocol": study.preset.protocol, "systems": list(frames), "benchmarks": benchmarks,
               "by_document_type": groups(pd.Series([document_types(row) for row in base.to_dict("records")])),
-              "chartqa_strict": compare(base, ours, seeds, resamples, base.benchmark == "chartqa", relaxed_accuracy_strict),
+              "chartqa_strict": compare(base, ours, seeds, resamples, base.benchmark == "chartqa",
+                                        relaxed_accuracy_strict),
               "reliability": {"base": reliability([base]), "ours": reliability(ours)},
-              "by_answer_length": by_interval(base, ours, base.answers.str[0].str.len(), [1, 5, 9, 13, 17, 25, 1000], "characters"),
+              "by_answer_length": by_interval(base, ours, base.answers.str[0].str.len(), [1, 5, 9, 13, 17, 25, 1000],
+                                              "characters"),
               "comparison": comparison_rows(study, benchmarks, study.result("training")["model"]["total_parameters"]),
               "against_published": [] if study.documents else against_published(study.preset, benchmarks),
               "throughput": throughput,
-              "artefacts": [str((study.run_dir/"predictions"/f"{name}.parquet").relative_to(root())) for name in frames]}
+              "artefacts": [str((study.run_dir/"predictions"/f"{name}.parquet").relative_to(root()))
+                            for name in frames]}
     return result | (_by_page_knowledge(study, base, ours, seeds) if study.generated else {})
 
 def _by_page_knowledge(study, base, ours, seeds):
@@ -205,8 +222,11 @@ def _by_page_knowledge(study, base, ours, seeds):
     seen = base.doc_id.map(pages.seen).map({True: "seen", False: "unseen"})
     kinds = base.question_id.map(questions.kind)
     by_template = {name: {benchmark: cell for benchmark in sorted(set(base.benchmark))
-                          if (cell := compare(base, ours, seeds, study.preset.resamples, (seen == name) & (base.benchmark == benchmark)))}
+                          if (cell := compare(base, ours, seeds, study.preset.resamples,
+                                              (seen == name) & (base.benchmark == benchmark)))}
                    for name in ("seen", "unseen")}
     heights = base.doc_id.map(pages.text_height_px)
-    return {"by_template": by_template, "by_question_kind": compare_groups(base, ours, seeds, study.preset.resamples, kinds),
-            "by_text_height": by_interval(base, ours, heights, list(range(int(heights.min()), int(heights.max()) + 2)), "text_height_px")}
+    return {"by_template": by_template,
+            "by_question_kind": compare_groups(base, ours, seeds, study.preset.resamples, kinds),
+            "by_text_height": by_interval(base, ours, heights,
+                                          list(range(int(heights.min()), int(heights.max()) + 2)), "text_height_px")}

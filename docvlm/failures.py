@@ -26,7 +26,7 @@ class Knowledge:
     "What the generator knows about test pages and questions; empty if the pages are not generated."
     pages: dict[str, PageFacts] = field(default_factory=dict)  # doc_id -> contents of the page
     kinds: dict[str, str] = field(default_factory=dict)  # question_id -> kind, see `docvlm.pages.questions.Question`
-    evidence: dict[str, list | None] = field(default_factory=dict)  # question_id -> box of the answer (x0, y0, x1, y1) in pixels
+    evidence: dict[str, list | None] = field(default_factory=dict)  # question_id -> answer box (x0, y0, x1, y1), pixels
 
 def read_knowledge(
     study: Study,  # whose test pages are read

@@ -38,7 +38,8 @@ def time_answers(
     pixels, grids = prepare_images(processor, images)
     with torch.no_grad(), autocast(model.device.type, precision):
         features = encode_pages(model, [patches.to(model.dtype) for patches in pixels], grids)
-        answer(model, template, features, grids, questions, list(range(len(images))), max_new_tokens, processor.image_processor.merge_size)
+        answer(model, template, features, grids, questions, list(range(len(images))), max_new_tokens,
+               processor.image_processor.merge_size)
     if torch.cuda.is_available(): torch.cuda.synchronize()
     return time.perf_counter() - started
 
@@ -61,7 +62,8 @@ def measure_precision(
     pages = list(pages_of(rows).values())
     chosen = [rows[pages[i]["rows"][0]] for i in np.linspace(0, len(pages) - 1, preset.latency_pages).astype(int)]
     ask = lambda row: encode_text(processor.tokenizer, row["question"] + preset.prompt_suffix[row["benchmark"]])
-    return [_measure(study, processor, model, chosen, [ask(row) for row in chosen], precision, size) for size in batch_sizes
+    return [_measure(study, processor, model, chosen, [ask(row) for row in chosen], precision, size)
+            for size in batch_sizes
             if size <= len(chosen)]
 
 def _measure(study, processor, model, chosen, questions, precision, size):
@@ -87,7 +89,8 @@ def cost_per_1000_images(
 ) -> dict:  # cost_per_1000_images_usd and price_source; both None if no price is known
     "Cost of a thousand pages on a rented machine, in US dollars."
     prices = pd.read_csv(root()/"data"/"prices.csv")
-    known = prices[prices.device.map(lambda name: name == device or device.replace(" ", "").startswith(name.replace(" ", "")))]
+    known = prices[prices.device.map(
+        lambda name: name == device or device.replace(" ", "").startswith(name.replace(" ", "")))]
     if known.empty: return {"cost_per_1000_images_usd": None, "price_source": None}
     price = known.iloc[0]
     return {"cost_per_1000_images_usd": float(price.usd_per_hour/3600*1000/images_per_s),
@@ -110,8 +113,10 @@ def measure_latency(
         with process_pool(1) as pool:
             try: rows += pool.submit(in_library("latency.measure_precision"), study, precision).result()
             except StudyError: raise
-            except (RuntimeError, ValueError, ImportError, NotImplementedError, AttributeError, BrokenProcessPool) as error:
+            except (RuntimeError, ValueError, ImportError, NotImplementedError, AttributeError,
+                    BrokenProcessPool) as error:
                 notes.append(cannot_run(precision, error))
     if not rows: raise StudyError(f"No precision could be measured: {'; '.join(notes)}")
-    for row in rows: row |= cost_per_1000_images(CPU_PRICE if row["device"] == "CPU" else row["device"], row["images_per_s"])
+    for row in rows:
+        row |= cost_per_1000_images(CPU_PRICE if row["device"] == "CPU" else row["device"], row["images_per_s"])
     return {"rows": rows, "notes": notes}

@@ -26,7 +26,8 @@ from .presets import Preset
 def _quantization(precision, half):
     "The bitsandbytes configuration of `int8` or `nf4`; `half` is the compute dtype of NF4."
     from transformers import BitsAndBytesConfig
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # else int8 logs at every matmul that it casts bf16
+    # without this, int8 logs at every matmul that it casts bf16
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     keep = ["model.visual", "lm_head"]  # full module paths: "visual" alone would match nothing
     if precision == "int8": return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=keep)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
@@ -36,12 +37,16 @@ def _quantization(precision, half):
 def load_processor(
     preset: Preset,  # gives the base model and the pixel limits
 ):
-    "The base model's processor, with the preset's limits on page area in pixels; StudyError if tokenizer and config do not match."
+    """The base model's processor, with the preset's limits on page area in pixels.
+
+    StudyError if tokenizer and config do not match."""
     source, revision = _source(preset)
     processor = _open(AutoProcessor.from_pretrained, preset, source, revision=revision)
     config = _open(Qwen2VLConfig.from_pretrained, preset, source, revision=revision)
-    if processor.image_token_id != config.image_token_id or len(processor.tokenizer) > config.get_text_config().vocab_size:
-        raise StudyError(f"The tokenizer of {preset.base} does not belong to its checkpoint; fetch both from one revision")
+    if (processor.image_token_id != config.image_token_id
+            or len(processor.tokenizer) > config.get_text_config().vocab_size):
+        raise StudyError(f"The tokenizer of {preset.base} does not belong to its checkpoint; "
+                         "fetch both from one revision")
     processor.image_processor.size = {"shortest_edge": preset.min_pixels, "longest_edge": preset.max_pixels}
     return processor
 
@@ -61,9 +66,11 @@ def load_base(
     half = torch.bfloat16 if in_bf16(used, kind) else torch.float32
     quantized = {"quantization_config": _quantization(precision, half)} if precision in ("int8", "nf4") else {}
     dtype = half if quantized or device != "cpu" else torch.float32
-    model, loaded = _open(Qwen2VLForConditionalGeneration.from_pretrained, preset, source, revision=revision, dtype=dtype, use_safetensors=True,
-                  attn_implementation=ATTENTION, device_map={"": device}, output_loading_info=True, **quantized)
-    if lacking := sorted(loaded["missing_keys"]): raise StudyError(f"{preset.base} lacks {len(lacking)} tensors, such as {lacking[0]}; download it again")
+    model, loaded = _open(Qwen2VLForConditionalGeneration.from_pretrained, preset, source, revision=revision,
+                          dtype=dtype, use_safetensors=True, attn_implementation=ATTENTION, device_map={"": device},
+                          output_loading_info=True, **quantized)
+    if lacking := sorted(loaded["missing_keys"]):
+        raise StudyError(f"{preset.base} lacks {len(lacking)} tensors, such as {lacking[0]}; download it again")
     if quantized: _check_quantized(model)
     model.generation_config.update(do_sample=False, repetition_penalty=1.0, temperature=None, top_p=None, top_k=None)
     return model.eval()
@@ -72,23 +79,28 @@ def _check_quantized(model):
     "StudyError unless exactly the linear layers of the language layers are quantized."
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
     for name, layer in model.named_modules():
-        if isinstance(layer, torch.nn.Linear) and isinstance(layer, (Linear4bit, Linear8bitLt)) != ("language_model.layers." in name):
-            raise StudyError(f"Quantization left {name} a {type(layer).__name__}; check llm_int8_skip_modules against this base")
+        if (isinstance(layer, torch.nn.Linear)
+                and isinstance(layer, (Linear4bit, Linear8bitLt)) != ("language_model.layers." in name)):
+            raise StudyError(f"Quantization left {name} a {type(layer).__name__}; "
+                             "check llm_int8_skip_modules against this base")
 
 # %% ../nbs/03_model.ipynb #cell-009
 def _source(preset):
     "Where to load the base from: a local folder and None, or a hub id and its revision."
     folder = root()/preset.base
     if folder.is_dir(): return str(folder), None
-    if preset.base.startswith("data/"): raise StudyError(f"The base model folder {preset.base} is missing; restore it with git, or `make nano-base`")
+    if preset.base.startswith("data/"):
+        raise StudyError(f"The base model folder {preset.base} is missing; restore it with git, or `make nano-base`")
     return preset.base, preset.revision
 
 def _open(loader, preset, source, **options):
     "Call `loader` on the hub id or folder; StudyError with advice if it fails."
     try: return loader(source, **options)
     except (OSError, SafetensorError, ValueError) as error:
-        raise StudyError(f"Cannot open base model {preset.base!r}: {(str(error) or type(error).__name__).splitlines()[0]} Check the files, the connection and "
-                         "HF_HUB_OFFLINE, or give a local folder as the preset's base") from error
+        raise StudyError(f"Cannot open base model {preset.base!r}: "
+                         f"{(str(error) or type(error).__name__).splitlines()[0]} "
+                         "Check the files, the connection and HF_HUB_OFFLINE, "
+                         "or give a local folder as the preset's base") from error
 
 # %% ../nbs/03_model.ipynb #cell-016
 def _adapted(model, config):
@@ -103,7 +115,9 @@ def add_lora(
     lora_rank: int,  # rank of every adapter
     seed: int,  # random seed of the initial adapter weights
 ):
-    "Freeze the model and add trainable LoRA matrices to its language layers; StudyError if LoRA matches no layer or the vision tower."
+    """Freeze the model and add trainable LoRA matrices to its language layers.
+
+    StudyError if LoRA matches no layer or the vision tower."""
     torch.manual_seed(seed)
     config = LoraConfig(r=lora_rank, lora_alpha=preset.lora_alpha_per_rank*lora_rank, lora_dropout=preset.lora_dropout,
                         target_modules=list(preset.target_modules), task_type="CAUSAL_LM")
@@ -112,7 +126,8 @@ def add_lora(
     model.active_peft_config.base_model_name_or_path = preset.base  # the hub id, not a local path
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
     strays = [name for name in trainable if "lora_" not in name or "visual" in name]
-    if strays or not trainable: raise StudyError(f"LoRA reached {strays[:3] or 'no layer'}; check target_modules {preset.target_modules}")
+    if strays or not trainable:
+        raise StudyError(f"LoRA reached {strays[:3] or 'no layer'}; check target_modules {preset.target_modules}")
     return model
 
 def parameter_table(
@@ -140,18 +155,25 @@ def load_adapter(
     model,  # a base model
     folder: Path,  # with adapter_config.json and adapter_model.safetensors
 ):
-    "The base model with a trained adapter, frozen, in evaluation mode; StudyError if files are missing, damaged or for another base."
+    """The base model with a trained adapter, frozen, in evaluation mode.
+
+    StudyError if files are missing, damaged or for another base."""
     for name in ADAPTER_FILES:
-        if not (folder/name).is_file(): raise StudyError(f"No {name} in the adapter folder {folder.name}; train the adapter again or name another")
+        if not (folder/name).is_file():
+            raise StudyError(f"No {name} in the adapter folder {folder.name}; "
+                             "train the adapter again or name another")
     try: config, weights = LoraConfig.from_pretrained(str(folder)), load_file(folder/"adapter_model.safetensors")
     except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise StudyError(f"{folder.name}/adapter_model.safetensors or its configuration is damaged ({error}); train the adapter again") from error
+        raise StudyError(f"{folder.name}/adapter_model.safetensors or its configuration is damaged ({error}); "
+                         "train the adapter again") from error
     config.base_model_name_or_path = None  # may be a path of another machine; `check_base` compares the base's digest
     adapted = _adapted(model, config)
     expected = get_peft_model_state_dict(adapted)
-    faults = [f"lacks {name}" for name in expected.keys() - weights.keys()] + [f"unknown {name}" for name in weights.keys() - expected.keys()]
+    faults = ([f"lacks {name}" for name in expected.keys() - weights.keys()]
+              + [f"unknown {name}" for name in weights.keys() - expected.keys()])
     for name in expected.keys() & weights.keys():
-        if weights[name].shape != expected[name].shape: faults.append(f"shape {tuple(weights[name].shape)} of {name}, needs {tuple(expected[name].shape)}")
+        if weights[name].shape != expected[name].shape:
+            faults.append(f"shape {tuple(weights[name].shape)} of {name}, needs {tuple(expected[name].shape)}")
         elif not weights[name].isfinite().all(): faults.append(f"not finite: {name}")
     if faults: raise StudyError(f"Adapter {folder.name} does not fit its base, {len(faults)} faults: {min(faults)}")
     set_peft_model_state_dict(adapted, weights)

@@ -49,18 +49,20 @@ def pack_rows(
         room = max(study.preset.tokens_per_page - image_tokens, image_tokens, 64)  # at least the page's own size
         lengths = np.cumsum([len(q) + len(a) + len(template.closing) for q, a in asked])
         for part in np.split(np.arange(len(asked)), np.flatnonzero(np.diff(lengths//room)) + 1):
-            packed.append(pack_page(template, grid, [asked[i][0] for i in part], [asked[i][1] for i in part], merge, page["key"]))
+            packed.append(pack_page(template, grid, [asked[i][0] for i in part], [asked[i][1] for i in part],
+                                    merge, page["key"]))
     return packed
 
 # %% ../nbs/04_training.ipynb #cell-008
 class TrainingBatches(torch.utils.data.Dataset):
-    """All batches of a training run. Each pass over the pages is shuffled and split into rows of at most `tokens_per_batch`
-    tokens (or one page). With several processes, each takes its share of the pages of every batch:
+    """All batches of a training run. Each pass over the pages is shuffled and split into rows of at most
+    `tokens_per_batch` tokens (or one page). With several processes, each takes its share of the pages of every batch:
     item i is the share of process i % processes."""
     def __init__(self, packed, features, preset, seed, processes=1):
         self.packed, self.features, self.processes = packed, features, processes
         rng, passes = np.random.default_rng(seed), []
-        while len(passes) < preset.epochs or sum(map(len, passes)) < preset.min_steps: passes.append(self._epoch(preset.tokens_per_batch, rng))
+        while len(passes) < preset.epochs or sum(map(len, passes)) < preset.min_steps:
+            passes.append(self._epoch(preset.tokens_per_batch, rng))
         batches = sum(passes, [])
         self.batches = batches[:max(1, round(len(batches)*preset.epochs/len(passes)), preset.min_steps)]
         self.epochs = len(self.batches)*len(passes)/len(batches)
@@ -69,8 +71,11 @@ class TrainingBatches(torch.utils.data.Dataset):
         "Indices of all pages in random order, split into batches of at most `budget` tokens."
         batches, tokens = [[]], 0
         for i in rng.permutation(len(self.packed)):
-            if batches[-1] and tokens + len(self.packed[i]) > budget: batches.append([]); tokens = 0
-            batches[-1].append(int(i)); tokens += len(self.packed[i])
+            if batches[-1] and tokens + len(self.packed[i]) > budget:
+                batches.append([])
+                tokens = 0
+            batches[-1].append(int(i))
+            tokens += len(self.packed[i])
         return batches
 
     def __len__(self): return len(self.batches)*self.processes
@@ -79,7 +84,8 @@ class TrainingBatches(torch.utils.data.Dataset):
         number, process = divmod(index, self.processes)
         pages = [self.packed[i] for i in self.batches[number]]
         mine = pages[process::self.processes] or [_unlabelled(pages[0])]
-        return collate_pages(mine, self.features) | {"answer_tokens": sum(int((page.labels != -100).sum()) for page in pages)/self.processes}
+        return collate_pages(mine, self.features) | {
+            "answer_tokens": sum(int((page.labels != -100).sum()) for page in pages)/self.processes}
 
     def means(self):
         "Mean pages per optimizer step and mean tokens per page, questions included."
@@ -101,7 +107,8 @@ def answer_loss(
     asked = labels != -100
     vision = BaseModelOutputWithPooling(pooler_output=tuple(f.float() for f in batch["features"]))
     with last_layer_at(whole, asked):
-        logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=batch["attention_mask"], use_cache=False,
+        logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"],
+                       attention_mask=batch["attention_mask"], use_cache=False,
                        mm_encoder_outputs={"image": vision}, logits_to_keep=asked).logits
     wanted = labels[asked]
     return torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="sum")/(answer_tokens or len(wanted))
@@ -110,7 +117,7 @@ def page_groups(
     batch: dict,  # from `TrainingBatches`
     pages: int,  # at most so many in a part
 ):
-    "Split a batch into parts; their losses add up to the batch's loss if each is divided by the batch's `answer_tokens`."
+    "Split a batch into parts; their losses sum to the batch's loss if each is divided by the batch's `answer_tokens`."
     masks = batch["attention_mask"]["full_attention"]
     ends = np.cumsum([0, *(mask.shape[-1] for mask in masks)])
     for start in range(0, len(masks), pages):
@@ -126,7 +133,7 @@ class AnswerTrainer(Trainer):
         step, inputs = super().training_step, self._prepare_inputs(inputs)
         def run(pages): return sum(step(model, part, num_items_in_batch) for part in page_groups(inputs, pages))
         pages = min(self.pages_at_once, len(inputs["features"]))
-        if team().num_processes > 1: return run(pages)  # no splitting: all processes would have to split in the same way
+        if team().num_processes > 1: return run(pages)  # no splitting: all processes would have to split the same way
         loss, enough = within_memory(run, pages, model.zero_grad)
         if enough < pages: self.pages_at_once = enough
         return loss
@@ -136,7 +143,9 @@ class AnswerTrainer(Trainer):
 
 class Clock(TrainerCallback):
     "Training time in seconds, summed over interrupted and resumed runs; stored with each checkpoint."
-    def __init__(self, file): self.file, self.before, self.started = file, read_json(file)["seconds"] if file.exists() else 0.0, time.perf_counter()
+    def __init__(self, file):
+        self.file, self.before, self.started = (
+            file, read_json(file)["seconds"] if file.exists() else 0.0, time.perf_counter())
     def seconds(self): return self.before + time.perf_counter() - self.started
     def on_train_begin(self, args, state, control, **kwargs): self.started = time.perf_counter()
     def on_save(self, args, state, control, **kwargs):
@@ -147,11 +156,17 @@ class LiveCurve(TrainerCallback):
     def __init__(self, title): self.title, self.handle, self.next = title, None, 0.0
     def on_log(self, args, state, control, logs=None, **kwargs):
         points, started = [(row["step"], row["loss"]) for row in state.log_history if "loss" in row], time.monotonic()
-        if not state.is_world_process_zero or not points or (started < self.next and state.global_step < state.max_steps): return
+        if (not state.is_world_process_zero or not points
+                or (started < self.next and state.global_step < state.max_steps)):
+            return
         from IPython.display import display
         import matplotlib.pyplot as plt
         figure = plt.figure(figsize=(5, 2.2))
-        plt.plot(*zip(*points)); plt.xlabel("step"); plt.ylabel("loss"); plt.title(self.title); plt.close(figure)
+        plt.plot(*zip(*points))
+        plt.xlabel("step")
+        plt.ylabel("loss")
+        plt.title(self.title)
+        plt.close(figure)
         if self.handle: self.handle.update(figure)
         else: self.handle = display(figure, display_id=True)
         self.next = started + 50*(time.monotonic() - started)
@@ -161,13 +176,16 @@ def _arguments(study, seed, folder, steps, report_to):
     "Hugging Face `TrainingArguments` of a run of `steps` optimizer steps that saves its checkpoints in `folder`."
     preset, cpu, log = study.preset, not torch.cuda.is_available(), max(1, steps//60)
     arguments = TrainingArguments(
-        output_dir=folder, seed=seed, max_steps=steps, per_device_train_batch_size=1, learning_rate=preset.learning_rate,
-        lr_scheduler_type="cosine", warmup_steps=max(1, round(preset.warmup_ratio*steps)), weight_decay=preset.weight_decay,
-        max_grad_norm=preset.max_grad_norm, bf16=in_bf16(preset.precision, device_kind()), use_cpu=cpu, logging_steps=log,
-        save_strategy="steps", save_steps=log*max(5, steps//6//log), save_total_limit=1, train_sampling_strategy="sequential",
-        remove_unused_columns=False, dataloader_num_workers=0, dataloader_pin_memory=not cpu, report_to=report_to,
-        ddp_find_unused_parameters=False, logging_nan_inf_filter=False)
-    if arguments.n_gpu > 1: arguments._n_gpu = 1  # one GPU per process: use `accelerate launch` for several, never DataParallel
+        output_dir=folder, seed=seed, max_steps=steps, per_device_train_batch_size=1,
+        learning_rate=preset.learning_rate, lr_scheduler_type="cosine",
+        warmup_steps=max(1, round(preset.warmup_ratio*steps)), weight_decay=preset.weight_decay,
+        max_grad_norm=preset.max_grad_norm, bf16=in_bf16(preset.precision, device_kind()), use_cpu=cpu,
+        logging_steps=log, save_strategy="steps", save_steps=log*max(5, steps//6//log), save_total_limit=1,
+        train_sampling_strategy="sequential", remove_unused_columns=False, dataloader_num_workers=0,
+        dataloader_pin_memory=not cpu, report_to=report_to, ddp_find_unused_parameters=False,
+        logging_nan_inf_filter=False)
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # one GPU per process: use `accelerate launch` for several, never DataParallel
     return arguments
 
 def adapter_folder(
@@ -196,9 +214,11 @@ def check_base(
     study: Study,  # gives the base model
     folder: Path,  # the adapter's
 ) -> None:
-    "StudyError if the adapter was trained on another base, according to its record; an adapter without a record is accepted."
-    if (folder/"record.json").exists() and read_json(folder/"record.json").get("base_digest", digest := base_digest(study.preset)) != digest:
-        raise StudyError(f"The adapter {folder.name} was trained on another version of {study.preset.base}; run docvlm-study again")
+    "StudyError if, by its record, the adapter was trained on another base; an adapter without a record is accepted."
+    if ((folder/"record.json").exists()
+            and read_json(folder/"record.json").get("base_digest", digest := base_digest(study.preset)) != digest):
+        raise StudyError(f"The adapter {folder.name} was trained on another version of {study.preset.base}; "
+                         "run docvlm-study again")
 
 def check_reporting(
     report_to: str,  # "none" or the name of one of transformers' integrations
@@ -220,8 +240,9 @@ def train_adapter(
     report_to: str = "none",  # "wandb", "tensorboard", "mlflow", …: where to send the loss, see `check_reporting`
     precision: str = "",  # "int8", or "nf4" as in QLoRA, to quantize the base; "" uses the preset's
 ) -> dict:  # the adapter's record.json: loss curve, times, sizes
-    "Fine-tune one adapter, or read its record if it is already trained; an interrupted run resumes from its last checkpoint."
-    key, folder = digest_of(study.step("training").key(), lora_rank, seed, precision), adapter_folder(study, lora_rank, seed, precision)
+    "Fine-tune one adapter, or read its record if already trained; an interrupted run resumes from its last checkpoint."
+    key, folder = (digest_of(study.step("training").key(), lora_rank, seed, precision),
+                   adapter_folder(study, lora_rank, seed, precision))
     workers = team()
     if record := _finished(folder, key):
         if report_to != "none" and workers.is_main_process:
@@ -237,15 +258,17 @@ def train_adapter(
     batches = TrainingBatches(packed, features, study.preset, seed, workers.num_processes)
     model = add_lora(base, study.preset, lora_rank, seed)
     model.config.use_cache = False
-    trainer = AnswerTrainer(model, _arguments(study, seed, work, len(batches.batches), report_to), train_dataset=batches,
-                            data_collator=lambda items: items[0], callbacks=[LiveCurve(folder.name)])
+    trainer = AnswerTrainer(model, _arguments(study, seed, work, len(batches.batches), report_to),
+                            train_dataset=batches, data_collator=lambda items: items[0],
+                            callbacks=[LiveCurve(folder.name)])
     if workers.is_main_process: _drop_broken(work)
     workers.wait_for_everyone()
     trainer.add_callback(clock := Clock(work/"seconds.json"))
     try: trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")))
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not should_reduce_batch_size(error): raise
-        raise StudyError("Not enough memory for a training step; lower tokens_per_batch, or tokens_per_page and max_pixels (00_core)") from error
+        raise StudyError("Not enough memory for a training step; "
+                         "lower tokens_per_batch, or tokens_per_page and max_pixels (00_core)") from error
     record = _record(trainer, batches, study, lora_rank, seed, len(rows), clock.seconds()) | {
         "key": key, "precision": precision or study.preset.precision, "base_digest": base_digest(study.preset)}
     weights = trainer.accelerator.get_state_dict(trainer.model)  # gathers the shards of all processes under FSDP
@@ -260,12 +283,16 @@ def _record(trainer, batches, study, lora_rank, seed, questions, seconds):
     "Settings, sizes, loss curve, speed and peak memory of a finished run, for record.json."
     model, preset = trainer.model, study.preset
     trainable, total = model.get_nb_trainable_parameters()
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
+    peak = (torch.cuda.max_memory_allocated() if torch.cuda.is_available()
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024)
     return {"lora_rank": lora_rank, "lora_alpha": preset.lora_alpha_per_rank*lora_rank, "seed": seed,
-            "trainable_parameters": trainable, "total_parameters": total - trainable, "trainable_percent": 100*trainable/(total - trainable),
-            "loss": [{"step": r["step"], "loss": r["loss"], "learning_rate": r["learning_rate"]} for r in trainer.state.log_history if "loss" in r],
-            "steps": len(batches.batches), "processes": batches.processes, "questions": questions, "train_s": seconds, "epochs": batches.epochs, "questions_per_s": questions*batches.epochs/seconds,
-            **batches.means(), "peak_memory_bytes": peak}
+            "trainable_parameters": trainable, "total_parameters": total - trainable,
+            "trainable_percent": 100*trainable/(total - trainable),
+            "loss": [{"step": r["step"], "loss": r["loss"], "learning_rate": r["learning_rate"]}
+                     for r in trainer.state.log_history if "loss" in r],
+            "steps": len(batches.batches), "processes": batches.processes, "questions": questions, "train_s": seconds,
+            "epochs": batches.epochs, "questions_per_s": questions*batches.epochs/seconds, **batches.means(),
+            "peak_memory_bytes": peak}
 
 def _publish(work, folder, record):
     "Move the finished adapter, with its record, into place by one rename."
@@ -288,12 +315,14 @@ def train_study(
     first, preset = next(iter(records.values())), study.preset
     keep = ("loss", "questions_per_s", "train_s", "peak_memory_bytes", "adapter", "adapter_digest")
     return {"model": {"base": preset.base, "lora_rank": first["lora_rank"], "lora_alpha": first["lora_alpha"],
-                      "target_modules": list(preset.target_modules), "trainable_parameters": first["trainable_parameters"],
+                      "target_modules": list(preset.target_modules),
+                      "trainable_parameters": first["trainable_parameters"],
                       "total_parameters": first["total_parameters"], "trainable_percent": first["trainable_percent"],
                       "vision_trainable_parameters": 0},
-            "setup": {"epochs": first["epochs"], "learning_rate": preset.learning_rate, "schedule": "cosine", "optimizer": "AdamW",
-                      "warmup_ratio": preset.warmup_ratio, "weight_decay": preset.weight_decay, "max_grad_norm": preset.max_grad_norm,
-                      "tokens_per_batch": preset.tokens_per_batch, **{k: first[k] for k in ("pages_per_step", "tokens_per_page")},
+            "setup": {"epochs": first["epochs"], "learning_rate": preset.learning_rate, "schedule": "cosine",
+                      "optimizer": "AdamW", "warmup_ratio": preset.warmup_ratio, "weight_decay": preset.weight_decay,
+                      "max_grad_norm": preset.max_grad_norm, "tokens_per_batch": preset.tokens_per_batch,
+                      **{k: first[k] for k in ("pages_per_step", "tokens_per_page")},
                       "precision": "bf16 autocast" if in_bf16(preset.precision, device_kind()) else "fp32",
                       "questions": first["questions"], "steps": first["steps"]},
             "seeds": {seed: {k: record[k] for k in keep} for seed, record in records.items()},
