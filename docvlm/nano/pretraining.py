@@ -189,7 +189,7 @@ class PracticeBatches(torch.utils.data.Dataset):
 
 # %% ../../nbs/nano/07_pretraining.ipynb #cell-013
 def _orthogonal(grad, ns_coefficients, ns_steps, eps):
-    "Newton-Schulz as in `torch.optim.Muon`, in `grad`'s precision: with emulated bf16, torch's takes 20 seconds a step."
+    "Newton-Schulz as in `torch.optim.Muon`, in `grad`'s precision: with bf16 emulated, torch's takes 20 s a step."
     a, b, c = ns_coefficients
     x = grad.T if grad.size(0) > grad.size(1) else grad
     x = x/x.norm().clamp(min=eps)
