@@ -40,7 +40,7 @@ from .steps import environment, git_state
 
 # %% ../nbs/10_nano_base.ipynb #cell-004
 FONTS = {"seen": tuple(SEEN_FONTS), "unseen": tuple(UNSEEN_FONTS)}
-SCANS = {"clean": 0.0, "as in training": 0.8, "study's scanner": 1.0}  # degradation strengths for `docvlm.nano.targets.scan`
+SCANS = {"clean": 0.0, "as in training": 0.8, "study's scanner": 1.0}  # strengths for `docvlm.nano.targets.scan`
 HELD_OUT = 1_000_000  # seed of the held-out pages, far from those used in training
 BORDER = 2  # tolerance at patch borders, in pixels
 
@@ -51,8 +51,9 @@ def character_accuracy(
     pages: int = 24,  # number of pages, each 224 × 224 pixels
     strength: float = 0.8,  # strength of the degradations, see `docvlm.nano.targets.scan`
 ) -> float:
-    """Fraction of the characters that the speller reads from the vision tower's patch states at the right place. In training, that is
-    the patch that contains the character's centre; here a neighbouring patch counts too if the centre is within `BORDER` pixels of it."""
+    """Fraction of the characters that the speller reads from the vision tower's patch states at the right place. In
+    training, that is the patch that contains the character's centre; here a neighbouring patch counts too if the centre
+    is within `BORDER` pixels of it."""
     rng, side = np.random.default_rng([HELD_OUT, size_px]), 224//PATCH
     scans = [scan(practice_page(224, 224, rng, families, (size_px, size_px + 1)), rng, strength) for _ in range(pages)]
     with torch.no_grad(), autocast("cpu"):
@@ -63,10 +64,11 @@ def character_accuracy(
     return sum(map(sum, found))/sum(map(len, found))
 
 def _found(slots, characters, side):
-    "For each character on the page, whether it is spelled in its patch or a near one; each spelled character matches only once."
+    "For each character on the page, whether it is spelled in its patch or near it; a spelled character matches once."
     spelled, found = [Counter(CHARACTERS[i - 1] for i in patch if i) for patch in slots], []
     for char, x, y in characters:
-        near = [int((y + v)//PATCH)*side + int((x + h)//PATCH) for v in (0, -BORDER, BORDER) for h in (0, -BORDER, BORDER)
+        near = [int((y + v)//PATCH)*side + int((x + h)//PATCH)
+                for v in (0, -BORDER, BORDER) for h in (0, -BORDER, BORDER)
                 if 0 <= x + h < side*PATCH and 0 <= y + v < side*PATCH]
         if not near: continue
         here = next((patch for patch in near if spelled[patch][char]), None)
@@ -76,8 +78,8 @@ def _found(slots, characters, side):
 
 # %% ../nbs/10_nano_base.ipynb #cell-005
 TASKS = {"line": practice_line} | {name: partial(practice_page, layout=layout) for name, layout in (
-    ("field", write_fields), ("cell", write_grid), ("chart value", write_bars), ("two series", write_groups), ("pie", write_pie),
-    ("letter", write_letter), ("bill", write_bill))}
+    ("field", write_fields), ("cell", write_grid), ("chart value", write_bars), ("two series", write_groups),
+    ("pie", write_pie), ("letter", write_letter), ("bill", write_bill))}
 LARGE = ("two series", "pie", "letter", "bill")  # tasks that fit only on the largest pages
 
 def answer_similarity(
@@ -96,7 +98,8 @@ def answer_similarity(
     grids = [(1, 2*cells[1], 2*cells[0])]*pages
     asked = [(page, *qa) for page, sheet in enumerate(sheets) for qa in sheet.questions[:4]]
     with torch.no_grad(), autocast("cpu"):
-        ids, _ = answer(model, template, encode_pages(model, list(pixels), grids), grids, [processor.tokenizer.encode(q) for _, q, *_ in asked],
+        ids, _ = answer(model, template, encode_pages(model, list(pixels), grids), grids,
+                        [processor.tokenizer.encode(q) for _, q, *_ in asked],
                         [p for p, *_ in asked], 50)
     scores = [anls(processor.tokenizer.decode(i, skip_special_tokens=True), [a]) for i, (*_, a, _) in zip(ids, asked)]
     return {"anls": float(np.mean(scores)), "questions": len(scores)}
@@ -110,12 +113,15 @@ def measure_reading(
     "Character accuracy by font, text height and degradation, and ANLS by task, font and page size."
     model.eval()
     strips, sheets = [[level for level in LEVELS if (level.sizes[0][1] == 1) == single] for single in (True, False)]
-    return {"characters": [{"fonts": name, "text_height_px": size, "accuracy": character_accuracy(model, families, size, pages)}
+    return {"characters": [{"fonts": name, "text_height_px": size,
+                            "accuracy": character_accuracy(model, families, size, pages)}
                            for name, families in FONTS.items() for size in (8, 10, 11, 12, 14, 16, 20)],
-            "scans": [{"fonts": name, "scan": scanned, "accuracy": character_accuracy(model, families, 12, pages, strength)}
+            "scans": [{"fonts": name, "scan": scanned,
+                       "accuracy": character_accuracy(model, families, 12, pages, strength)}
                       for name, families in FONTS.items() for scanned, strength in SCANS.items()],
-            "answers": [{"fonts": name, "task": task, "level": level.name, "width_px": 28*level.sizes[0][0],
-                         "height_px": 28*level.sizes[0][1]} | answer_similarity(model, processor, task, level, families, pages)
+            "answers": [{"fonts": name, "task": task, "level": level.name,
+                         "width_px": 28*level.sizes[0][0], "height_px": 28*level.sizes[0][1]}
+                        | answer_similarity(model, processor, task, level, families, pages)
                         for name, families in FONTS.items() for task in TASKS
                         for level in (strips if task == "line" else sheets[-1:] if task in LARGE else sheets)]}
 
@@ -127,13 +133,16 @@ def practice_overlap(
     def rows(name, image, questions):
         png = io.BytesIO()
         image.save(png, "PNG")
-        return [{"question_id": f"{name}-{i}", "doc_id": name, "image": {"bytes": png.getvalue(), "path": None}, "question": question, "answers": answers,
-                 "doc_types": [], "benchmark": "", "split": "", "source": ""} for i, (question, answers) in enumerate(questions)]
+        return [{"question_id": f"{name}-{i}", "doc_id": name, "image": {"bytes": png.getvalue(), "path": None},
+                 "question": question, "answers": answers,
+                 "doc_types": [], "benchmark": "", "split": "", "source": ""}
+                for i, (question, answers) in enumerate(questions)]
     rng, level, taught, asked = np.random.default_rng(HELD_OUT), LEVELS[-1], [], []
     for i in range(pages):
         sheet = practice_page(336, 336, rng, **level.text)
         taught += rows(f"practice-{i}", sheet.image, [(q, [a]) for q, a, _ in sheet.questions])
-    for page in make_pages(pages, split="test"): asked += rows(page.doc_id, page.image, [(q.question, list(q.answers)) for q in page.questions])
+    for page in make_pages(pages, split="test"):
+        asked += rows(page.doc_id, page.image, [(q.question, list(q.answers)) for q in page.questions])
     found = find_leaks(rows_dataset(taught), rows_dataset(asked))
     return {key: value for key, value in found.items() if key != "pairs"}
 
@@ -148,13 +157,18 @@ tags: [document-question-answering, qwen2_vl, nano]
 # docvlm nano base
 
 A Qwen2-VL of {parameters:,} parameters, trained from nothing by `nbs/10_nano_base.ipynb` on two CPU cores, so that
-the docvlm study runs end to end without a GPU. It was trained on generated pages of up to {width} × {height} pixels; how well it reads them is
-in the tables below. The run took {hours:.1f} hours, on several machines; timed by a few steps of each level, the same steps take
+the docvlm study runs end to end without a GPU. It was trained on generated pages of up to {width} × {height} pixels; \
+how well it reads them is
+in the tables below. The run took {hours:.1f} hours, on several machines; timed by a few steps of each level, \
+the same steps take
 {timed}. **It is not Qwen2-VL-2B, and no figure measured on it says anything about the 2B.**
 
-**Data.** Pages drawn by `docvlm.nano`: fields, tables, running text, charts, letters and bills of common words, pseudo words, names,
-numbers, amounts, dates, codes and random characters, in {fonts} open fonts, then degraded. Nothing from the study's generator: of
-{overlap[test_pages]} of its test pages {overlap[exact]} are among {overlap[train_pages]} practice pages pixel for pixel, {overlap[near]} nearly; of {overlap[test_questions]} questions
+**Data.** Pages drawn by `docvlm.nano`: fields, tables, running text, charts, letters and bills of common words, \
+pseudo words, names,
+numbers, amounts, dates, codes and random characters, in {fonts} open fonts, then degraded. Nothing from the study's \
+generator: of
+{overlap[test_pages]} of its test pages {overlap[exact]} are among {overlap[train_pages]} practice pages \
+pixel for pixel, {overlap[near]} nearly; of {overlap[test_questions]} questions
 {overlap[question_elsewhere]} are asked in the same words with the same answer.
 
 **Recipe.** {recipe}
@@ -173,7 +187,8 @@ numbers, amounts, dates, codes and random characters, in {fonts} open fonts, the
 |---|---|---|---|---|
 {answers}
 
-**Limits.** English-like Latin text, printable ASCII and € £ °; small pages; greedy answers of up to about 48 characters. No knowledge of
+**Limits.** English-like Latin text, printable ASCII and € £ °; small pages; greedy answers of up to about \
+48 characters. No knowledge of
 the world, no arithmetic worth the name.
 """
 
@@ -189,10 +204,13 @@ def export_base(
     shutil.rmtree(partial, ignore_errors=True)
     shipped.save_pretrained(partial)
     processor.save_pretrained(partial)
-    rows = lambda rows, *keys: "\n".join("| " + " | ".join(f"{row[k]:.3f}" if isinstance(row[k], float) else str(row[k]) for k in keys) + " |" for row in rows)
+    rows = lambda rows, *keys: "\n".join(
+        "| " + " | ".join(f"{row[k]:.3f}" if isinstance(row[k], float) else str(row[k]) for k in keys) + " |"
+        for row in rows)
     columns, lines = max((size for level in LEVELS for size in level.sizes), key=np.prod)
     (partial/"README.md").write_text(CARD.format(width=28*columns, height=28*lines,
-        overlap=record["overlap"], parameters=record["parameters"], hours=record["train_s"]/3600, timed=_timed(record["timings"]),
+        overlap=record["overlap"], parameters=record["parameters"], hours=record["train_s"]/3600,
+        timed=_timed(record["timings"]),
         fonts=len(SEEN_FONTS),
         recipe=_recipe_text(record["recipe"]),
         characters=rows(record["reading"]["characters"], "fonts", "text_height_px", "accuracy"),
@@ -204,11 +222,13 @@ def export_base(
     partial.rmdir()
 
 def _recipe_text(recipe):
-    stages = "; ".join(f"{s['name']}: {s['steps']} steps" + (f", from {LEVELS[s['first_level']].name} up" if s["first_level"] is not None else "")
+    stages = "; ".join(f"{s['name']}: {s['steps']} steps"
+                       + (f", from {LEVELS[s['first_level']].name} up" if s["first_level"] is not None else "")
                        for s in recipe["stages"])
     return f"{stages}. " + ", ".join(f"`{k}` {v}" for k, v in recipe.items() if k != "stages") + "."
 
-def _timed(timings): return " and ".join(f"{timing['hours']:.1f} hours on two cores of {timing['cpu']}" for timing in timings)
+def _timed(timings):
+    return " and ".join(f"{timing['hours']:.1f} hours on two cores of {timing['cpu']}" for timing in timings)
 
 def time_recipe(
     model,  # model with its speller; only a copy is trained
@@ -216,14 +236,17 @@ def time_recipe(
     log: list[dict],  # log of `pretrain`: the levels and their last steps
     steps: int = 3,  # number of steps to time per level, not counting the first
 ) -> dict:  # CPU name, and seconds per step by level
-    "Time a few steps of each level on this machine, with the losses of the last stage that used it, which has the most."
+    "Time a few steps of each level on this machine, with the losses of the last stage that used it: it has the most."
     model, processor = copy.deepcopy(model).train(), build_processor()
-    optimizers, last = build_optimizers(model, recipe), {row["level"]: row["step"] - recipe.steps_per_round for row in log}
-    index, rows = {level.name: i for i, level in enumerate(LEVELS)} | {"tower": None}, []  # a level that no longer exists is timed as the largest
+    optimizers, last = (build_optimizers(model, recipe),
+                        {row["level"]: row["step"] - recipe.steps_per_round for row in log})
+    # a level that no longer exists is timed as the largest
+    index, rows = {level.name: i for i, level in enumerate(LEVELS)} | {"tower": None}, []
     for level, first in tqdm(last.items(), desc="timing", unit="level"):
         clock = [time.perf_counter()]
         for count in (1, 1 + steps):  # both include the start of the drawing process, which cancels out
-            batches = PracticeBatches(replace(recipe, steps_per_round=count), index.get(level, len(LEVELS) - 1), first, processor, recipe.at(first)[0].spelling)
+            batches = PracticeBatches(replace(recipe, steps_per_round=count), index.get(level, len(LEVELS) - 1),
+                                      first, processor, recipe.at(first)[0].spelling)
             train_round(model, optimizers, recipe, batches, first, tqdm(disable=True))
             clock.append(time.perf_counter())
         rows.append({"level": level, "step_s": (clock[2] - 2*clock[1] + clock[0])/steps})
@@ -247,6 +270,9 @@ def pretraining_record(
     "The contents of data/results/nano/pretraining.json: recipe, log, timings and measurements."
     reading, here = measure_reading(model, build_processor()), time_recipe(model, recipe, log)
     timings = [*(timing for timing in timings if timing["cpu"] != here["cpu"]), here]
-    return {"step": "pretraining", "recipe": asdict(recipe), "reading": reading, "overlap": practice_overlap(), "log": log,
-            "timings": [timing | {"hours": recipe_hours(timing, recipe, log)} for timing in timings], "env": environment(), "code": git_state(),
-            "parameters": sum(p.numel() for n, p in model.named_parameters() if "speller" not in n), "train_s": sum(r["seconds"] for r in log)}
+    return {"step": "pretraining", "recipe": asdict(recipe), "reading": reading,
+            "overlap": practice_overlap(), "log": log,
+            "timings": [timing | {"hours": recipe_hours(timing, recipe, log)} for timing in timings],
+            "env": environment(), "code": git_state(),
+            "parameters": sum(p.numel() for n, p in model.named_parameters() if "speller" not in n),
+            "train_s": sum(r["seconds"] for r in log)}

@@ -30,7 +30,9 @@ def base_config(
     "The configuration of the base model, without reading weights; StudyError if it cannot be read."
     if preset.base == get_preset("qwen2-vl-2b").base: return qwen2_vl_2b_config()
     folder = root()/preset.base
-    try: return Qwen2VLConfig.from_pretrained(folder if folder.is_dir() else preset.base, revision=preset.revision or None)
+    try:
+        return Qwen2VLConfig.from_pretrained(folder if folder.is_dir() else preset.base,
+                                             revision=preset.revision or None)
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise StudyError(f"Cannot read the configuration of {preset.base!r}: {reason} Check HF_HUB_OFFLINE") from error
@@ -43,13 +45,15 @@ def meta_base(
     attention = (ATTENTION if device == "cpu" else
                  {"vision_config": FUSED_ATTENTION, "text_config": FUSED_ATTENTION})
     with torch.device("meta"):
-        return Qwen2VLForConditionalGeneration._from_config(base_config(preset), attn_implementation=attention,
-                                                                   dtype=torch.float32 if device == "cpu" else torch.bfloat16)
+        return Qwen2VLForConditionalGeneration._from_config(
+            base_config(preset), attn_implementation=attention,
+            dtype=torch.float32 if device == "cpu" else torch.bfloat16)
 
 def fused_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **_):
     "Attention with the fused kernel used on a GPU, called explicitly so that it can be counted without a GPU."
     key, value = (x.repeat_interleave(module.num_key_value_groups, 1) for x in (key, value))
-    out = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, attention_mask, True, scale=scaling)[0]
+    out = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, attention_mask, True, scale=scaling)[0]
     return out.transpose(1, 2), None
 
 FUSED_ATTENTION = "fused_attention"
@@ -57,7 +61,7 @@ AttentionInterface.register(FUSED_ATTENTION, fused_attention)
 
 # %% ../../nbs/bench/03_cost.ipynb #0ea797f5
 class Ledger(TorchDispatchMode):
-    "Records (floating-point operations, bytes moved) of each kernel run in its context, and the tensors saved for backward."
+    "Records (floating-point operations, bytes moved) of each kernel run in its context; tensors saved for backward."
     def __init__(self):
         super().__init__()
         self.kernels, self._kept = [], {}
@@ -95,7 +99,8 @@ class StepCost:
     work_bytes: int  # inputs and outputs of the kernel that moves the most bytes
 
     def __repr__(self):
-        return f"StepCost({self.flops/1e9:,.0f} GFLOP, {len(self.kernels):,} kernels, {self.kept_bytes/2**20:,.0f} MiB kept)"
+        return (f"StepCost({self.flops/1e9:,.0f} GFLOP, {len(self.kernels):,} kernels, "
+                f"{self.kept_bytes/2**20:,.0f} MiB kept)")
 
 def training_cost(
     preset: Preset,  # base model and LoRA settings
@@ -109,10 +114,12 @@ def training_cost(
         model = add_lora(meta_base(preset, device), preset, preset.lora_rank, 42)
         base, ledger = model.get_base_model(), Ledger()
         states = torch.empty(pages, tokens, base.config.get_text_config().hidden_size, dtype=base.dtype)
-        positions, mask = torch.empty(3, pages, tokens, dtype=torch.long), torch.empty(pages, 1, tokens, tokens, dtype=torch.bool if device == "cpu" else base.dtype)
+        positions, mask = (torch.empty(3, pages, tokens, dtype=torch.long),
+                           torch.empty(pages, 1, tokens, tokens, dtype=torch.bool if device == "cpu" else base.dtype))
         last, padding = base.model.language_model.layers[-1].mlp, (0, 0, 0, pages*tokens - answers)
         whole = last.forward
-        last.forward = lambda x: torch.nn.functional.pad(whole(x.flatten(0, 1)[:answers]), padding).view_as(x)  # as `last_layer_at` does
+        # as `last_layer_at` does
+        last.forward = lambda x: torch.nn.functional.pad(whole(x.flatten(0, 1)[:answers]), padding).view_as(x)
         with ledger, torch.autograd.graph.saved_tensors_hooks(ledger.keep, lambda tensor: tensor):
             states = base.model.language_model(inputs_embeds=states, position_ids=positions, attention_mask=mask,
                                                use_cache=False).last_hidden_state
@@ -171,18 +178,22 @@ def measure_machine(
 ) -> Machine:
     """Measure matrix-multiply rate, memory bandwidth and kernel launch time of this machine.
 
-    The rate is that of a product with the MLP's shape; the bandwidth that of a SiLU gate and a softmax; the launch time that of
-    an addition to a single number (0 on a GPU). Each call uses different data, as in a training step."""
+    The rate is that of a product with the MLP's shape; the bandwidth that of a SiLU gate and a softmax; the launch
+    time that of an addition to a single number (0 on a GPU). Each call uses different data, as in a training step."""
     device, text = "cuda" if torch.cuda.is_available() else "cpu", base_config(preset).text_config
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     draw = lambda *shape: torch.randn(shape, dtype=dtype, device=device)
-    weight, (states, wide) = draw(text.intermediate_size, text.hidden_size), ([draw(tokens, width) for _ in range(8)]
-                                                                           for width in (text.hidden_size, text.intermediate_size))
+    weight, (states, wide) = (draw(text.intermediate_size, text.hidden_size),
+                              ([draw(tokens, width) for _ in range(8)]
+                               for width in (text.hidden_size, text.intermediate_size)))
     turn, few = cycle(range(8)), wide[0][0, :1]
-    def gate(): x = wide[next(turn)]; return torch.softmax(torch.nn.functional.silu(x)*x, -1)
+    def gate():
+        x = wide[next(turn)]
+        return torch.softmax(torch.nn.functional.silu(x)*x, -1)
     with torch.no_grad(), autocast(device):
         linear_s = median_s(lambda: torch.nn.functional.linear(states[next(turn)], weight), device)
         gate_s = median_s(gate, device)
         kernel_s = median_s(lambda: [few.add(1) for _ in range(1000)], device)/1000
     name = torch.cuda.get_device_name() if device == "cuda" else environment()["cpu"]
-    return Machine(name, 2*states[0].numel()*len(weight)/linear_s, 7*wide[0].nbytes/gate_s, 0.0 if device == "cuda" else kernel_s)
+    return Machine(name, 2*states[0].numel()*len(weight)/linear_s, 7*wide[0].nbytes/gate_s,
+                   0.0 if device == "cuda" else kernel_s)

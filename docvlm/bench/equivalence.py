@@ -28,7 +28,8 @@ def exact_features(
 ) -> ExactFeatures:
     "Compute page features in the model's own precision."
     pages = list(pages_of(rows).values())
-    inputs = processor.image_processor(images=[rows[p["rows"][0]]["image"].convert("RGB") for p in pages], return_tensors="pt")
+    inputs = processor.image_processor(images=[rows[p["rows"][0]]["image"].convert("RGB") for p in pages],
+                                       return_tensors="pt")
     grids = [tuple(grid) for grid in inputs["image_grid_thw"].tolist()]
     pixels = list(inputs["pixel_values"].split([t*h*w for t, h, w in grids]))
     with torch.no_grad(): found = encode_pages(model, pixels, grids)
@@ -37,11 +38,13 @@ def exact_features(
 def _summed(model, losses):
     "Sum the losses; return the sum and its gradient for each trainable parameter, by name."
     total, _ = 0.0, model.zero_grad()
-    for loss in losses: loss.backward(); total += loss.item()
+    for loss in losses:
+        loss.backward()
+        total += loss.item()
     return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
 def _wake(model):
-    "Set the LoRA B matrices to small random values; at their initial value of zero the gradients of the A matrices vanish."
+    "Set the LoRA B matrices to small random values; at their initial zeros the gradients of the A matrices vanish."
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.copy_(0.02*torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
@@ -66,7 +69,8 @@ def compare_losses(
     losses = lambda batches: (answer_loss(ours, send_to_device(batch, ours.device), count) for batch in batches)
     rounded = _summed(ours, losses(stored))[0]
     loss, gradients = _summed(ours, losses(exact))
-    groups = ([rows[i] for i in range(start, min(start + batch_size, len(rows)))] for start in range(0, len(rows), batch_size))
+    groups = ([rows[i] for i in range(start, min(start + batch_size, len(rows)))]
+              for start in range(0, len(rows), batch_size))
     batches = (question_batch(processor, preset, some).to(plain.device) for some in groups)
     want, wanted = _summed(plain, (plain(**batch, num_items_in_batch=count).loss for batch in batches))
     apart = max(((gradients[name] - g).norm()/g.norm()).item() for name, g in wanted.items())
@@ -79,7 +83,8 @@ def check_equivalence(
     test,  # rows whose answers are compared
 ) -> dict:  # relative differences of loss and gradients, counts of equal answers
     "Run the optimized and the baseline implementation in fp32 and compare them; StudyError if their results differ."
-    processor, ours, plain = load_processor(study.preset), load_base(study.preset, "fp32"), load_plain(study.preset, "fp32")
+    processor, ours, plain = (load_processor(study.preset), load_base(study.preset, "fp32"),
+                              load_plain(study.preset, "fp32"))
     answers = lambda features: answer_rows(study, ours, processor, test, features, "fp32").prediction.tolist()
     found = answers(exact_features(ours, processor, test))
     want = generate_answers(plain, processor, study.preset, test, 1, "fp32")

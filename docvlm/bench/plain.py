@@ -36,13 +36,14 @@ def question_batch(
     preset: Preset,  # provides the prompt suffixes
     rows: list[dict],  # in the row schema
 ) -> dict:  # inputs of `Qwen2VLForConditionalGeneration.forward`: token tensors (B, T), image patches, labels (B, T)
-    "Build a right-padded batch with one question and one copy of the page per row; labels cover the answer and its end token."
+    "Build a right-padded batch with one question and one copy of the page per row; labels cover answer and end token."
     answers = [row["answers"][0] + "<|im_end|>" for row in rows]
     texts = [prompt + answer for prompt, answer in zip(chat_prompts(processor, preset, rows), answers)]
-    batch = processor(text=texts, images=[row["image"].convert("RGB") for row in rows], padding=True, padding_side="right",
-                      return_tensors="pt")
+    batch = processor(text=texts, images=[row["image"].convert("RGB") for row in rows],
+                      padding=True, padding_side="right", return_tensors="pt")
     ends = batch["attention_mask"].sum(1, keepdim=True)
-    sizes = torch.tensor([len(processor.tokenizer.encode(answer, add_special_tokens=False)) for answer in answers])[:, None]
+    sizes = torch.tensor([len(processor.tokenizer.encode(answer, add_special_tokens=False))
+                          for answer in answers])[:, None]
     place = torch.arange(batch["input_ids"].shape[1])
     batch["labels"] = batch["input_ids"].where((place >= ends - sizes) & (place < ends), -100)
     return batch
@@ -61,7 +62,8 @@ def generate_answers(
     groups = [[i for i, b in enumerate(benchmarks) if b == benchmark] for benchmark in sorted(set(benchmarks))]
     for some in (group[start:start + batch_size] for group in groups for start in range(0, len(group), batch_size)):
         asked = [rows[i] for i in some]
-        inputs = processor(text=chat_prompts(processor, preset, asked), images=[row["image"].convert("RGB") for row in asked],
+        inputs = processor(text=chat_prompts(processor, preset, asked),
+                           images=[row["image"].convert("RGB") for row in asked],
                            padding=True, padding_side="left", return_tensors="pt").to(model.device)
         with torch.no_grad(), autocast(model.device.type, precision or preset.precision):
             out = model.generate(**inputs, max_new_tokens=preset.max_new_tokens[asked[0]["benchmark"]])

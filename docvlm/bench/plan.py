@@ -35,7 +35,8 @@ def lora_rows(
     "Count the trainable parameters of each LoRA rank in the ablation."
     total, rows = meta_base(preset).num_parameters(), []
     for rank in preset.ablation_ranks:
-        trainable = {n: p.numel() for n, p in add_lora(meta_base(preset), preset, rank, 42).named_parameters() if p.requires_grad}
+        trainable = {n: p.numel() for n, p in add_lora(meta_base(preset), preset, rank, 42).named_parameters()
+                     if p.requires_grad}
         rows.append({"lora_rank": rank, "trainable_parameters": sum(trainable.values()),
                      "trainable_percent": 100*sum(trainable.values())/total,
                      "vision_trainable_parameters": sum(n for name, n in trainable.items() if "visual" in name)})
@@ -75,8 +76,10 @@ def token_rows(
 ) -> list[dict]:
     "Image tokens of real pages under several pixel budgets; the third and fourth are VLMEvalKit's bounds."
     pages = pd.read_csv(root()/"data"/"pages.csv")
-    tokens = lambda page: {str(most): image_tokens(page.width, page.height, preset.min_pixels, most) for most in budgets}
-    return [{**{k: getattr(page, k) for k in ("page", "width", "height", "source", "verified")}, "image_tokens": tokens(page)}
+    tokens = lambda page: {str(most): image_tokens(page.width, page.height, preset.min_pixels, most)
+                           for most in budgets}
+    return [{**{k: getattr(page, k) for k in ("page", "width", "height", "source", "verified")},
+             "image_tokens": tokens(page)}
             for page in pages.itertuples()]
 
 def workload(
@@ -122,7 +125,8 @@ def budget_of(
     train = load[load.split == "train"]
     trainable = max(rank["trainable_parameters"] for rank in lora)
     tokens = int(preset.epochs*train.tokens.sum())
-    typical, longest = round(train.tokens.sum()/train.pages.sum()), max(preset.tokens_per_page, preset.max_pixels//784 + LONGEST_QUESTIONS)
+    typical, longest = (round(train.tokens.sum()/train.pages.sum()),
+                        max(preset.tokens_per_page, preset.max_pixels//784 + LONGEST_QUESTIONS))
     answers = round(train.answer_tokens.sum()/train.pages.sum())
     step, page = training_cost(preset, 1, typical, answers), page_cost(preset, PAGE_PATCHES)
     widest = training_cost(preset, 1, longest, round(longest*train.answer_tokens.sum()/train.tokens.sum()))
@@ -131,7 +135,8 @@ def budget_of(
     return Budget(total_parameters=total, lora=lora, training_tokens=tokens, page_cache_bytes=cache,
                   training_flops=step.flops*tokens/typical, feature_flops=page.flops*4*visual/PAGE_PATCHES,
                   disk_bytes=int(weights + load.disk_bytes.sum() + cache), fixed_bytes=weights + 16*trainable,
-                  token_bytes=(widest.kept_bytes + widest.work_bytes)/longest, longest_page=longest, typical_page=typical, step=step, page=page)
+                  token_bytes=(widest.kept_bytes + widest.work_bytes)/longest,
+                  longest_page=longest, typical_page=typical, step=step, page=page)
 
 # %% ../../nbs/bench/06_plan.ipynb #becd18c6
 def peak_memory_bytes(
@@ -140,7 +145,8 @@ def peak_memory_bytes(
     tokens_per_batch: int | None = None,  # None: the preset's
 ) -> int:
     "Model the peak GPU memory of a training step in bytes."
-    return int(budget.fixed_bytes + budget.token_bytes*max(tokens_per_batch or preset.tokens_per_batch, budget.longest_page))
+    return int(budget.fixed_bytes
+               + budget.token_bytes*max(tokens_per_batch or preset.tokens_per_batch, budget.longest_page))
 
 def largest_batch(
     budget: Budget,  # from `budget_of`
@@ -192,18 +198,23 @@ def check_machine(
     preset = study.preset
     if (root()/preset.base).is_dir(): return
     if memory_bytes is None and not torch.cuda.is_available():
-        raise StudyError(f"Preset {preset.name} needs a GPU and none is seen here; check nvidia-smi, or use --preset nano")
+        raise StudyError(f"Preset {preset.name} needs a GPU and none is seen here; "
+                         "check nvidia-smi, or use --preset nano")
     budget, gb = budget or budget_of(preset), lambda size: f"{size/1e9:.0f} GB"
     memory = torch.cuda.get_device_properties(0).total_memory if memory_bytes is None else memory_bytes
     if preset.tokens_per_batch > (largest := largest_batch(budget, memory)):
-        remedy = f"set tokens_per_batch of the preset to {largest}" if largest else "set tokens_per_page and max_pixels lower"
-        raise StudyError(f"A training step of {preset.name} needs about {gb(peak_memory_bytes(budget, preset))} of GPU memory, "
-                         f"this GPU has {gb(memory)}; {remedy} (nbs/00_core.ipynb), or take a larger GPU")
-    cache = 0 if study.documents else budget.page_cache_bytes  # the user's own pages need little space compared with the weights
+        remedy = (f"set tokens_per_batch of the preset to {largest}" if largest
+                  else "set tokens_per_page and max_pixels lower")
+        raise StudyError(f"A training step of {preset.name} needs about {gb(peak_memory_bytes(budget, preset))} "
+                         f"of GPU memory, this GPU has {gb(memory)}; {remedy} (nbs/00_core.ipynb), "
+                         "or take a larger GPU")
+    # the user's own pages need little space compared with the weights
+    cache = 0 if study.documents else budget.page_cache_bytes
     hub = 2*budget.total_parameters if study.documents else budget.disk_bytes - cache
     for what, remedy, free, needed in _rooms(study, hub, cache, free_bytes):
         if not study.run_dir.exists() and free < needed:
-            raise StudyError(f"Study {study.name} needs about {gb(needed)} of disk for {what}, and {gb(free)} are free there; {remedy}")
+            raise StudyError(f"Study {study.name} needs about {gb(needed)} of disk for {what}, "
+                             f"and {gb(free)} are free there; {remedy}")
 
 def _rooms(study, hub, cache, free_bytes):
     "For each disk: what needs space, the remedy if it is too full, free bytes and needed bytes."
@@ -219,19 +230,22 @@ def _rooms(study, hub, cache, free_bytes):
 def write_plan(
     study: Study,  # study of a preset whose base model is on the hub
 ) -> Path:
-    "Compute the plan and write it, with its provenance, as plan.json to the study's results; ValueError for a local base model."
+    "Compute the plan and write it, with provenance, as plan.json to the results; ValueError for a local base model."
     preset, started, clock = study.preset, datetime.now(timezone.utc), time.perf_counter()
-    if (root()/preset.base).is_dir(): raise ValueError(f"The base of {preset.name} is here: run it; a plan is for a hub preset")
+    if (root()/preset.base).is_dir():
+        raise ValueError(f"The base of {preset.name} is here: run it; a plan is for a hub preset")
     budget = budget_of(preset)
     modelled = gpu_rows(budget, preset)
     if torch.cuda.is_available():
         machine = measure_machine(preset, preset.tokens_per_batch)
         modelled.append(modelled_row(budget, preset, machine, torch.cuda.get_device_properties(0).total_memory) | {
-            "compute": "bf16" if has_bf16("cuda") else "fp32", "hardware_source": "measured on this card", "study_usd": None})
+            "compute": "bf16" if has_bf16("cuda") else "fp32",
+            "hardware_source": "measured on this card", "study_usd": None})
     counted = {k: v for k, v in vars(budget).items() if k not in ("step", "page")}
     record = {
         "step": "plan", "preset": preset.name, "params": asdict(preset), **counted, "modelled": modelled,
         "visual_tokens": token_rows(preset), "workload": workload(preset).to_dict("records"), "check": check_on_nano(),
         "code": git_state(), "env": environment(), "started": started.isoformat(timespec="seconds"),
         "wall_s": time.perf_counter() - clock}
-    return write_json(study.results_dir/"plan.json", record | {"content": content_digest(json.loads(json.dumps(record)))})
+    return write_json(study.results_dir/"plan.json",
+                      record | {"content": content_digest(json.loads(json.dumps(record)))})

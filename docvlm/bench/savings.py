@@ -53,8 +53,10 @@ class Architecture:
         return cls(vision_parameters=count(model.model.visual) - merger + merger//vision.spatial_merge_size**2,
                    language_parameters=count(model.model.language_model.layers),
                    vocabulary_parameters=text.vocab_size*text.hidden_size,
-                   vision_width=vision.embed_dim, vision_depth=vision.depth, width=text.hidden_size, depth=text.num_hidden_layers,
-                   kv_width=text.hidden_size//text.num_attention_heads*text.num_key_value_heads, vocabulary=text.vocab_size)
+                   vision_width=vision.embed_dim, vision_depth=vision.depth,
+                   width=text.hidden_size, depth=text.num_hidden_layers,
+                   kv_width=text.hidden_size//text.num_attention_heads*text.num_key_value_heads,
+                   vocabulary=text.vocab_size)
 
     def vision_flops(self, image_tokens):
         "Operations of the vision tower for one page; an image token is merged from four patches."
@@ -66,8 +68,10 @@ class Architecture:
         return 4*tokens*seen*self.width*self.depth
 
     def language_flops(self, tokens, seen, logits):
-        "Operations of the language model: `tokens` through all layers, attention included, and `logits` positions projected to logits."
-        return 2*self.language_parameters*tokens + self.attention_flops(tokens, seen) + 2*self.vocabulary_parameters*logits
+        """Operations of the language model: `tokens` through all layers, attention included, and `logits` positions
+        projected to logits."""
+        return (2*self.language_parameters*tokens + self.attention_flops(tokens, seen)
+                + 2*self.vocabulary_parameters*logits)
 
 # %% ../../nbs/bench/04_savings.ipynb #abbebdec
 def training_cost(
@@ -99,8 +103,10 @@ def answering_cost(
     alone, own = model.vision_flops(page) + prompt(whole), page/shared + text
     rows = {"loop": (whole, alone, 1), "batched": (whole, alone, work.batch_size),
             "fast": (own, model.vision_flops(page)/shared + prompt(own), max(1, work.tokens_in_flight//whole))}
-    return {name: {"tokens": tokens, "flops": flops + model.language_flops(work.answer_tokens, whole, work.answer_tokens),
-                   "bytes": work.answer_tokens*(weights/batch + keys)} for name, (tokens, flops, batch) in rows.items()}
+    return {name: {"tokens": tokens,
+                   "flops": flops + model.language_flops(work.answer_tokens, whole, work.answer_tokens),
+                   "bytes": work.answer_tokens*(weights/batch + keys)}
+            for name, (tokens, flops, batch) in rows.items()}
 
 # %% ../../nbs/bench/04_savings.ipynb #fb49e653
 ACCELERATORS = ("NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "Tesla T4")
@@ -116,7 +122,8 @@ def modelled_rows(
         machine = machines.loc[device]
         dtype = "fp16" if pd.isna(machine.bf16_tflops) else "bf16"  # fp16 if the device does not support bf16
         for part, ways in parts.items():
-            least_ms = {way: 1000*(cost["flops"]/(1e12*machine[f"{dtype}_tflops"]) + cost.get("bytes", 0)/(1e9*machine.memory_gb_per_s))
+            least_ms = {way: 1000*(cost["flops"]/(1e12*machine[f"{dtype}_tflops"])
+                                   + cost.get("bytes", 0)/(1e9*machine.memory_gb_per_s))
                         for way, cost in ways.items()}
             rows += [{"device": device, "dtype": dtype, "part": part, "way": way, **cost,
                       "least_ms": least_ms[way], "speedup": least_ms[way]/least_ms["fast"], "kind": "modelled"}

@@ -88,7 +88,8 @@ def training_runs(
     rows,  # training rows
 ) -> dict:  # name -> function without arguments that returns a rate
     "Configurations of training: ours, both recipes, and ours with one optimization turned off at a time."
-    ours, plain = (add_lora(load(study.preset), study.preset, study.preset.lora_rank, 42) for load in (load_base, load_plain))
+    ours, plain = (add_lora(load(study.preset), study.preset, study.preset.lora_rank, 42)
+                   for load in (load_base, load_plain))
     rows = with_lengths(study, processor, rows, cache_features(study, ours, processor, rows))
     train = lambda some=rows, **changes: train_fast(study, ours, processor, some, **changes)
     return _also_with_other_attention(ours, {
@@ -104,7 +105,7 @@ def evaluation_runs(
     processor,  # of the base model
     rows,  # rows to answer
 ) -> dict:  # name -> function without arguments that returns a rate
-    "Configurations of evaluation: ours, `generate` in a loop and in batches, and ours with one optimization turned off at a time."
+    "Configurations of evaluation: ours, `generate` in a loop and in batches, ours with one optimization off at a time."
     ours, plain = load_base(study.preset), load_plain(study.preset)
     return _also_with_other_attention(ours, {
         "loop": lambda: answer_plain(study, plain, processor, rows, 1),
@@ -139,35 +140,41 @@ def matmul_rate(
     return 2*size**3/median_s(lambda: a @ b, device, rounds, warmup=1)
 
 def _attended(count, *shapes, causal):
-    "Operations of a fused kernel by torch's formula; counts grouped keys once per query head, and half of the pairs if causal."
+    "Operations of a fused kernel by torch's formula: grouped keys once per query head, half of the pairs if causal."
     *before, query, key, value = shapes
     return count(*before, query, *((*query[:2], *shape[2:]) for shape in (key, value)))//(1 + causal)
 
 CPU_KERNELS = {  # torch has formulas only for the GPU versions of these kernels
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, dropout=0.0, causal=False, **_:
-        _attended(sdpa_flop_count, query, key, value, causal=causal),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, query, key, value, out, logsumexp, dropout, causal, **_:
-        _attended(sdpa_backward_flop_count, grad, query, key, value, causal=causal)}
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda query, key, value, dropout=0.0, causal=False, **_:
+            _attended(sdpa_flop_count, query, key, value, causal=causal)),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, query, key, value, out, logsumexp, dropout, causal, **_:
+            _attended(sdpa_backward_flop_count, grad, query, key, value, causal=causal))}
 
 def count_epoch(
     study: Study,  # base model and settings
     processor,  # of the base model
     rows,  # training rows
 ) -> tuple[int, list[dict]]:  # operations; kernel, share of time and calls of the ten slowest kernels
-    "Count matrix operations of one epoch, forward and backward, and profile the kernels that take most of a step's time."
+    "Count matrix operations of one epoch, forward and backward, and profile the kernels that take longest in a step."
     model = add_lora(load_base(study.preset), study.preset, study.preset.lora_rank, 42)
     features, device = cache_features(study, model, processor, rows), model.device.type
     batches = TrainingBatches(pack_rows(study, processor, rows, features), features, study.preset.one_pass(), 42)
     def step(batch):
-        with autocast(device, study.preset.precision): answer_loss(model, send_to_device(batch, model.device)).backward()
+        with autocast(device, study.preset.precision):
+            answer_loss(model, send_to_device(batch, model.device)).backward()
     with FlopCounterMode(display=False, custom_mapping=CPU_KERNELS) as counter:
         for batch in batches: step(batch)
-    activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA]*torch.cuda.is_available()
+    activities = ([torch.profiler.ProfilerActivity.CPU]
+                  + [torch.profiler.ProfilerActivity.CUDA]*torch.cuda.is_available())
     with torch.profiler.profile(activities=activities) as profile: step(batches[0])
-    spent = {kernel.key: (kernel.self_cpu_time_total if device == "cpu" else kernel.self_device_time_total, kernel.count)
+    spent = {kernel.key: (kernel.self_cpu_time_total if device == "cpu" else kernel.self_device_time_total,
+                          kernel.count)
              for kernel in profile.key_averages()}
     total, longest = sum(us for us, _ in spent.values()), sorted(spent.items(), key=lambda item: -item[1][0])[:10]
-    return counter.get_total_flops(), [{"kernel": name, "share": us/total, "calls": calls} for name, (us, calls) in longest]
+    return counter.get_total_flops(), [{"kernel": name, "share": us/total, "calls": calls}
+                                       for name, (us, calls) in longest]
 
 def machine_share(
     study: Study,  # base model and settings
@@ -175,18 +182,21 @@ def machine_share(
     rows,  # training rows
     bar: tqdm,  # progress bar, updated twice per round
 ) -> dict:  # the field `machine` of benchmark.json
-    "Measure training's share of the matrix-multiply rate in alternating runs, the rates in fp32 and bf16, and the slowest kernels."
+    "Measure training's share of the matrix-multiply rate in alternating runs, fp32 and bf16 rates and slowest kernels."
     device = device_kind()
     used, other = ("bf16", "fp32") if in_bf16(study.preset.precision, device) else ("fp32", "bf16")
     size = 8192 if device == "cuda" else 2048  # large enough to fill the device
     flops, kernels = count_epoch(study, processor, rows)
     model = add_lora(load_base(study.preset), study.preset, study.preset.lora_rank, 42)
-    rates = in_turn({"ours": lambda: train_fast(study, model, processor, rows), used: lambda: matmul_rate(DTYPES[used], device, size)},
+    rates = in_turn({"ours": lambda: train_fast(study, model, processor, rows),
+                     used: lambda: matmul_rate(DTYPES[used], device, size)},
                     study.preset.benchmark_repeats, bar)
     shares = [flops/len(rows)*questions/most for questions, most in zip(rates["ours"], rates[used])]
-    return {"matmul_flop_per_s": {used: spread(rates[used])["median"], other: matmul_rate(DTYPES[other], device, size, 1)},
+    return {"matmul_flop_per_s": {used: spread(rates[used])["median"],
+                                  other: matmul_rate(DTYPES[other], device, size, 1)},
             "precision": used, "flop_per_question": flops/len(rows), "kernels": kernels,
-            "training_flop_per_s": flops/len(rows)*spread(rates["ours"])["median"], "share": spread(shares)["median"]}
+            "training_flop_per_s": flops/len(rows)*spread(rates["ours"])["median"],
+            "share": spread(shares)["median"]}
 
 # %% ../../nbs/bench/05_speedup.ipynb #cb92ade9
 def _peak_memory(reset=False):
@@ -195,7 +205,8 @@ def _peak_memory(reset=False):
         if reset: torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated()
     marks = Path("/proc/self/clear_refs")
-    if reset and marks.exists(): marks.write_text("5")  # resets the peak resident set size to the current one, see proc(5)
+    if reset and marks.exists():
+        marks.write_text("5")  # resets the peak resident set size to the current one, see proc(5)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
 
 def growth_point(
@@ -254,7 +265,7 @@ def with_first_fill(
 def measure_benchmark(
     study: Study,  # base model and settings
 ) -> dict:  # the fields of benchmark.json
-    "Check that the results are equal, then measure scaling, training, evaluation, vision and the share of the machine's rate."
+    "Check that results are equal, then measure scaling, training, evaluation, vision and share of the machine's rate."
     preset, splits, processor = study.preset, load_splits(study), load_processor(study.preset)
     train, test = (some_pages(splits[name], preset.benchmark_pages) for name in ("train", "test"))
     groups = {"training": (training_runs, train), "evaluation": (evaluation_runs, test), "vision": (vision_runs, train)}
@@ -263,13 +274,16 @@ def measure_benchmark(
     for name, (make, rows) in groups.items():
         runs = make(study, processor, rows)
         with tqdm(total=len(runs)*(rounds + 1), desc=name, unit="run") as bar: found[name] = in_turn(runs, rounds, bar)
-    with tqdm(total=2*(rounds + 1), desc="machine", unit="run") as bar: machine = machine_share(study, processor, train, bar)
+    with tqdm(total=2*(rounds + 1), desc="machine", unit="run") as bar:
+        machine = machine_share(study, processor, train, bar)
     ratios = {part: {way: ratio(rates, way) for way in rates if way != "ours"} for part, rates in found.items()}
     headline = {f"{part}_vs_{way}": ratios[part].pop(way)
-                for part, ways in (("training", ("plain", "grouped")), ("evaluation", ("loop", "batched"))) for way in ways}
+                for part, ways in (("training", ("plain", "grouped")), ("evaluation", ("loop", "batched")))
+                for way in ways}
     rate = {part: spread(rates["ours"])["median"] for part, rates in found.items()}
     shared = {part: len(rows)/len(pages_of(rows)) for part, (_, rows) in groups.items()}
-    cold = lambda name, part, passes: with_first_fill(headline[name]["median"], rate[part], rate["vision"], shared[part], passes)
+    cold = lambda name, part, passes: with_first_fill(
+        headline[name]["median"], rate[part], rate["vision"], shared[part], passes)
     passes = {"training": preset.epochs, "evaluation": 1}
     filled = {name: cold(name, part, passes[part]) for name in headline for part in passes if part in name}
     return {**headline, "with_first_fill": filled, "equivalence": equal, "growth": growth,

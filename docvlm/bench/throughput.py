@@ -57,7 +57,8 @@ class FreshFeatures:
         "Patch grid of a page (1, rows, columns), computed from the image size without encoding the page."
         width, height = self.rows[self.first[key]]["image"].size
         how = self.processor.image_processor
-        sides = smart_resize(height, width, how.patch_size*how.merge_size, how.size["shortest_edge"], how.size["longest_edge"])
+        sides = smart_resize(height, width, how.patch_size*how.merge_size,
+                             how.size["shortest_edge"], how.size["longest_edge"])
         return 1, *(side//how.patch_size for side in sides)
 
     def get(self, key):
@@ -114,14 +115,17 @@ def train_rate(
     cpu = not torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
-            folder, num_train_epochs=1, learning_rate=preset.learning_rate, max_grad_norm=preset.max_grad_norm, use_cpu=cpu,
-            bf16=in_bf16(preset.precision, device_kind()), dataloader_pin_memory=not cpu, save_strategy="no", logging_strategy="no",
-            report_to="none", disable_tqdm=True, remove_unused_columns=False, **arguments)
+            folder, num_train_epochs=1, learning_rate=preset.learning_rate, max_grad_norm=preset.max_grad_norm,
+            use_cpu=cpu, bf16=in_bf16(preset.precision, device_kind()), dataloader_pin_memory=not cpu,
+            save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
+            remove_unused_columns=False, **arguments)
         if settings.n_gpu > 1: settings._n_gpu = 1  # one GPU, as in the study's training
-        trainer = trainer_class(model, settings, train_dataset=dataset, data_collator=collate, callbacks=[watch := Stopwatch()])
+        trainer = trainer_class(model, settings, train_dataset=dataset, data_collator=collate,
+                                callbacks=[watch := Stopwatch()])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # otherwise each run would add another wrapper to the model
+        # otherwise each run would add another wrapper to the model
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return questions/watch.seconds
 
 # %% ../../nbs/bench/02_throughput.ipynb #11f3382e
@@ -144,7 +148,8 @@ def train_fast(
     preset, features = study.preset.one_pass(), features or cache_features(study, model, processor, rows)
     packed = pack_rows(study, processor, rows, features)
     batches = TrainingBatches(packed, features, preset, 42)
-    return train_rate(trainer, model, preset, batches, lambda items: items[0], len(rows), per_device_train_batch_size=1, train_sampling_strategy="sequential")
+    return train_rate(trainer, model, preset, batches, lambda items: items[0], len(rows),
+                      per_device_train_batch_size=1, train_sampling_strategy="sequential")
 
 def train_plain(
     study: Study,  # provides the settings
@@ -156,7 +161,8 @@ def train_plain(
     "Measure training with the baseline recipe."
     return train_rate(Trainer, model, study.preset, rows.sort("length") if grouped else rows,
                       lambda some: question_batch(processor, study.preset, some), len(rows),
-                      per_device_train_batch_size=BATCH_SIZE, train_sampling_strategy="sequential" if grouped else "random")
+                      per_device_train_batch_size=BATCH_SIZE,
+                      train_sampling_strategy="sequential" if grouped else "random")
 
 def with_lengths(
     study: Study,  # provides the settings

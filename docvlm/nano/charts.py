@@ -18,14 +18,16 @@ def _series(sheet, rng, room, count, least=0.08):
     "Names that fit into `room` pixels, numbers, and the numbers as printed."
     top, kind = 10**rng.uniform(0.7, 4), rng.integers(4)
     values = rng.uniform(least, 1, count)*top
-    texts = [f"{v/top*100:.0f}%" if kind == 0 else f"{v:,.0f}" if kind == 1 else f"{v:.1f}" if top < 50 else f"{v:.0f}" for v in values]
+    texts = [f"{v/top*100:.0f}%" if kind == 0 else f"{v:,.0f}" if kind == 1
+             else f"{v:.1f}" if top < 50 else f"{v:.0f}"
+             for v in values]
     year = int(rng.integers(1960, 2021))
     names = ([str(year + i) for i in range(count)] if rng.uniform() < 0.25 and sheet.width("2000") <= room else
              [sheet.fitting(lambda r: make_name(r, 1 + (room > 90)), room, rng) for _ in range(count)])
     return names, values, texts
 
-_value_wordings = ("{k}", "How much is {k}?", "Value at {k}?", "Read {k}.", "Number for {k}?", "What's at {k}?", "Figure for {k}?", "Value for {k}?", "What's shown for {k}?",
-                   "What goes with {k}?")
+_value_wordings = ("{k}", "How much is {k}?", "Value at {k}?", "Read {k}.", "Number for {k}?", "What's at {k}?",
+                   "Figure for {k}?", "Value for {k}?", "What's shown for {k}?", "What goes with {k}?")
 
 def _ask_series(sheet, rng, names, values, texts, name_spans, text_spans, side):
     "Questions about a chart's printed values; a value finds its name at `side`."
@@ -33,7 +35,8 @@ def _ask_series(sheet, rng, names, values, texts, name_spans, text_spans, side):
         sheet.links.append((span, name_span, side))
         if names.count(name) == 1:
             _ask(sheet, rng, _value_wordings, text, span[0], k=name)
-            if texts.count(text) == 1 and rng.uniform() < 0.25: _ask(sheet, rng, _label_wordings, name, name_span[0], v=text)
+            if texts.count(text) == 1 and rng.uniform() < 0.25:
+                _ask(sheet, rng, _label_wordings, name, name_span[0], v=text)
     _ask_count(sheet, rng, names)
     if len(set(texts)) == len(texts):
         _ask_order(sheet, rng, names, name_spans, values)
@@ -64,7 +67,8 @@ def write_bars(
 ) -> None:
     "A bar chart, lying or standing, or a curve, with names and printed values."
     x0, y0, x1, y1 = box
-    lying, curve, count, pen = rng.uniform() < 0.45, rng.uniform() < 0.5, int(rng.integers(3, 7)), ImageDraw.Draw(sheet.image)
+    lying, curve, count, pen = (rng.uniform() < 0.45, rng.uniform() < 0.5, int(rng.integers(3, 7)),
+                                ImageDraw.Draw(sheet.image))
     while count > 2 and (y1 - y0 if lying else x1 - x0)/count < sheet.size_px*(1.2 if lying else 2.6): count -= 1
     if count < 3: return write_fields(sheet, box, rng)
     if not lying and rng.uniform() < 0.5: x0 = _write_ticks(sheet, (x0, y0, x1, y1 - int(1.5*sheet.size_px)), rng)
@@ -99,8 +103,10 @@ def write_facts(
 ) -> None:
     "Numbers with names, in one or two columns: beside, over or under each other, often large and coloured."
     x0, y0, x1, y1 = box
-    side, grow, color, pen = pick(rng, (LEFT, ABOVE, BELOW)), int(rng.integers(0, 6)), tint(sheet, rng), ImageDraw.Draw(sheet.image)
-    columns, high = 1 + (x1 - x0 > 12*sheet.size_px and rng.uniform() < 0.5), 1.3*sheet.size_px + (side != LEFT)*1.25*(sheet.size_px + grow) + rng.uniform(0, 12)
+    side, grow, color, pen = (pick(rng, (LEFT, ABOVE, BELOW)), int(rng.integers(0, 6)), tint(sheet, rng),
+                              ImageDraw.Draw(sheet.image))
+    columns, high = (1 + (x1 - x0 > 12*sheet.size_px and rng.uniform() < 0.5),
+                     1.3*sheet.size_px + (side != LEFT)*1.25*(sheet.size_px + grow) + rng.uniform(0, 12))
     rows = min(int((y1 - y0)//high), int(rng.integers(2, 7)))
     if rows*columns < 3: return write_fields(sheet, box, rng)
     wide, high = (x1 - x0)/columns, (y1 - y0)/rows
@@ -109,12 +115,15 @@ def write_facts(
     for i, (name, text) in enumerate(zip(names, texts)):
         x, y = x0 + wide*(i % columns), y0 + high*(i//columns)
         name_at = (x, y + (1.2*(sheet.size_px + grow) if side == BELOW else 0))
-        text_at = {LEFT: (x + sheet.width(name) + 6 if columns > 1 else x + 0.6*wide, y), ABOVE: (x, y + 1.25*sheet.size_px), BELOW: (x, y)}[side]
+        text_at = {LEFT: (x + sheet.width(name) + 6 if columns > 1 else x + 0.6*wide, y),
+                   ABOVE: (x, y + 1.25*sheet.size_px),
+                   BELOW: (x, y)}[side]
         sheet.write(*name_at, name)
         name_spans.append(sheet.last(name))
         sheet.write(*text_at, text, bold, sheet.size_px + (grow if side != LEFT else 0), color)
         text_spans.append(sheet.last(text))
-        if side == ABOVE and rng.uniform() < 0.5: pen.rectangle((x + 0.55*wide, y + 4, x + (0.55 + 0.4*values[i]/values.max())*wide, y + 10), color)
+        if side == ABOVE and rng.uniform() < 0.5:
+            pen.rectangle((x + 0.55*wide, y + 4, x + (0.55 + 0.4*values[i]/values.max())*wide, y + 10), color)
     _ask_series(sheet, rng, names, values, texts, name_spans, text_spans, side)
 
 # %% ../../nbs/nano/02_charts.ipynb #plots-legend
@@ -122,7 +131,8 @@ def _colors(rng, count):
     "Colours that can be told apart: hues around the circle from a random start."
     start = rng.random()
     hues = [(start + i/count) % 1 for i in rng.permutation(count)]
-    return [tuple(int(255*part) for part in hls_to_rgb(hue, rng.uniform(0.25, 0.5), rng.uniform(0.5, 1))) for hue in hues]
+    return [tuple(int(255*part) for part in hls_to_rgb(hue, rng.uniform(0.25, 0.5), rng.uniform(0.5, 1)))
+            for hue in hues]
 
 def _write_legend(sheet, x0, x1, y, names, colors):
     "Coloured squares with names in two columns; the names' spans."
@@ -151,13 +161,18 @@ def write_groups(
     room = (x1 - x0)*0.35 if lying else (x1 - x0)/count - 4
     names, *_ = _series(sheet, rng, room, count)
     top = 10**rng.uniform(1, 3)
-    values = rng.uniform(0.1, 1, (2, count)) if kind != "curves" else np.stack([rng.uniform(0.62, 1, count), rng.uniform(0.1, 0.4, count)])
-    spans = (_lying if lying else _standing)(sheet, (x0, y0, x1, y1), names, values, [[f"{v*top:.0f}" for v in row] for row in values], colors, kind == "curves")
+    values = (rng.uniform(0.1, 1, (2, count)) if kind != "curves"
+              else np.stack([rng.uniform(0.62, 1, count), rng.uniform(0.1, 0.4, count)]))
+    spans = (_lying if lying else _standing)(
+        sheet, (x0, y0, x1, y1), names, values, [[f"{v*top:.0f}" for v in row] for row in values], colors,
+        kind == "curves")
     for title, title_span, row, numbers in zip(titles, title_spans, spans["values"], values):
         for name, name_span, span in zip(names, spans["names"], row):
             sheet.links += [(span, name_span, LEFT if lying else BELOW), (span, title_span, ABOVE)]
-            if names.count(name) == 1 and titles[0] != titles[1]: _ask(sheet, rng, _cell_wordings, _text_at(sheet, span), span[0], r=name, c=title)
-        if titles[0] != titles[1]: _ask_order(sheet, rng, names, spans["names"], numbers, f" {pick(rng, ('of', 'in', 'by'))} {title}")
+            if names.count(name) == 1 and titles[0] != titles[1]:
+                _ask(sheet, rng, _cell_wordings, _text_at(sheet, span), span[0], r=name, c=title)
+        if titles[0] != titles[1]:
+            _ask_order(sheet, rng, names, spans["names"], numbers, f" {pick(rng, ('of', 'in', 'by'))} {title}")
     _ask_count(sheet, rng, names)
 
 def _text_at(sheet, span): return "".join(char for char, *_ in sheet.characters[slice(*span)])
@@ -181,7 +196,8 @@ def _lying(sheet, box, names, values, texts, colors, _):
 def _standing(sheet, box, names, values, texts, colors, curves):
     "Two bars a name, or two curves."
     (x0, y0, x1, y1), pen, spans = box, ImageDraw.Draw(sheet.image), {"names": [], "values": [[], []]}
-    step, foot, highest, size_px = (x1 - x0)/len(names), y1 - 1.5*sheet.size_px, y1 - y0 - 3*sheet.size_px, sheet.size_px
+    step, foot, highest, size_px = ((x1 - x0)/len(names), y1 - 1.5*sheet.size_px, y1 - y0 - 3*sheet.size_px,
+                                    sheet.size_px)
     middle = lambda i, series: x0 + step*(i + (0.5 if curves else 0.28 + 0.44*series))
     heads = [[(middle(i, series), foot - highest*v) for i, v in enumerate(row)] for series, row in enumerate(values)]
     for line, color in zip(heads, colors):
@@ -215,9 +231,13 @@ def write_pie(
     middle = (x0 + x1)/2, (y0 + radius + (0 if below else lines)) if legend else (y0 + y1)/2
     _draw_slices(sheet, middle, radius, turn, shares, colors, legend and rng.random() < 0.3)
     angles, spans = np.deg2rad(turn + np.cumsum(shares) - shares/2), []
-    if not legend: return _ask_series(sheet, rng, names, values, texts, *_write_around(sheet, middle, radius, angles, names, texts), LEFT)
+    if not legend:
+        return _ask_series(sheet, rng, names, values, texts,
+                           *_write_around(sheet, middle, radius, angles, names, texts), LEFT)
     for angle, text in zip(angles, texts):
-        sheet.write(middle[0] + 0.7*radius*np.cos(angle) - sheet.width(text)/2, middle[1] + 0.7*radius*np.sin(angle) - 0.6*sheet.size_px, text, ink=(255, 255, 255))
+        sheet.write(middle[0] + 0.7*radius*np.cos(angle) - sheet.width(text)/2,
+                    middle[1] + 0.7*radius*np.sin(angle) - 0.6*sheet.size_px,
+                    text, ink=(255, 255, 255))
         spans.append(sheet.last(text))
     name_spans = _write_legend(sheet, x0, x1, y1 - lines + 3 if below else y0, names, colors)
     _ask_series(sheet, rng, names, values, texts, name_spans, spans, BELOW if below else ABOVE)
@@ -233,7 +253,8 @@ def _write_around(sheet, middle, radius, angles, names, texts):
     name_spans, text_spans = [], []
     for angle, name, text in zip(angles, names, texts):
         x, wide = middle[0] + (radius + 6)*np.cos(angle), sheet.width(f"{name} {text}")
-        end = sheet.write(x if np.cos(angle) > 0 else x - wide, middle[1] + (radius + 6)*np.sin(angle) - 0.6*sheet.size_px, name)
+        end = sheet.write(x if np.cos(angle) > 0 else x - wide,
+                          middle[1] + (radius + 6)*np.sin(angle) - 0.6*sheet.size_px, name)
         name_spans.append(sheet.last(name))
         sheet.write(end + sheet.width(" "), middle[1] + (radius + 6)*np.sin(angle) - 0.6*sheet.size_px, text)
         text_spans.append(sheet.last(text))

@@ -20,8 +20,9 @@ def _ask(sheet, rng, wordings, answer, start=None, **names):
 
 _field_wordings = ("{k}", "{k}?", "Tell me the {k}.", "Read the value of {k}.", "What does {k} say?", "Read {k}.",
                    "Which entry does {k} have?", "Find {k} on this page.", "Give the {k}.", "What's written for {k}?",
-                   "What stands beside {k}?", "What's the {k}?", "What do we find under {k}?", "Who or what is the {k}?",
-                   "Which {k} does it name?", "How is {k} filled in?", "Copy the {k}.", "Which value has {k}?", "The {k}, please.")
+                   "What stands beside {k}?", "What's the {k}?", "What do we find under {k}?",
+                   "Who or what is the {k}?", "Which {k} does it name?", "How is {k} filled in?", "Copy the {k}.",
+                   "Which value has {k}?", "The {k}, please.")
 _label_wordings = ("Where does {v} stand?", "{v} is what?", "Which label has {v}?", "What's {v}?")
 _claim_wordings = ("Does {k} read {v}?", "{k} reads {v}, right?", "Do we find {v} at {k}?")
 
@@ -38,13 +39,17 @@ def _ask_fields(sheet, rng, entries):
             _ask(sheet, rng, _claim_wordings, "Yes" if claim == value else "No", -1, k=label, v=claim)
 
 # %% ../../nbs/nano/01_layouts.ipynb #a6053fca
-_most_wordings = ("Most{of}?", "Who or what leads{of}?", "Top{of}?", "Largest{of}: which one?", "Name the greatest{of}.",
-                  "Highest{of}?", "Who or what is highest{of}?", "Highest value{of}: where?", "Largest value{of} has?")
+_most_wordings = ("Most{of}?", "Who or what leads{of}?", "Top{of}?", "Largest{of}: which one?",
+                  "Name the greatest{of}.", "Highest{of}?", "Who or what is highest{of}?",
+                  "Highest value{of}: where?", "Largest value{of} has?")
 _least_wordings = ("Least{of}?", "Who or what is last{of}?", "Smallest{of}: which one?", "Name the weakest{of}.",
                    "Lowest{of}?", "Who or what is lowest{of}?", "Lowest value{of}: where?", "Smallest value{of} has?")
-_more_wordings = ("More{of}: {a} or {b}?", "{a} against {b}{of}: who leads?", "The greater of {a} and {b}{of}?", "Larger{of}: {a} or {b}?", "Higher{of}: {a} or {b}?")
-_beats_wordings = ("Does {a} beat {b}{of}?", "Is {a} above {b}{of}?", "{a} more than {b}{of}?", "{a} higher than {b}{of}?", "Has {a} a larger value than {b}{of}?")
-_count_wordings = ("Count them.", "Number of entries?", "How long is the list?", "How many are shown?", "How many rows?")
+_more_wordings = ("More{of}: {a} or {b}?", "{a} against {b}{of}: who leads?", "The greater of {a} and {b}{of}?",
+                  "Larger{of}: {a} or {b}?", "Higher{of}: {a} or {b}?")
+_beats_wordings = ("Does {a} beat {b}{of}?", "Is {a} above {b}{of}?", "{a} more than {b}{of}?",
+                   "{a} higher than {b}{of}?", "Has {a} a larger value than {b}{of}?")
+_count_wordings = ("Count them.", "Number of entries?", "How long is the list?", "How many are shown?",
+                   "How many rows?")
 
 def _ask_order(sheet, rng, names, spans, values, of=""):
     "Extremes, comparisons and a count over named numbers; `of` begins with a space."
@@ -54,7 +59,8 @@ def _ask_order(sheet, rng, names, spans, values, of=""):
     a, b = rng.choice(len(names), 2, replace=False)
     more = a if values[a] > values[b] else b
     _ask(sheet, rng, _more_wordings, names[more], spans[more][0], a=names[a], b=names[b], of=of)
-    if rng.uniform() < 0.7: _ask(sheet, rng, _beats_wordings, "Yes" if more == a else "No", -1, a=names[a], b=names[b], of=of)
+    if rng.uniform() < 0.7:
+        _ask(sheet, rng, _beats_wordings, "Yes" if more == a else "No", -1, a=names[a], b=names[b], of=of)
 
 def _ask_count(sheet, rng, names):
     if rng.uniform() < 0.6: _ask(sheet, rng, _count_wordings, str(len(names)), -1)
@@ -77,9 +83,13 @@ def tint(
 
 def _field_style(sheet, rng):
     "How the fields of a box look."
-    return {"place": pick(rng, ("inline", "columns", "columns", "right", "hang", "above", "above")), "bold": pick(rng, ((True, False), (False, True), (False, False))),
-            "colon": pick(rng, (":", "", ":", " -", "")), "step": sheet.size_px*rng.uniform(1.25, 1.9), "column": rng.uniform(0.36, 0.56),
-            "rules": pick(rng, ("", "", "below", "box", "stripes", "shade")), "ink": tint(sheet, rng) if rng.uniform() < 0.3 else None,
+    return {"place": pick(rng, ("inline", "columns", "columns", "right", "hang", "above", "above")),
+            "bold": pick(rng, ((True, False), (False, True), (False, False))),
+            "colon": pick(rng, (":", "", ":", " -", "")),
+            "step": sheet.size_px*rng.uniform(1.25, 1.9),
+            "column": rng.uniform(0.36, 0.56),
+            "rules": pick(rng, ("", "", "below", "box", "stripes", "shade")),
+            "ink": tint(sheet, rng) if rng.uniform() < 0.3 else None,
             "shade": _shade(sheet, rng)}
 
 def write_fields(
@@ -102,8 +112,11 @@ def _write_block(sheet, box, rng, style):
     (x0, y, x1, y1), entries, place, pen = box, [], style["place"], ImageDraw.Draw(sheet.image)
     high, column = style["step"]*(1.9 if place == "above" else 1), x0 + (x1 - x0)*style["column"]
     while y + high <= y1 + 2:
-        if style["rules"] == "stripes" and len(entries) % 2: pen.rectangle((x0 - 2, y - 1, x1, y + high - 2), style["shade"])
-        if style["rules"] == "shade": pen.rectangle((x0 - 2, y - 1, x1 if place == "above" else column - 3, y + style["step"] - 2), style["shade"])
+        if style["rules"] == "stripes" and len(entries) % 2:
+            pen.rectangle((x0 - 2, y - 1, x1, y + high - 2), style["shade"])
+        if style["rules"] == "shade":
+            pen.rectangle((x0 - 2, y - 1, x1 if place == "above" else column - 3, y + style["step"] - 2),
+                          style["shade"])
         room = x1 - x0 - 4 if place == "above" else column - x0 - sheet.width(style["colon"], True) - 5
         label = sheet.fitting(make_label, room, rng, style["bold"][0])
         printed = label + style["colon"]
@@ -123,13 +136,16 @@ def _write_block(sheet, box, rng, style):
 # %% ../../nbs/nano/01_layouts.ipynb #0336a892
 _cell_wordings = ("{c} of {r}", "{r}, {c}", "Read {c} for {r}.", "Tell me the {c} of {r}.", "Find {c} in row {r}.",
                   "How much {c} has {r}?", "What's the {c} of {r}?", "Give {c} where the row is {r}.",
-                  "{r}'s {c}?", "What {c} is given for {r}?", "How many {c} for {r}?", "Which {c} belongs to {r}?", "{c} ({r})")
+                  "{r}'s {c}?", "What {c} is given for {r}?", "How many {c} for {r}?",
+                  "Which {c} belongs to {r}?", "{c} ({r})")
 
 def _column_maker(rng):
     "Draws the cells of a column: text and, where it has one, its number."
     top, kind = 10**rng.uniform(1, 4), rng.integers(5)
     if kind < 2:
-        def counted(r): number = int(r.uniform()*top); return f"{number:,}" if kind else str(number), number
+        def counted(r):
+            number = int(r.uniform()*top)
+            return f"{number:,}" if kind else str(number), number
         return counted
     make = (make_amount, make_number, pick(rng, (make_token, make_date, lambda r: make_name(r, 1))))[kind - 2]
     return lambda r: (make(r), None)
@@ -152,27 +168,32 @@ def write_grid(
 
 # %% ../../nbs/nano/01_layouts.ipynb #ff976845
 def _draw_rules(sheet, edges, y0, step, rows, rng):
-    style, pen, shade = pick(rng, ("", "rows", "head", "grid", "zebra", "shaded head", "columns")), ImageDraw.Draw(sheet.image), _shade(sheet, rng)
+    style, pen, shade = (pick(rng, ("", "rows", "head", "grid", "zebra", "shaded head", "columns")),
+                         ImageDraw.Draw(sheet.image), _shade(sheet, rng))
     if style == "shaded head": pen.rectangle((edges[0], y0 - 2, edges[-1], y0 + step - 4), shade)
     for row in range(rows):
         y = y0 + row*step
         if style == "zebra" and row % 2: pen.rectangle((edges[0], y - 2, edges[-1], y + step - 4), shade)
-        if style in ("rows", "grid") or style == "head" and row == 0: pen.line((edges[0], y + step - 1, edges[-1], y + step - 1), sheet.ink)
+        if style in ("rows", "grid") or style == "head" and row == 0:
+            pen.line((edges[0], y + step - 1, edges[-1], y + step - 1), sheet.ink)
     if style in ("grid", "columns"):
         for x in edges[1:-1]: pen.line((x - 1, y0 - 2, x - 1, y0 + rows*step - 1), sheet.ink)
 
 def _fill_cells(sheet, edges, y0, step, rows, rng):
     "Writes a table and returns its rows of `(text, number, span)`."
-    right, bold, head_ink = rng.uniform() < 0.55, (rng.uniform() < 0.7, rng.uniform() < 0.2), tint(sheet, rng) if rng.uniform() < 0.3 else None
+    right, bold, head_ink = (rng.uniform() < 0.55, (rng.uniform() < 0.7, rng.uniform() < 0.2),
+                             tint(sheet, rng) if rng.uniform() < 0.3 else None)
     makers, cells = [_column_maker(rng) for _ in edges[2:]], []
     for row in range(rows):
         cells.append([])
         for column, (left, end) in enumerate(zip(edges, edges[1:])):
             strong, number = bold[0] if row == 0 else bold[1] and column == 0, None
-            if row == 0 or column == 0: text = sheet.fitting(lambda r: make_name(r, 1 + (column == 0)), end - left - 6, rng, strong)
+            if row == 0 or column == 0:
+                text = sheet.fitting(lambda r: make_name(r, 1 + (column == 0)), end - left - 6, rng, strong)
             else:
                 drawn = [makers[column - 1](rng) for _ in range(6)]
-                text, number = next((d for d in drawn if sheet.width(d[0]) <= end - left - 6), (sheet.fitting(make_number, end - left - 6, rng), None))
+                text, number = next((d for d in drawn if sheet.width(d[0]) <= end - left - 6),
+                                    (sheet.fitting(make_number, end - left - 6, rng), None))
             at = end - 4 - sheet.width(text, strong) if right and column else left + 2
             sheet.write(at, y0 + row*step, text, strong, ink=head_ink if row == 0 else None)
             cells[-1].append((text, number, sheet.last(text)))
@@ -190,7 +211,8 @@ def _ask_grid(sheet, rng, cells):
     for column, (title, *_) in list(enumerate(head))[1:]:
         values = [row[column][1] for row in body]
         if None not in values and heads[title] == 1:
-            _ask_order(sheet, rng, [row[0][0] for row in body], [row[0][2] for row in body], values, f" {pick(rng, ('of', 'in', 'by'))} {title}")
+            _ask_order(sheet, rng, [row[0][0] for row in body], [row[0][2] for row in body], values,
+                       f" {pick(rng, ('of', 'in', 'by'))} {title}")
 
 # %% ../../nbs/nano/01_layouts.ipynb #67a9645c
 _next_wordings = ("What comes after {w}?", "{w} is followed by", "Read on after {w}.", "Next word after {w}?")

@@ -16,31 +16,53 @@ from .sheet import (Sheet, make_amount, make_code, make_date, make_firm, make_na
 # %% ../../nbs/nano/03_letters.ipynb #scenes-sentences
 _weekdays = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
-def _place(rng): return pick(rng, (f"hall {rng.integers(1, 40)}", f"the {make_name(rng, 1).lower()} room", make_street(rng), f"{make_person(rng).split()[-1]} House"))
+def _place(rng):
+    return pick(rng, (f"hall {rng.integers(1, 40)}", f"the {make_name(rng, 1).lower()} room", make_street(rng),
+                      f"{make_person(rng).split()[-1]} House"))
 def _thing(rng): return make_name(rng).lower()
 def _hour(rng): return f"{rng.integers(6, 22):02}:{5*rng.integers(0, 12):02}"
 
-_slots = {"event": lambda r: "meeting" if r.random() < 0.4 else _thing(r), "thing": _thing, "weekday": lambda r: pick(r, _weekdays), "place": _place, "time": _hour, "sum": make_amount,
-          "code": make_code, "date": make_date, "person": make_person, "phone": make_phone, "firm": make_firm, "number": make_number}
-_when = ("When's the {event}?", "Which weekday is the {event}?", "Day of the {event}?", "The {event} is when?", "Name the weekday of the {event}.")
-_where = ("Where's the {event}?", "Where does the {event} take place?", "Place of the {event}?", "At which place is the {event}?", "The {event} is held where?")
-_pay = ("How much is it?", "How much money?", "Which sum is named?", "Amount named?", "Sum in the text?", "Name the amount of money.")
-_reference = ("Which number should be quoted?", "Which reference is it?", "What's the number of the file?", "Reference named?", "Reference number?", "File: which number?")
-_about = ("What is it about?", "What do they talk about?", "Topic?", "What's discussed?", "Name the topic.", "About what?")
+_slots = {"event": lambda r: "meeting" if r.random() < 0.4 else _thing(r), "thing": _thing,
+          "weekday": lambda r: pick(r, _weekdays), "place": _place, "time": _hour, "sum": make_amount,
+          "code": make_code, "date": make_date, "person": make_person, "phone": make_phone, "firm": make_firm,
+          "number": make_number}
+_when = ("When's the {event}?", "Which weekday is the {event}?", "Day of the {event}?", "The {event} is when?",
+         "Name the weekday of the {event}.")
+_where = ("Where's the {event}?", "Where does the {event} take place?", "Place of the {event}?",
+          "At which place is the {event}?", "The {event} is held where?")
+_pay = ("How much is it?", "How much money?", "Which sum is named?", "Amount named?", "Sum in the text?",
+        "Name the amount of money.")
+_reference = ("Which number should be quoted?", "Which reference is it?", "What's the number of the file?",
+              "Reference named?", "Reference number?", "File: which number?")
+_about = ("What is it about?", "What do they talk about?", "Topic?", "What's discussed?", "Name the topic.",
+          "About what?")
 SENTENCES = (
-    ("The {event} on {weekday} takes place at {place}.", {"weekday": _when, "place": _where, "event": ("What takes place?",)}),
-    ("Our {event} is at {place} on {weekday}, {time}.", {"weekday": _when, "place": _where, "time": ("At what time is it?", "Which hour?")}),
-    ("On {weekday} we talk about {thing} at {place}.", {"weekday": ("When do they talk?", "On which weekday?"), "place": ("Where do they talk?", "Where is it?"), "thing": _about}),
+    ("The {event} on {weekday} takes place at {place}.",
+     {"weekday": _when, "place": _where, "event": ("What takes place?",)}),
+    ("Our {event} is at {place} on {weekday}, {time}.",
+     {"weekday": _when, "place": _where, "time": ("At what time is it?", "Which hour?")}),
+    ("On {weekday} we talk about {thing} at {place}.",
+     {"weekday": ("When do they talk?", "On which weekday?"), "place": ("Where do they talk?", "Where is it?"),
+      "thing": _about}),
     ("See you at {place} for the {event} on {weekday}.", {"weekday": _when, "place": _where, "event": _about}),
     ("You owe us {sum} for {thing}.", {"sum": ("How much do they owe?", *_pay), "thing": ("What's owed for?",)}),
     ("It costs {sum}; quote {code}.", {"sum": ("What does it cost?", *_pay), "code": _reference}),
     ("Send {sum} and name {code}.", {"sum": ("How much should they send?", *_pay), "code": _reference}),
-    ("Your file {code} was closed on {date}.", {"code": _reference, "date": ("When was the file closed?", "Which date is in the text?")}),
-    ("In your note of {date} you ask for {thing}.", {"date": ("Of what date is the older note?", "Which date is in the text?"), "thing": ("What did they ask for?",)}),
-    ("Call {person} on {phone}.", {"person": ("Who should be called?", "Whom to call?"), "phone": ("On which phone number?", "Which number is called?")}),
-    ("{firm} paid {sum} under {code}.", {"firm": ("Which business paid?", "Who has paid?"), "sum": ("How much did they pay?", *_pay), "code": _reference}),
-    ("We counted {number} {thing} by {date}.", {"number": ("How many {thing}?",), "date": ("Until which date did they count?", "Which date is in the text?")}),
-    ("{person} comes on {weekday}.", {"person": ("Who comes?",), "weekday": ("When does {person} come?", "On which weekday?")}))
+    ("Your file {code} was closed on {date}.",
+     {"code": _reference, "date": ("When was the file closed?", "Which date is in the text?")}),
+    ("In your note of {date} you ask for {thing}.",
+     {"date": ("Of what date is the older note?", "Which date is in the text?"),
+      "thing": ("What did they ask for?",)}),
+    ("Call {person} on {phone}.",
+     {"person": ("Who should be called?", "Whom to call?"),
+      "phone": ("On which phone number?", "Which number is called?")}),
+    ("{firm} paid {sum} under {code}.",
+     {"firm": ("Which business paid?", "Who has paid?"), "sum": ("How much did they pay?", *_pay),
+      "code": _reference}),
+    ("We counted {number} {thing} by {date}.",
+     {"number": ("How many {thing}?",), "date": ("Until which date did they count?", "Which date is in the text?")}),
+    ("{person} comes on {weekday}.",
+     {"person": ("Who comes?",), "weekday": ("When does {person} come?", "On which weekday?")}))
 
 def _say(sentence, rng):
     "A sentence with its slots filled: the text, and `(question, answer, characters before it that are not spaces)`."
@@ -64,16 +86,19 @@ def _wrap(sheet, text, width):
 
 # %% ../../nbs/nano/03_letters.ipynb #scenes-letter
 _letter_wordings = {
-    "signer": ("Whose letter is it?", "Who puts their name to it?", "Who sends it?", "Name of the writer?", "Which person signs?",
-               "Sender?", "Name the sender.", "Letter by whom?", "By whom was it written?", "Sender's name?", "Author of the letter?"),
-    "reader": ("Who gets it?", "Who is it written to?", "Who should read it?", "Name of the reader?", "Addressed to whom?", "Who is addressed?",
-               "Greeting: to whom?", "Name in the greeting?", "Letter to whom?", "Whom do they greet?"),
-    "date": ("When was it sent?", "Date of writing?", "On which day was it written?", "Which date is at its head?", "Date of this letter?", "Written when?",
-             "Letter: which date?"),
-    "job": ("What is the writer's job?", "As what does the writer sign?", "Position of the person who signs?", "Sender: which role?",
-            "Role of the sender?", "Position of the writer?", "Writer's role?"),
+    "signer": ("Whose letter is it?", "Who puts their name to it?", "Who sends it?", "Name of the writer?",
+               "Which person signs?", "Sender?", "Name the sender.", "Letter by whom?", "By whom was it written?",
+               "Sender's name?", "Author of the letter?"),
+    "reader": ("Who gets it?", "Who is it written to?", "Who should read it?", "Name of the reader?",
+               "Addressed to whom?", "Who is addressed?", "Greeting: to whom?", "Name in the greeting?",
+               "Letter to whom?", "Whom do they greet?"),
+    "date": ("When was it sent?", "Date of writing?", "On which day was it written?", "Which date is at its head?",
+             "Date of this letter?", "Written when?", "Letter: which date?"),
+    "job": ("What is the writer's job?", "As what does the writer sign?", "Position of the person who signs?",
+            "Sender: which role?", "Role of the sender?", "Position of the writer?", "Writer's role?"),
     "firm": ("Which business writes?", "Which name is on the letterhead?", "Whose letterhead is it?")}
-_jobs = ("Buyer", "Head of Sales", "Clerk", "Office Manager", "Owner", "Engineer", "Accountant", "Branch Manager", "Assistant")
+_jobs = ("Buyer", "Head of Sales", "Clerk", "Office Manager", "Owner", "Engineer", "Accountant", "Branch Manager",
+         "Assistant")
 
 def _write_aligned(sheet, x0, x1, y, text, align, strong=False, ink=None):
     "A line of its own, flush left, flush right or in the middle."
@@ -93,11 +118,14 @@ def write_letter(
     sentences, used = [], 5 + (lines_left > 9)
     for i in rng.permutation(len(SENTENCES))[:4]:
         text, asks = _say(SENTENCES[i], rng)
-        if used + (more := len(_wrap(sheet, text, width))) <= lines_left: sentences.append((text, asks)); used += more
+        if used + (more := len(_wrap(sheet, text, width))) <= lines_left:
+            sentences.append((text, asks))
+            used += more
     head = [("firm", make_firm), ("street", make_street)][:1 + (used < lines_left)]
     end = [("signer", make_person), ("job", lambda r: pick(r, _jobs))][:1 + (lines_left > 9)]
     body, day = [("text", None)], [("date", make_date)]
-    order = pick(rng, (head + day + body + end, day + head + body + end, end + day + body + head, head + body + end + day, body + end + head + day))
+    order = pick(rng, (head + day + body + end, day + head + body + end, end + day + body + head,
+                       head + body + end + day, body + end + head + day))
     for role, make in order:
         if role == "text": y = _write_body(sheet, (x0, y, x1, y1), rng, step, sentences)
         else:
@@ -118,22 +146,30 @@ def _write_body(sheet, box, rng, step, sentences):
         y += step
     for text, asks in sentences:
         start = len(sheet.characters)
-        for line in _wrap(sheet, text, x1 - x0): sheet.write(x0, y, line); y += step
+        for line in _wrap(sheet, text, x1 - x0):
+            sheet.write(x0, y, line)
+            y += step
         for question, answer, before in asks: sheet.ask(question, answer, start + before)
     return y
 
 # %% ../../nbs/nano/03_letters.ipynb #scenes-bill
 _bill_wordings = {
-    "firm": ("Which shop is it?", "Whose bill is it?", "Who's the seller?", "Name of the business?", "Where did they buy it?", "Which business wrote this?"),
+    "firm": ("Which shop is it?", "Whose bill is it?", "Who's the seller?", "Name of the business?",
+             "Where did they buy it?", "Which business wrote this?"),
     "street": ("Where is the shop?", "Address of the seller?", "In which street is it?"),
     "date": ("Date?", "On which day did they buy?", "When was it sold?", "Day of the sale?"),
     "time": ("At what time?", "Hour of the sale?"), "phone": ("Phone number of the shop?", "How can one call them?")}
 _total_names = ("Total", "TOTAL", "Sum", "To pay", "Balance", "Total amount", "Grand sum", "Amount to pay")
-_total_wordings = ("Total?", "How much do they pay in all?", "What does all of it cost?", "What's the total amount?", "Sum to pay?", "The full amount?")
-_price_wordings = ("Price of {k}?", "What does {k} cost?", "{k}: how much?", "Which amount is charged for {k}?", "How much money is {k}?", "What do they pay for {k}?")
-_count_of = ("How many {k}?", "Quantity for {k}?", "Pieces of {k}?", "{k}: how many?", "How many pieces of {k} were sold?")
+_total_wordings = ("Total?", "How much do they pay in all?", "What does all of it cost?", "What's the total amount?",
+                   "Sum to pay?", "The full amount?")
+_price_wordings = ("Price of {k}?", "What does {k} cost?", "{k}: how much?", "Which amount is charged for {k}?",
+                   "How much money is {k}?", "What do they pay for {k}?")
+_count_of = ("How many {k}?", "Quantity for {k}?", "Pieces of {k}?", "{k}: how many?",
+             "How many pieces of {k} were sold?")
 _bought = ("Did they buy {k}?", "Does it list {k}?", "Do we see {k} here?")
-_dearest, _lines_wordings = ("Dearest thing?", "What costs the most?", "Which thing has the largest amount?"), ("How many things did they buy?", "How many lines of goods?", "Count the goods.")
+_dearest, _lines_wordings = (
+    ("Dearest thing?", "What costs the most?", "Which thing has the largest amount?"),
+    ("How many things did they buy?", "How many lines of goods?", "Count the goods."))
 
 def _till_amount(rng): return f"{10**rng.uniform(0.2, 3):.2f}"
 
@@ -151,12 +187,15 @@ def write_bill(
     rest = [("date", make_date), ("time", _hour)][:int(rng.integers(1, 3))] + [("field", None)]*2
     heads, rest = heads[:max(1, left - goods - 4)], rest[:max(1, left - goods - 2 - len(heads))]
     parts = [("head", heads), ("rest", rest), ("goods", goods)]
-    parts = pick(rng, (parts, [parts[0], parts[2], parts[1]], [parts[2], parts[0], parts[1]], [parts[2], parts[1], parts[0]]))
+    parts = pick(rng, (parts, [parts[0], parts[2], parts[1]],
+                       [parts[2], parts[0], parts[1]], [parts[2], parts[1], parts[0]]))
     y, entries, align = y0, [], pick(rng, ("left", "center", "center", "right"))
     for name, content in parts:
         if name == "goods": y = _write_goods(sheet, (x0, y, x1, y1), rng, step, content)
         else:
-            for role, make in content: y = _write_role(sheet, (x0, y, x1, y1), rng, step, role, make, align if name == "head" else "left", entries)
+            for role, make in content:
+                y = _write_role(sheet, (x0, y, x1, y1), rng, step, role, make,
+                                align if name == "head" else "left", entries)
         if rng.random() < 0.3: ImageDraw.Draw(sheet.image).line((x0, y - 1, x1, y - 1), sheet.ink)
     _ask_fields(sheet, rng, entries)
 
@@ -164,7 +203,8 @@ def _write_role(sheet, box, rng, step, role, make, align, entries):
     "One line: a value alone, or after a label; returns where the next line goes."
     x0, y, x1, _ = box
     if role == "field" or role in ("date", "time") and rng.random() < 0.5:
-        label = pick(rng, ("Bill no", "Ticket", "Staff", "Till", "Client", "Ref", "Table", "Served", "Order")) if role == "field" else role.title()
+        label = (pick(rng, ("Bill no", "Ticket", "Staff", "Till", "Client", "Ref", "Table", "Served", "Order"))
+                 if role == "field" else role.title())
         printed = label + pick(rng, (":", "", " :"))
         end = sheet.write(x0, y, printed)
         label_span = sheet.last(printed)[0], sheet.last(printed)[0] + len(label.replace(" ", ""))
@@ -174,7 +214,8 @@ def _write_role(sheet, box, rng, step, role, make, align, entries):
     else:
         strong = role == "firm" and rng.random() < 0.6
         value = sheet.fitting(make, x1 - x0 - 4, rng, strong)
-        _write_aligned(sheet, x0, x1, y, value, align, strong, tint(sheet, rng) if strong and rng.random() < 0.3 else None)
+        _write_aligned(sheet, x0, x1, y, value, align, strong,
+                       tint(sheet, rng) if strong and rng.random() < 0.3 else None)
     if role in _bill_wordings: _ask(sheet, rng, _bill_wordings[role], value)
     return y + step
 
@@ -187,7 +228,8 @@ def _write_goods(sheet, box, rng, step, count):
     column, middle = max(sheet.width(total, True), sheet.width("Amount", True)) + 6, sheet.width("Units", True) + 8
     room, above = x1 - x0 - column - many*middle - 6, None
     if rng.random() < 0.5:
-        names = [pick(rng, ("Goods", "Thing", "What")), pick(rng, ("Units", "No", "Pcs")), pick(rng, ("Amount", "Cost", "Sum"))]
+        names = [pick(rng, ("Goods", "Thing", "What")), pick(rng, ("Units", "No", "Pcs")),
+                 pick(rng, ("Amount", "Cost", "Sum"))]
         sheet.write(x0, y, names[0], True)
         if many: sheet.write(x1 - column - middle, y, names[1], True)
         sheet.write(x1 - 2 - sheet.width(names[2], True), y, names[2], True)
@@ -202,7 +244,8 @@ def _write_goods(sheet, box, rng, step, count):
             sheet.write(x1 - column - middle, y, units)
             units_span = sheet.last(units)
         sheet.write(x1 - 2 - sheet.width(price), y, price)
-        sheet.links += [(sheet.last(price), goods[-1][2], LEFT)] + ([(sheet.last(price), above, ABOVE)] if above else [])
+        sheet.links += ([(sheet.last(price), goods[-1][2], LEFT)]
+                        + ([(sheet.last(price), above, ABOVE)] if above else []))
         _ask(sheet, rng, _price_wordings, price, k=name)
         if many: _ask(sheet, rng, _count_of, units, units_span[0], k=name)
         y += step
@@ -212,11 +255,12 @@ def _write_goods(sheet, box, rng, step, count):
     label_span = sheet.last(label)
     sheet.write(x1 - 2 - sheet.width(total, strong), y, total, strong)
     sheet.links.append((sheet.last(total), label_span, LEFT))
-    for wordings in (_total_wordings, _total_wordings, ("{k}?", "What is {k}?"))[:1 + (rng.random() < 0.5)*2]: _ask(sheet, rng, wordings, total, k=label)
+    for wordings in (_total_wordings, _total_wordings, ("{k}?", "What is {k}?"))[:1 + (rng.random() < 0.5)*2]:
+        _ask(sheet, rng, wordings, total, k=label)
     return y + step
 
 def _ask_goods(sheet, rng, goods):
-    "What costs most, how many there are, whether something is among them; `goods` are names, prices and the names' spans."
+    "What costs most, how many there are, whether something is among them; `goods`: names, prices, the names' spans."
     prices = [float(price) for _, price, _ in goods]
     name, _, span = goods[int(np.argmax(prices))]
     if prices.count(max(prices)) == 1: _ask(sheet, rng, _dearest, name, span[0])

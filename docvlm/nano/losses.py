@@ -33,7 +33,8 @@ def spelling_loss(
     targets: torch.Tensor,  # (patches, slots)
 ) -> torch.Tensor:  # scalar
     "Cross-entropy in which the empty slots, which are most of a page, weigh a quarter."
-    weight = torch.ones(logits.shape[-1]); weight[0] = 0.25
+    weight = torch.ones(logits.shape[-1])
+    weight[0] = 0.25
     return nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), weight)
 
 def see(
@@ -67,13 +68,14 @@ def practice_losses(
         right = (by_patch.argmax(-1) == targets)[inked]
         figures = {"characters": right.float().mean().item(), "spelling_loss": spelling.item(), "links": linked}
         if "input_ids" not in batch: return spelling + linking*links, figures
-        answers, looking, more_links, answered = _answer_losses(model, batch, out.pooler_output.chunk(len(batch["pixels"])))
+        answers, looking, more_links, answered = _answer_losses(
+            model, batch, out.pooler_output.chunk(len(batch["pixels"])))
     return answers + 0.5*spelling + pointing*looking + linking*(links + more_links), figures | answered
 
 # %% ../../nbs/nano/06_losses.ipynb #30b9903a
 POINTING_LAYERS, POINTING_HEAD = (3, 4), 1  # of the language model, counted from 0
 FIRST_WEIGHT = 4  # of the first character of an answer
-LINKING_LAYERS, LINKING_HEADS = (1, 2), (0, 2, 3)  # of the language model; heads for labels to the left, above and below
+LINKING_LAYERS, LINKING_HEADS = (1, 2), (0, 2, 3)  # of the language model; heads for labels to the left, above, below
 
 def answer_weights(
     labels: torch.Tensor,  # (B, T), -100 where nothing is answered
@@ -88,8 +90,9 @@ def pointing_loss(
     labels: torch.Tensor,  # (B, T), -100 where nothing is answered
     cells: torch.Tensor,  # one an answer token: position of the image token that shows it, -1 where none does
 ) -> tuple[torch.Tensor, float]:  # scalar, and the share of answer tokens at which the head looks there most
-    "How far one head of a layer is from looking where the next character stands; of several, each would guess another place."
-    rows, weight, cells = attention[:, POINTING_HEAD][labels != -100][cells >= 0], answer_weights(labels)[cells >= 0], cells[cells >= 0]
+    "How far one head of a layer is from looking where the next character stands; each of several would guess another."
+    rows, weight, cells = (attention[:, POINTING_HEAD][labels != -100][cells >= 0],
+                           answer_weights(labels)[cells >= 0], cells[cells >= 0])
     there = rows.gather(1, cells[:, None])[:, 0]
     return -(there.clamp_min(1e-6).log()*weight).sum()/weight.sum(), (rows.argmax(1) == cells).float().mean().item()
 
@@ -108,9 +111,11 @@ def _answer_losses(model, batch, features):
     labels, looks = batch["labels"], {i: [] for i in (*LINKING_LAYERS, *POINTING_LAYERS)}
     watched = [(model.model.language_model.layers[i].self_attn, seen) for i, seen in looks.items()]
     for layer, seen in watched: layer.watch = seen
-    try: logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=batch["attention_mask"],
-                        mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=tuple(features))},
-                        logits_to_keep=labels != -100, use_cache=False).logits.float()
+    try:
+        logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"],
+                       attention_mask=batch["attention_mask"],
+                       mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=tuple(features))},
+                       logits_to_keep=labels != -100, use_cache=False).logits.float()
     finally:
         for layer, _ in watched: del layer.watch
     wanted, weight = labels[labels != -100], answer_weights(labels)
@@ -118,4 +123,6 @@ def _answer_losses(model, batch, features):
     pointing = [pointing_loss(looks[i][0], labels, batch["cells"]) for i in POINTING_LAYERS]
     links = [linking_loss(looks[i][0], batch["cell_links"])[0] for i in LINKING_LAYERS]
     return loss, sum(p for p, _ in pointing), sum(links), {
-        "answers": (right := logits.argmax(-1) == wanted).float().mean().item(), "first": right[weight > 1].float().mean().item(), "answer_loss": loss.item(), "looks": max(share for _, share in pointing)}
+        "answers": (right := logits.argmax(-1) == wanted).float().mean().item(),
+        "first": right[weight > 1].float().mean().item(),
+        "answer_loss": loss.item(), "looks": max(share for _, share in pointing)}

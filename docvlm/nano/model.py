@@ -18,12 +18,14 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
     "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}"
-    "{% for content in message['content'] %}{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
     "{% elif content['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
     "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
-                  "<|video_pad|>", "<unk>", "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+                  "<|video_pad|>", "<unk>",
+                  "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
                   "<|im_end|>\n<|im_start|>assistant\n")
 
 def build_processor(
@@ -40,7 +42,8 @@ def build_processor(
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<|im_end|>",
                                    pad_token="<|endoftext|>", padding_side="left", model_max_length=4096)
     size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
-    return Qwen2VLProcessor(Qwen2VLImageProcessor(size=size), fast, Qwen2VLVideoProcessor(size=size), chat_template=CHAT_TEMPLATE)
+    return Qwen2VLProcessor(Qwen2VLImageProcessor(size=size), fast, Qwen2VLVideoProcessor(size=size),
+                            chat_template=CHAT_TEMPLATE)
 
 # %% ../../nbs/nano/05_model.ipynb #cell-008
 def build_model(
@@ -62,7 +65,8 @@ def build_model(
     torch.manual_seed(seed)
     model = Qwen2VLForConditionalGeneration._from_config(
         config, attn_implementation=ATTENTION, dtype=torch.float32)
-    model.generation_config.update(eos_token_id=token("<|im_end|>"), pad_token_id=token("<|endoftext|>"), do_sample=False)
+    model.generation_config.update(eos_token_id=token("<|im_end|>"), pad_token_id=token("<|endoftext|>"),
+                                   do_sample=False)
     return model
 
 # %% ../../nbs/nano/05_model.ipynb #cell-012

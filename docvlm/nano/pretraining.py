@@ -33,7 +33,7 @@ class Level:
     "One rung of the ladder: page sizes in cells of 28 pixels, `(columns, rows)`."
     name: str
     sizes: tuple[tuple[int, int], ...]
-    sizes_px: tuple[int, int] | None = None  # smallest em size, and one above the largest; None: as the drawing function has it
+    sizes_px: tuple[int, int] | None = None  # smallest em size, one above the largest; None: the drawing function's own
 
     @property
     def text(self):
@@ -45,7 +45,8 @@ LEVELS = (
     Level("10 cells", ((10, 1), (5, 2), (8, 1))), Level("112 px", ((4, 4), (5, 3), (6, 3))),
     Level("168 px", ((6, 6), (7, 5), (5, 7))), Level("224 px", ((8, 8), (7, 9), (9, 7), (8, 6))),
     Level("280 px", ((10, 10), (9, 12), (8, 11), (10, 8), (7, 12))),
-    Level("420 px", ((12, 12), (10, 12), (12, 9), (11, 13), (13, 10), (9, 14), (12, 16), (15, 18), (15, 14), (13, 22)), (12, 24)))
+    Level("420 px", ((12, 12), (10, 12), (12, 9), (11, 13), (13, 10), (9, 14), (12, 16), (15, 18), (15, 14), (13, 22)),
+          (12, 24)))
 TOWER = Level("tower", ((8, 8), (4, 4), (10, 6), (8, 1), (4, 2), (10, 12), (6, 8), (12, 1), (14, 14)), (9, 24))
 
 @dataclass(frozen=True)
@@ -66,8 +67,10 @@ class Stage:
 class Recipe:
     "Everything that decides the weights of the nano base."
     seed: int = 0
-    stages: tuple[Stage, ...] = (Stage("tower", 1100), Stage("ladder", 1600, 0, (8, 2, 2, 2, 3, 5, 5), 1.0, 400),
-                                 Stage("return", 400, 4, (), 0.6), Stage("pages", 750, 4, (4, 8, 10), 0.6, 750, 0.375, 0.3),
+    stages: tuple[Stage, ...] = (Stage("tower", 1100),
+                                 Stage("ladder", 1600, 0, (8, 2, 2, 2, 3, 5, 5), 1.0, 400),
+                                 Stage("return", 400, 4, (), 0.6),
+                                 Stage("pages", 750, 4, (4, 8, 10), 0.6, 750, 0.375, 0.3),
                                  Stage("look-up", 1500, 4, (11, 6, 6), 0.6, 1500, 0.070588, 0.2, 0.5),
                                  Stage("links", 2250, 4, (5, 5, 10), 0.6, 850, 0.379773, 0.15, 0.5, 0.25),
                                  Stage("anneal", 900, 7, (), 0.38, 900, 0.02, 0.15, 0.5, 0.25),
@@ -111,7 +114,8 @@ def _sheets(recipe, level, rng):
     count = min(recipe.patches_per_batch//(4*columns*rows), recipe.tokens_per_batch//tokens)
     draw = practice_line if rows <= 2 else practice_page
     make = lambda wide, high: draw(int(28*columns*wide), int(28*rows*high), rng, **level.text)
-    stretches = [rng.uniform(0.78, 1.15, 2) if rows > 2 and rng.uniform() < 0.5 else (1, 1) for _ in range(max(1, min(count, 128)))]
+    stretches = [rng.uniform(0.78, 1.15, 2) if rows > 2 and rng.uniform() < 0.5 else (1, 1)
+                 for _ in range(max(1, min(count, 128)))]
     return [stretched(make(*by), 28*columns, 28*rows) for by in stretches], questions, (1, 2*rows, 2*columns)
 
 def stack_scans(
@@ -124,8 +128,10 @@ def stack_scans(
 
 def _links(sheets, written, columns, rows, size_px):
     "All links of a batch (N, 3 + LABEL_CELLS): page, side, cell of the value, cells of its label or -1."
-    return torch.tensor([[page, side, cell, *labels, *[-1]*(LABEL_CELLS - len(labels))] for page, (sheet, characters) in enumerate(zip(sheets, written))
-                         for side, cell, labels in link_cells(sheet.links, characters, columns, rows, size_px)], dtype=torch.long).view(-1, 3 + LABEL_CELLS)
+    return torch.tensor([[page, side, cell, *labels, *[-1]*(LABEL_CELLS - len(labels))]
+                         for page, (sheet, characters) in enumerate(zip(sheets, written))
+                         for side, cell, labels in link_cells(sheet.links, characters, columns, rows, size_px)],
+                        dtype=torch.long).view(-1, 3 + LABEL_CELLS)
 
 def _in_merge_order(links, grid):
     "The same links with patches numbered as the tower sees them."
@@ -136,7 +142,8 @@ def _in_merge_order(links, grid):
 def _rows(pages, pad_token_id):
     "A page a row, padded on the right: the losses on attention take all pages' at once."
     lay = lambda parts, fill: nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=fill)
-    return {"input_ids": lay([page.input_ids for page in pages], pad_token_id), "labels": lay([page.labels for page in pages], -100),
+    return {"input_ids": lay([page.input_ids for page in pages], pad_token_id),
+            "labels": lay([page.labels for page in pages], -100),
             "position_ids": lay([page.position_ids.T for page in pages], 0).permute(2, 0, 1),
             "attention_mask": block_mask(lay([page.question for page in pages], -1))}
 
@@ -157,16 +164,19 @@ class PracticeBatches(torch.utils.data.Dataset):
         sheets, most, grid = _sheets(self.recipe, level, rng)
         scans = [scan(sheet, rng) for sheet in sheets]
         written = [scanned[2] for scanned in scans]
-        batch = stack_scans(scans) | {"grid": grid, "top": top, "patch_links": _links(sheets, written, grid[2], grid[1], PATCH)}
+        batch = stack_scans(scans) | {"grid": grid, "top": top,
+                                      "patch_links": _links(sheets, written, grid[2], grid[1], PATCH)}
         batch["patch_links"] = _in_merge_order(batch["patch_links"], grid)
         return batch if spell else batch | self._questions(sheets, written, most, grid, rng)
 
     def _questions(self, sheets, written, most, grid, rng):
         encode, pages, cells = self.tokenizer.encode, [], []
         for sheet, characters in zip(sheets, written):
-            asked = [qa for qa in sheet.questions if len(qa[1]) <= self.recipe.max_answer_characters] or sheet.questions[:1]
+            asked = ([qa for qa in sheet.questions if len(qa[1]) <= self.recipe.max_answer_characters]
+                     or sheet.questions[:1])
             asked = [asked[i] for i in rng.permutation(len(asked))[:most]]
-            pages.append(pack_page(self.template, grid, [encode(q) for q, *_ in asked], [encode(a) for _, a, _ in asked]))
+            pages.append(pack_page(self.template, grid,
+                                   [encode(q) for q, *_ in asked], [encode(a) for _, a, _ in asked]))
             cells.append([cell for _, a, start in asked for cell in ([-1]*(len(a) + 1) if start < 0 else
                           answer_cells(a, characters[start:], grid[2]//2, grid[1]//2))])
         cells, first = torch.tensor(sum(cells, [])), len(self.template.before)
@@ -174,11 +184,12 @@ class PracticeBatches(torch.utils.data.Dataset):
         links[:, 3:][links[:, 3:] > links[:, 2:3]] = -1  # the language model looks back only
         links = links[(links[:, 3:] >= 0).any(1)]
         links[:, 2:] = torch.where(links[:, 2:] < 0, -1, links[:, 2:] + first)
-        return _rows(pages, self.tokenizer.pad_token_id) | {"cells": torch.where(cells < 0, -1, cells + first), "cell_links": links}
+        return _rows(pages, self.tokenizer.pad_token_id) | {"cells": torch.where(cells < 0, -1, cells + first),
+                                                            "cell_links": links}
 
 # %% ../../nbs/nano/07_pretraining.ipynb #cell-013
 def _orthogonal(grad, ns_coefficients, ns_steps, eps):
-    "Newton-Schulz as `torch.optim.Muon` does it, in the precision of `grad`: where bf16 is emulated, torch's takes twenty seconds a step."
+    "Newton-Schulz as in `torch.optim.Muon`, in `grad`'s precision: with bf16 emulated, torch's takes 20 s a step."
     a, b, c = ns_coefficients
     x = grad.T if grad.size(0) > grad.size(1) else grad
     x = x/x.norm().clamp(min=eps)
@@ -221,7 +232,8 @@ def load_state(
     "Read a checkpoint back."
     with safe_open(path, "pt") as file:
         progress, tensors = json.loads(file.metadata()["progress"]), {k: file.get_tensor(k) for k in file.keys()}
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}, strict=False)
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")},
+                          strict=False)
     for kind, optimizer in optimizers.items():
         state = optimizer.state_dict()
         for name, value in tensors.items():
@@ -250,11 +262,15 @@ def train_round(
         loss, figures = practice_losses(model, model.speller, batch, stage.pointing, stage.linking)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers.values(): optimizer.step(); optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         log.append((batch["top"], figures))
         bar.update()
     top = [figures for at_top, figures in log if at_top] or [figures for _, figures in log]
-    return {key: float(np.mean([f[key] for f in top if key in f])) for key in dict.fromkeys(key for f in top for key in f)}  # spelling has no answers
+    # spelling has no answers
+    return {key: float(np.mean([f[key] for f in top if key in f]))
+            for key in dict.fromkeys(key for f in top for key in f)}
 
 def pretrain(
     recipe: Recipe,  # what to do
@@ -266,7 +282,8 @@ def pretrain(
     processor, path = build_processor(), Path(folder)/"checkpoint.safetensors"
     model = build_model(processor, recipe.seed)
     model.speller = Speller(192, 256)
-    optimizers, progress = build_optimizers(model, recipe), {"recipe": _plain(recipe), "step": 0, "level": 0, "rounds_here": 0, "log": []}
+    optimizers, progress = (build_optimizers(model, recipe),
+                            {"recipe": _plain(recipe), "step": 0, "level": 0, "rounds_here": 0, "log": []})
     if path.exists(): progress = load_state(path, model, optimizers)
     elif shipped: progress = load_shipped(model, recipe, shipped)
     _check_recipe(progress, recipe, path)
@@ -293,17 +310,20 @@ def load_shipped(
     record: dict,  # data/results/nano/pretraining.json
     steps: int = 80,  # of teaching
 ) -> dict:  # the progress
-    "The shipped base as a start: its weights in bf16, spelling heads taught anew on a tower that is left alone, optimizers fresh."
+    "The shipped base as a start: its weights in bf16, spelling heads taught anew on a fixed tower, optimizers fresh."
     weights = load_base(get_preset("nano"), "fp32", "cpu").state_dict()
     model.load_state_dict({k: v for k, v in weights.items()}, strict=False)
     optimizer = torch.optim.AdamW(model.speller.parameters(), lr=5e-3)
-    model.requires_grad_(False); model.speller.requires_grad_(True)
+    model.requires_grad_(False)
+    model.speller.requires_grad_(True)
     batches = PracticeBatches(recipe, None, record["log"][-1]["step"] + 10**6, build_processor())
     for step in tqdm(range(steps), desc="spelling heads"):
         practice_losses(model, model.speller, batches[step])[0].backward()
-        optimizer.step(); optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
     model.requires_grad_(True)
-    return {"recipe": record["recipe"], "step": record["log"][-1]["step"], "level": None, "rounds_here": 0, "log": record["log"]}
+    return {"recipe": record["recipe"], "step": record["log"][-1]["step"], "level": None, "rounds_here": 0,
+            "log": record["log"]}
 
 def _check_recipe(progress, recipe, path):
     "What lies behind a checkpoint is settled; stages ahead of it may be added, cut or drawn out."
@@ -312,7 +332,8 @@ def _check_recipe(progress, recipe, path):
     past = [Recipe(**before | {"stages": [Stage(**stage) for stage in before["stages"]]}), recipe]
     rates = [[r.rate(step) if r.at(step) else np.nan for step in range(progress["step"])] for r in past]
     if changed or not np.allclose(*rates, rtol=0, atol=1e-5, equal_nan=True):
-        raise ValueError(f"{path} was made with other {', '.join(changed or ['stages'])}; move it away or use another folder")
+        raise ValueError(f"{path} was made with other {', '.join(changed or ['stages'])}; "
+                         "move it away or use another folder")
     progress["recipe"] = given
 
 def _plain(recipe): return json.loads(json.dumps(asdict(recipe)))  # as a checkpoint holds it: lists for tuples

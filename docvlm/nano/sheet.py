@@ -45,9 +45,10 @@ def make_date(rng: np.random.Generator) -> str:
     "A day in one of ten formats."
     day, month, year = rng.integers(1, 29), rng.integers(1, 13), rng.integers(1985, 2031)
     full, name = month_name[month], month_abbr[month]
-    return [f"{day:02}/{month:02}/{year}", f"{year}-{month:02}-{day:02}", f"{day} {name} {year}", f"{name} {day}, {year}",
-            f"{day:02}-{month:02}-{year % 100:02}", f"{day:02}.{month:02}.{year}", f"{month:02}/{day:02}/{year}",
-            f"{full} {day}, {year}", f"{day} {full} {year}", f"{day:02}-{name}-{year % 100:02}"][rng.integers(10)]
+    return [f"{day:02}/{month:02}/{year}", f"{year}-{month:02}-{day:02}", f"{day} {name} {year}",
+            f"{name} {day}, {year}", f"{day:02}-{month:02}-{year % 100:02}", f"{day:02}.{month:02}.{year}",
+            f"{month:02}/{day:02}/{year}", f"{full} {day}, {year}", f"{day} {full} {year}",
+            f"{day:02}-{name}-{year % 100:02}"][rng.integers(10)]
 
 def make_code(rng: np.random.Generator) -> str:
     "A reference of letters and digits."
@@ -77,8 +78,9 @@ def _names_in(languages):
              for name in ("first_names", "first_names_male", "first_names_female", "last_names")]
     return {name for names in lists for name in names if name.isascii() and name.isalpha() and 3 <= len(name) <= 9}
 
-NAMES = tuple(sorted(_names_in(("nl_NL", "sv_SE", "it_IT", "pt_PT", "es_ES", "fr_FR", "pl_PL", "fi_FI", "ro_RO", "tr_TR", "hr_HR"))
-                     - _names_in(("en", "en_US", "en_GB", "en_IN", "de_DE"))))  # the study's pages draw theirs from the latter
+NAMES = tuple(sorted(
+    _names_in(("nl_NL", "sv_SE", "it_IT", "pt_PT", "es_ES", "fr_FR", "pl_PL", "fi_FI", "ro_RO", "tr_TR", "hr_HR"))
+    - _names_in(("en", "en_US", "en_GB", "en_IN", "de_DE"))))  # the study's pages draw theirs from the latter
 
 def make_person(rng: np.random.Generator) -> str:
     "A name of two words, the first now and then an initial."
@@ -88,20 +90,25 @@ def make_person(rng: np.random.Generator) -> str:
 def make_firm(rng: np.random.Generator) -> str:
     "The name of a business."
     name = pick(rng, NAMES) if rng.random() < 0.7 else _pseudo_word(rng).title()
-    text = f"{name} {pick(rng, ('Trading', 'Market', 'Store', 'Works', 'BV', 'SA', 'AB', 'Bros', 'Shop', 'Studio', 'Enterprise', 'Press', 'Mart', 'House'))}"
+    text = f"""{name} {pick(rng, ('Trading', 'Market', 'Store', 'Works', 'BV', 'SA', 'AB', 'Bros', 'Shop', 'Studio',
+                                  'Enterprise', 'Press', 'Mart', 'House'))}"""
     return text.upper() if rng.random() < 0.2 else text
 
 def make_street(rng: np.random.Generator) -> str:
     "A house in a street."
-    return f"{rng.integers(1, 400)} {pick(rng, NAMES)} {pick(rng, ('Street', 'Way', 'Square', 'Park', 'Close', 'Drive', 'Row'))}"
+    return (f"{rng.integers(1, 400)} {pick(rng, NAMES)} "
+            f"{pick(rng, ('Street', 'Way', 'Square', 'Park', 'Close', 'Drive', 'Row'))}")
 
 def _mail(rng):
-    name = f"{_common_word(rng)}{pick(rng, '._-')}{_pseudo_word(rng)}" if rng.random() < 0.3 else pick(rng, NAMES).lower()
-    return f"{name}@{pick(rng, (_common_word(rng), pick(rng, NAMES).lower()))}.{pick(rng, ('com', 'com', 'org', 'net', 'io'))}"
+    name = (f"{_common_word(rng)}{pick(rng, '._-')}{_pseudo_word(rng)}" if rng.random() < 0.3
+            else pick(rng, NAMES).lower())
+    return (f"{name}@{pick(rng, (_common_word(rng), pick(rng, NAMES).lower()))}"
+            f".{pick(rng, ('com', 'com', 'org', 'net', 'io'))}")
 
 
 # %% ../../nbs/nano/00_sheet.ipynb #cell-005
-_kinds = (_common_word, _pseudo_word, make_number, make_amount, make_date, make_code, _noise, make_phone, _mail, make_person, make_firm, make_street)
+_kinds = (_common_word, _pseudo_word, make_number, make_amount, make_date, make_code,
+          _noise, make_phone, _mail, make_person, make_firm, make_street)
 _kind_bounds = (0.24, 0.34, 0.47, 0.59, 0.7, 0.77, 0.82, 0.85, 0.89, 0.94, 0.97, 1.0)  # cumulative shares
 
 def make_token(
@@ -136,14 +143,14 @@ def _advances(family, size_px, bold):
 
 @dataclass
 class Sheet:
-    "A page under the pen: pixels, the centre of each character, which value belongs to which label, questions with answers."
+    "A page under the pen: pixels, each character's centre, which value belongs to which label, questions with answers."
     image: Image.Image
     ink: tuple[int, int, int]
     family: str
     size_px: int
     characters: list[tuple[str, float, float]] = field(default_factory=list)  # (character, x, y) in pixels
-    questions: list[tuple[str, str, int]] = field(default_factory=list)  # question, answer, index of its first character or -1
-    links: list[tuple[tuple, tuple, int]] = field(default_factory=list)  # value and its label as spans of characters, side
+    questions: list[tuple[str, str, int]] = field(default_factory=list)  # question, answer, its first character or -1
+    links: list[tuple[tuple, tuple, int]] = field(default_factory=list)  # spans of a value and its label, side
 
     def width(self, text, bold=False, size_px=None):
         "Width of `text` in pixels."
@@ -176,13 +183,15 @@ class Sheet:
         return text.strip() or "x"
 
     def check(self):
-        "AssertionError unless every answer but `Yes`, `No` and counts stands at the characters it names, and every value knows its label."
+        """AssertionError unless every answer but `Yes`, `No` and counts stands at the characters it names, and every
+        value knows its label."""
         written = "".join(char for char, *_ in self.characters)
         for question, answer, start in self.questions:
             assert answer and set(answer) <= set(CHARACTERS), (question, answer)
             worked_out = start == -1 and (answer in ("Yes", "No") or answer.isdigit())
             assert worked_out or written[start:].startswith(answer.replace(" ", "")), (question, answer)
-        for value, label, _ in self.links: assert 0 <= value[0] < value[1] <= len(written) and 0 <= label[0] < label[1] <= len(written)
+        for value, label, _ in self.links:
+            assert 0 <= value[0] < value[1] <= len(written) and 0 <= label[0] < label[1] <= len(written)
 
 # %% ../../nbs/nano/00_sheet.ipynb #cell-010
 def blank_sheet(

@@ -31,11 +31,13 @@ def practice_line(
     texts = []
     for top in range(0, height, 28):
         texts.append(sheet.fitting(make, width - 4, rng))
-        sheet.write(rng.uniform(1, max(1.1, min(12, width - sheet.width(texts[-1]) - 2))), top + rng.uniform(0, max(0.1, 27 - 1.25*sheet.size_px)), texts[-1])
+        sheet.write(rng.uniform(1, max(1.1, min(12, width - sheet.width(texts[-1]) - 2))),
+                    top + rng.uniform(0, max(0.1, 27 - 1.25*sheet.size_px)), texts[-1])
     sheet.ask(pick(rng, ("Read.", "Read the text.", "What's written here?")), " ".join(texts))
     return sheet
 
-_layouts = (write_fields, write_grid, write_lines, write_bars, write_facts, write_letter, write_bill, write_groups, write_pie)
+_layouts = (write_fields, write_grid, write_lines, write_bars, write_facts, write_letter, write_bill, write_groups,
+            write_pie)
 _layout_bounds = (0.17, 0.38, 0.41, 0.51, 0.61, 0.74, 0.86, 0.93, 1.0)  # cumulative shares
 
 def practice_page(
@@ -51,15 +53,18 @@ def practice_page(
     if height > 120 and rng.uniform() < 0.5:
         size_px = sheet.size_px + int(rng.integers(0, 5))
         heading = sheet.fitting(make_name, (width - 2*margin)*sheet.size_px/size_px - 4, rng, True)
-        left = pick(rng, (margin, margin, (width - sheet.width(heading, True, size_px))/2, width - margin - sheet.width(heading, True, size_px)))
+        left = pick(rng, (margin, margin, (width - sheet.width(heading, True, size_px))/2,
+                          width - margin - sheet.width(heading, True, size_px)))
         sheet.write(left, top, heading, True, size_px, tint(sheet, rng) if rng.uniform() < 0.3 else None)
         sheet.ask(pick(rng, ("Heading?", "Title of the page", "Read the heading.")), heading)
         top += int(size_px*1.6)
-    cuts = [top, int(top + (height - top)*rng.uniform(0.35, 0.65)), height - 3] if height > 180 and rng.uniform() < 0.4 else [top, height - 3]
+    cuts = ([top, int(top + (height - top)*rng.uniform(0.35, 0.65)), height - 3]
+            if height > 180 and rng.uniform() < 0.4 else [top, height - 3])
     for y0, y1 in zip(cuts, cuts[1:]):
         drawn = _layouts[bisect_right(_layout_bounds, rng.random())]
         (layout or drawn)(sheet, (margin, y0, width - margin, y1 - 2), rng)
-    return sheet if sheet.questions else practice_page(width, height, rng, families, sizes_px, layout)  # nothing could be asked: another page
+    # where nothing could be asked: another page
+    return sheet if sheet.questions else practice_page(width, height, rng, families, sizes_px, layout)
 
 # %% ../../nbs/nano/04_targets.ipynb #76f32644
 CHARACTERS_PER_PATCH = 3
@@ -75,7 +80,8 @@ def patch_targets(
     filled = np.zeros(targets.shape[:2], int)
     for char, x, y in sorted(characters, key=lambda c: c[1]):
         row, column = int(y//PATCH), int(x//PATCH)
-        if 0 <= row < targets.shape[0] and 0 <= column < targets.shape[1] and filled[row, column] < CHARACTERS_PER_PATCH:
+        if (0 <= row < targets.shape[0] and 0 <= column < targets.shape[1]
+                and filled[row, column] < CHARACTERS_PER_PATCH):
             targets[row, column, filled[row, column]] = 1 + CHARACTERS.index(char)
             filled[row, column] += 1
     return targets
@@ -89,7 +95,8 @@ def scan(
     image, applied = degrade(sheet.image, rng, strength)
     angle, (width, height) = np.deg2rad(applied.get("rotation", 0)), image.size
     turned = [(char, width/2 + np.cos(angle)*(x - width/2) + np.sin(angle)*(y - height/2),
-               height/2 - np.sin(angle)*(x - width/2) + np.cos(angle)*(y - height/2)) for char, x, y in sheet.characters]
+               height/2 - np.sin(angle)*(x - width/2) + np.cos(angle)*(y - height/2))
+              for char, x, y in sheet.characters]
     return np.asarray(image), patch_targets(turned, width, height), turned
 
 def answer_cells(
@@ -134,7 +141,7 @@ def stretched(
     width: int,  # pixels that it is to have
     height: int,
 ) -> Sheet:
-    "The sheet at another size: letters that are wider, narrower or softer than the font has them, as a processor leaves them."
+    "The sheet at another size: letters wider, narrower or softer than the font has them, as a processor leaves them."
     x, y = width/sheet.image.width, height/sheet.image.height
     if x == y == 1: return sheet
     return replace(sheet, image=sheet.image.resize((width, height), Image.Resampling.BICUBIC),

@@ -26,7 +26,8 @@ from .rendering import font_bytes, read_pdf
 INK = HexColor("#111111")
 ACCENTS = tuple(map(HexColor, ("#1f3d7a", "#7a1f1f", "#1f5c3a", "#444444", "#5a2d82", "#8a4b08")))
 WIDTHS_PT, MAX_HEIGHT_PT, GRID_PT, MARGIN_PT = (196, 224, 252, 280), 336, 28, 10
-PIXELS_PER_POINT = 1.5  # body text of 11 to 14 points then stands about one line to a row of image tokens, which are 28 pixels high
+# body text of 11 to 14 points then stands about one line to a row of image tokens, which are 28 pixels high
+PIXELS_PER_POINT = 1.5
 
 class DoesNotFit(ValueError):
     "The content is too wide or too high for this style."
@@ -87,7 +88,8 @@ class Text(Flowable):
 
     def draw(self):
         canvas = self.canv
-        canvas.setFont(self.font, self.size); canvas.setFillColor(self.color)
+        canvas.setFont(self.font, self.size)
+        canvas.setFillColor(self.color)
         show = {"left": canvas.drawString, "center": canvas.drawCentredString,
                 "right": canvas.drawRightString}
         x = {"left": 0, "center": self.width/2, "right": self.width}[self.align]
@@ -119,14 +121,16 @@ def draw(
     buffer = io.BytesIO()
     canvas = Canvas(buffer, (style.width, height), pageCompression=0, invariant=1)
     canvas.marks = {}
-    canvas.setFillColor(paper); canvas.rect(0, 0, style.width, height, stroke=0, fill=1)
+    canvas.setFillColor(paper)
+    canvas.rect(0, 0, style.width, height, stroke=0, fill=1)
     y = height - (height - sum(heights))/2
     for flowable, used in zip(story, heights):
         y -= used
         flowable.drawOn(canvas, MARGIN_PT, y + flowable.getSpaceAfter())
     canvas.save()
     image, words = read_pdf(buffer.getvalue(), PIXELS_PER_POINT)
-    marks = {key: tuple(PIXELS_PER_POINT*side for side in (x0, height - y1, x1, height - y0)) for key, (x0, y0, x1, y1) in canvas.marks.items()}
+    marks = {key: tuple(PIXELS_PER_POINT*side for side in (x0, height - y1, x1, height - y0))
+             for key, (x0, y0, x1, y1) in canvas.marks.items()}
     return Drawing(image, words, marks, style)
 
 # %% ../../nbs/pages/02_layout.ipynb #cell-012

@@ -82,7 +82,9 @@ def read_pdf(
             chars, x0, y0, x1, y1 = zip(*run)
             words.append(("".join(chars), (min(x0), min(y0), max(x1), max(y1))))
             run = []
-    text.close(); page.close(); document.close()
+    text.close()
+    page.close()
+    document.close()
     return image, words
 
 # %% ../../nbs/pages/00_rendering.ipynb #cell-013
@@ -108,7 +110,8 @@ def degrade(
     pixels = np.asarray(image, np.float32)
     if "faint" in applies: pixels = 255 - (255 - pixels)*(1 - 0.5*applies["faint"]*strength)
     if "light" in applies: pixels = _uneven_light(pixels, rng, applies["light"]*strength)
-    if "noise" in applies: pixels = pixels + rng.normal(0, 3 + 13*applies["noise"]*strength, pixels.shape[:2])[..., None]
+    if "noise" in applies:
+        pixels = pixels + rng.normal(0, 3 + 13*applies["noise"]*strength, pixels.shape[:2])[..., None]
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     if "blur" in applies: image = image.filter(ImageFilter.GaussianBlur(0.3 + 0.5*applies["blur"]*strength))
     if "jpeg" in applies:
