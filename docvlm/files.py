@@ -36,10 +36,13 @@ def digest_of(
     sha = hashlib.sha256()
     for thing in things:
         if isinstance(thing, Path):
-            for file in sorted(f for f in thing.rglob("*") if f.is_symlink() or f.is_file()) if thing.is_dir() else [thing]:
+            for file in (sorted(f for f in thing.rglob("*") if f.is_symlink() or f.is_file())
+                         if thing.is_dir() else [thing]):
                 name = os.fsencode(file.relative_to(thing))  # names need not be UTF-8
                 # in a folder, a link counts by its target's path and is not followed
-                if thing.is_dir() and file.is_symlink(): sha.update(name + b"\0" + os.fsencode(os.readlink(file)) + b"\2"); continue
+                if thing.is_dir() and file.is_symlink():
+                    sha.update(name + b"\0" + os.fsencode(os.readlink(file)) + b"\2")
+                    continue
                 sha.update(name + b"\0%d\0" % file.stat().st_size)
                 with file.open("rb") as stream: sha.update(hashlib.file_digest(stream, "sha256").digest())
         else: sha.update(thing if isinstance(thing, bytes) else json.dumps(thing, sort_keys=True).encode())
@@ -60,7 +63,9 @@ def replacing(
         yield partial
         with partial.open("rb+") as file: os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error: raise StudyError(f"Cannot write {path.name}: {error.strerror or error}; free space or choose another disk") from error
+    except OSError as error:
+        raise StudyError(f"Cannot write {path.name}: {error.strerror or error}; "
+                         "free space or choose another disk") from error
     finally:
         if partial.exists(): partial.unlink()
 
@@ -86,14 +91,17 @@ def read_json(
 ) -> dict:
     "Read a JSON file; StudyError names the file if it is not valid JSON."
     try: return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error: raise StudyError(f"{path} is not valid JSON ({error}); delete it and rerun its step") from error
+    except json.JSONDecodeError as error:
+        raise StudyError(f"{path} is not valid JSON ({error}); delete it and rerun its step") from error
 
 def set_seed(
     seed: int,  # seed for Python, NumPy and torch
 ) -> None:
     "Seed the random generators of Python, NumPy and torch."
     import torch
-    random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 # %% ../nbs/study/01_files.ipynb #pool
 def end_with_parent() -> None:
@@ -107,20 +115,22 @@ def end_with_parent() -> None:
 def in_library(
     name: str,  # e.g. "data.draw_page"
 ):  # the function
-    "Import the library's copy of a function defined in a notebook, since a new process cannot see the notebook's cells."
+    "Import the library's copy of a function defined in a notebook: a new process cannot see the notebook's cells."
     module, _, function = name.rpartition(".")
     return getattr(importlib.import_module(f"docvlm.{module}"), function)
 
 def check_started() -> None:
-    "StudyError in a spawned process that is still importing the main script, where waiting for the parent would deadlock."
+    "StudyError in a spawned process still importing the main script, where waiting for the parent would deadlock."
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise StudyError('A new process imports the script that started it; put what the script does under `if __name__ == "__main__":`')
+        raise StudyError('A new process imports the script that started it; '
+                         'put what the script does under `if __name__ == "__main__":`')
 
 def process_pool(
     processes: int,  # number of worker processes
 ) -> ProcessPoolExecutor:
     "A pool of spawned Python processes that end with this one. Forking would be unsafe with threads or a GPU in use."
-    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=in_library("files.end_with_parent"))
+    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"),
+                               initializer=in_library("files.end_with_parent"))
 
 # %% ../nbs/study/01_files.ipynb #cell-013-files
 @lru_cache

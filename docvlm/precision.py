@@ -7,7 +7,7 @@ __all__ = ['PRECISIONS', 'UNITS', 'has_bf16', 'device_kind', 'in_bf16', 'emulati
 from functools import lru_cache
 
 # %% ../nbs/study/00_precision.ipynb #d0000004
-PRECISIONS = ("auto", "bf16", "fp32")  # values for a preset; "auto" is resolved when a study is opened (`core.open_study`)
+PRECISIONS = ("auto", "bf16", "fp32")  # of a preset; "auto" is resolved when a study is opened (`core.open_study`)
 UNITS = ("avx512_bf16", "amx_bf16", "bf16")  # CPU capabilities for bf16 matrix products; the last is ARM's
 
 @lru_cache(maxsize=None)

@@ -32,13 +32,18 @@ def _each(docvqa, infovqa, chartqa): return {"docvqa": docvqa, "infovqa": infovq
 _phrase = "\nAnswer the question using a single word or phrase."
 _short = "\nPlease try to answer the question with short words or phrases if possible."
 PROTOCOLS = {protocol.name: protocol for protocol in (
-    Protocol("docvlm", 28*28, 512*28*28, _each("", "", ""), _each(40, 40, 24), "greedy", "this project, for its nano model", ""),
-    Protocol("lmms-eval", 3136, 602112, _each(_phrase, _phrase, "\nAnswer the question with a single word."), _each(32, 32, 16),
-             "greedy", "EvolvingLMMs-Lab/lmms-eval: models/simple/qwen2_vl.py (at 19085f3), tasks/{docvqa,infovqa,chartqa}; some "
-             "versions give DocVQA 128 tokens", "pages are not recompressed as JPEG of quality 85 before they are read"),
+    Protocol("docvlm", 28*28, 512*28*28, _each("", "", ""), _each(40, 40, 24), "greedy",
+             "this project, for its nano model", ""),
+    Protocol("lmms-eval", 3136, 602112, _each(_phrase, _phrase, "\nAnswer the question with a single word."),
+             _each(32, 32, 16), "greedy",
+             "EvolvingLMMs-Lab/lmms-eval: models/simple/qwen2_vl.py (at 19085f3), tasks/{docvqa,infovqa,chartqa}; "
+             "some versions give DocVQA 128 tokens",
+             "pages are not recompressed as JPEG of quality 85 before they are read"),
     Protocol("vlmevalkit", 1280*28*28, 16384*28*28, _each(_short, _short, _short), _each(2048, 2048, 2048),
-             "temperature 0.01, top-k 1", "open-compass/VLMEvalKit: vlm/qwen2_vl/prompt.py (at 2aa7214), vlm/qwen2_vl/model.py "
-             "(at 002f7b7), config.py", "pages are resized once, by the processor"),
+             "temperature 0.01, top-k 1",
+             "open-compass/VLMEvalKit: vlm/qwen2_vl/prompt.py (at 2aa7214), vlm/qwen2_vl/model.py (at 002f7b7), "
+             "config.py",
+             "pages are resized once, by the processor"),
 )}
 
 # %% ../nbs/study/02_presets.ipynb #cell-005
@@ -98,14 +103,17 @@ _nano = dict(base="data/nano", revision="", source="generated", max_train_questi
              tokens_in_flight=32768, **PROTOCOLS["docvlm"].settings())
 PRESETS = {preset.name: preset for preset in (
     Preset("smoke", **_nano, train_pages=dict.fromkeys(_types, 2), test_pages=dict.fromkeys(_types, 2), epochs=1,
-           learning_rate=1e-3, tokens_per_page=512, tokens_per_batch=2048, min_steps=1, seeds=(42, 43), ablation_ranks=(16, 32),
-           resamples=200, latency_pages=2, latency_repeats=2, benchmark_pages=2, benchmark_repeats=1),
+           learning_rate=1e-3, tokens_per_page=512, tokens_per_batch=2048, min_steps=1, seeds=(42, 43),
+           ablation_ranks=(16, 32), resamples=200, latency_pages=2, latency_repeats=2,
+           benchmark_pages=2, benchmark_repeats=1),
     # one epoch: generating more pages costs less than a second pass over fewer
     Preset("nano", **_nano, train_pages=dict(zip(_types, (100, 120, 110, 80, 110, 130, 90, 90, 150))),
            test_pages=dict(zip(_types, (32, 32, 32, 24, 20, 40, 30, 30, 50))), epochs=1, learning_rate=5e-3,
            tokens_per_page=512, tokens_per_batch=2048, latency_pages=8, benchmark_pages=48),
-    Preset("qwen2-vl-2b", base="Qwen/Qwen2-VL-2B-Instruct", revision="895c3a49bc3fa70a340399125c650a463535e71c", **_hub),
-    Preset("qwen2-vl-7b", base="Qwen/Qwen2-VL-7B-Instruct", revision="eed13092ef92e448dd6875b2a00151bd3f7db0ac", **_hub),
+    Preset("qwen2-vl-2b", base="Qwen/Qwen2-VL-2B-Instruct",
+           revision="895c3a49bc3fa70a340399125c650a463535e71c", **_hub),
+    Preset("qwen2-vl-7b", base="Qwen/Qwen2-VL-7B-Instruct",
+           revision="eed13092ef92e448dd6875b2a00151bd3f7db0ac", **_hub),
 )}
 
 def get_preset(
@@ -117,14 +125,15 @@ def get_preset(
     known, _, protocol = name.partition("@")
     if known not in PRESETS: raise ValueError(f"Unknown preset {known!r}; choose one of: {', '.join(PRESETS)}")
     if "@" not in name: return PRESETS[known]
-    if protocol not in PROTOCOLS: raise ValueError(f"Unknown protocol {protocol!r}; choose one of: {', '.join(PROTOCOLS)}")
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"Unknown protocol {protocol!r}; choose one of: {', '.join(PROTOCOLS)}")
     return replace(PRESETS[known], name=name, **PROTOCOLS[protocol].settings())
 
 # %% ../nbs/study/02_presets.ipynb #cell-013-resets
 def base_digest(
     preset: Preset,  # its `base` and `revision` identify the base model
 ) -> str:
-    "Digest of a local base model's weights, configuration and tokenizer (not its model card), or of its hub id and revision."
+    "Digest of a local base's weights, configuration and tokenizer (not its model card), or of its hub id and revision."
     folder = root()/preset.base
     if not folder.is_dir(): return digest_of(preset.base, preset.revision)
     kinds = ("*.json", "*.safetensors", "*.bin", "*.model", "merges.txt", "vocab.txt", "*.jinja", "*_templates/*.jinja")

@@ -39,7 +39,8 @@ def published(
 def _beside(study):
     "Other result files that the report shows, by the first part of their names in `trace`."
     found = {"benchmark": study.step("benchmark").path, "systems": study.results_dir/"systems.json",
-             "pretraining": study.results_dir/"pretraining.json", "plan": Study(PRESETS["qwen2-vl-2b"]).results_dir/"plan.json"}
+             "pretraining": study.results_dir/"pretraining.json",
+             "plan": Study(PRESETS["qwen2-vl-2b"]).results_dir/"plan.json"}
     return {name: path for name, path in found.items() if path.exists()}
 
 def _traceable(study): return published(study) | {name: read_json(path) for name, path in _beside(study).items()}
@@ -51,7 +52,8 @@ def _enter(value, name):
         if isinstance(value, list) and key.isdigit() and int(key) < len(value): value = value[int(key)]
         elif isinstance(value, dict) and key in value: value = value[key]
         else:
-            known = list(value) if isinstance(value, dict) else [f"0 to {len(value) - 1}"] if isinstance(value, list) else []
+            known = (list(value) if isinstance(value, dict)
+                     else [f"0 to {len(value) - 1}"] if isinstance(value, list) else [])
             raise StudyError(f"Nothing is called {'.'.join(keys[:depth + 1])!r}; {'.'.join(keys[:depth]) or 'a name'} "
                              f"goes on with: {', '.join(known) or 'nothing'}")
     return value
@@ -71,14 +73,15 @@ def trace(
             "notebook": f"nbs/{step.notebook}.ipynb", "state": step.state(),
             "inputs": {which: f"{sources[which]} ({digest})" for which, digest in result["inputs"].items()},
             "code": result["code"] | {"modules": ", ".join(import_closure(notebook_code(step.notebook)))},
-            "environment": result["env"], "preset": result["preset"], "started": result["started"], "wall_s": result["wall_s"],
-            "key": result["key"], "artefacts": ", ".join(result.get("artefacts", []))}
+            "environment": result["env"], "preset": result["preset"], "started": result["started"],
+            "wall_s": result["wall_s"], "key": result["key"], "artefacts": ", ".join(result.get("artefacts", []))}
 
 def _trace_beside(study, name, value, result):
     "The origin of a number from a separate command instead of a step. Each compared system has its own origin."
     first, *rest = name.split(".")
     origin = result["systems"].get(rest[1], {}) if first == "systems" and len(rest) > 1 else result
-    command = {"benchmark": "docvlm-bench", "systems": "docvlm-measure", "pretraining": "make nano-base", "plan": "docvlm-plan"}[first]
+    command = {"benchmark": "docvlm-bench", "systems": "docvlm-measure", "pretraining": "make nano-base",
+               "plan": "docvlm-plan"}[first]
     kept = ("code", "inputs", "settings", "preset", "started", "wall_s", "key")
     return {"name": name, "value": value, "file": str(_beside(study)[first].relative_to(root())), "command": command,
             "environment": origin.get("env")} | {key: origin[key] for key in kept if key in origin}
@@ -116,7 +119,8 @@ def _verdict(step, path, old, new, same_machine):
     low, high = (old.get((*path[:-1], "ci95", end)) for end in "01")
     if path[-1] == "value" and low is not None:
         return "agrees" if after is not None and low - SCORE_SLACK <= after <= high + SCORE_SLACK else "differs"
-    if path[-1] == "loss": return "agrees" if after is not None and abs(after - before) <= LOSS_SHARE*abs(before) else "differs"
+    if path[-1] == "loss":
+        return "agrees" if after is not None and abs(after - before) <= LOSS_SHARE*abs(before) else "differs"
     return "not judged"
 
 # %% ../nbs/study/06_provenance.ipynb #cae1e6d4
@@ -132,7 +136,8 @@ def compare(
     counts = {name: list(verdicts.values()).count(name) for name in ("identical", "agrees", "not judged", "differs")}
     first = next((path for path, verdict in verdicts.items() if verdict == "differs"), None)
     def part(result): return {k: v for k, v in result["code"].items() if k.endswith("sha256")}, result["params"]
-    return {"step": step, "code": "same" if part(before) == part(after) else "other", "machine": "same" if same_machine else "other", **counts,
+    return {"step": step, "code": "same" if part(before) == part(after) else "other",
+            "machine": "same" if same_machine else "other", **counts,
             "first difference": f"{'.'.join(first)}: {old.get(first)} → {new.get(first)}" if first else ""}
 
 # %% ../nbs/study/06_provenance.ipynb #3844d7ef
@@ -140,7 +145,7 @@ def copy_sources(
     study: Study,  # study to run in the copy
     folder: Path,  # destination; existing sources are replaced
 ) -> Path:  # the folder
-    "Copy the repository's sources without the results of the study's steps. Other results that its report shows are kept."
+    "Copy the repository's sources without the results of the study's steps; keep other results that its report shows."
     made = shutil.ignore_patterns("runs", "cache", "__pycache__", ".ipynb_checkpoints", "paper.html", "paper.pdf")
     found = {f"{step}.json" for step in STEPS}
     def unwanted(place, names): return made(place, names) | (found if Path(place) == study.results_dir else set())
@@ -155,7 +160,8 @@ def study_command(
     folder: Path,  # a copy of the repository
 ) -> dict:  # keyword arguments for `subprocess.run`
     "The command that runs a study in a copy of the repository, with the copy's library."
-    code = "import sys\nfrom docvlm.core import open_study\nfrom docvlm.steps import run_study\nrun_study(open_study(*sys.argv[1:]))"
+    code = ("import sys\nfrom docvlm.core import open_study\nfrom docvlm.steps import run_study\n"
+            "run_study(open_study(*sys.argv[1:]))")
     documents = study.documents and str((root()/study.documents).resolve())
     return {"args": [sys.executable, "-c", code, study.preset.name, documents], "cwd": folder,
             "env": os.environ | {"PYTHONPATH": str(folder)}}
@@ -176,17 +182,22 @@ def compare_folders(
     for name, before in published(study).items():
         path = folder/study.step(name).path.relative_to(root())
         if not path.exists(): raise StudyError(f"The rerun has no result for {name}; see its messages above")
-        files = [a for a in before.get("artefacts", []) if a.endswith(".parquet") and (root()/a).exists() and (folder/a).exists()]
+        files = [a for a in before.get("artefacts", [])
+                 if a.endswith(".parquet") and (root()/a).exists() and (folder/a).exists()]
         def with_files(result, place): return result | {"files": {a: answers_digest(place/a) for a in files}}
         rows.append(compare(name, with_files(before, root()), with_files(read_json(path), folder)))
-    if not rows: raise StudyError(f"{study.name}: nothing to compare with; run `docvlm-study --preset {study.preset.name}` first")
+    if not rows:
+        raise StudyError(f"{study.name}: nothing to compare with; "
+                         f"run `docvlm-study --preset {study.preset.name}` first")
     return pd.DataFrame(rows)
 
 def check(
     study: Study,  # study with results
 ) -> pd.DataFrame:  # one row per step, see `compare`
     "Rerun the study in an empty folder and compare the results. An interrupted check continues where it stopped."
-    if not published(study): raise StudyError(f"{study.name}: nothing to compare with; run `docvlm-study --preset {study.preset.name}` first")
+    if not published(study):
+        raise StudyError(f"{study.name}: nothing to compare with; "
+                         f"run `docvlm-study --preset {study.preset.name}` first")
     folder = study.run_dir/"check"
     with alone(study, "check"):
         last = folder/study.step("report").path.relative_to(root())
@@ -195,5 +206,7 @@ def check(
         copy_sources(study, folder)
         write_json(folder/(study.run_dir/"precision.json").relative_to(root()), {"precision": study.preset.precision})
         ran = subprocess.run(**study_command(study, folder))
-        if ran.returncode: raise StudyError(f"The rerun stopped (exit code {ran.returncode}); its messages are above, its files in {folder.relative_to(root())}")
+        if ran.returncode:
+            raise StudyError(f"The rerun stopped (exit code {ran.returncode}); its messages are above, "
+                             f"its files in {folder.relative_to(root())}")
         return compare_folders(study, folder)

@@ -38,9 +38,10 @@ STEPS = {  # step: (notebook, earlier steps whose results it reads, glob pattern
     "failures": ("07_failures", ("data", "evaluation"), ()),
     "latency": ("08_latency", ("data", "training"), ("data/prices.csv",)),
     "report": ("09_report", ("data", "training", "evaluation", "ablation", "failures", "latency"),
-               ("data/*.csv", "nbs/index.ipynb", "data/results/*/plan.json", "data/results/qwen2-vl-*/evaluation.json", "data/results/{study}/benchmark.json",
-                "data/results/{study}/systems.json", "data/runs/{study}/results/systems.json", "paper/*.j2", "paper/*.css", "paper/*.bib",
-                "paper/*.typ", "paper/head.html", "paper/gallery.html")),
+               ("data/*.csv", "nbs/index.ipynb", "data/results/*/plan.json", "data/results/qwen2-vl-*/evaluation.json",
+                "data/results/{study}/benchmark.json", "data/results/{study}/systems.json",
+                "data/runs/{study}/results/systems.json", "paper/*.j2", "paper/*.css", "paper/*.bib", "paper/*.typ",
+                "paper/head.html", "paper/gallery.html")),
 }
 
 APART = {  # same layout as `STEPS`; run by separate commands, and shown in the report if they have run
@@ -53,8 +54,9 @@ def _bare(source):
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) \
-           and isinstance(body[0].value.value, str) and not isinstance(node, ast.Lambda):
+        if (isinstance(body, list) and body and isinstance(body[0], ast.Expr)
+                and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str)
+                and not isinstance(node, ast.Lambda)):
             body[:] = body[1:] or [ast.Pass()]
     return ast.unparse(tree)
 
@@ -70,7 +72,8 @@ def _imports(source, package):
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found += [(alias.name.removeprefix("docvlm."), "") for alias in node.names if alias.name.startswith("docvlm.")]
+            found += [(alias.name.removeprefix("docvlm."), "") for alias in node.names
+                      if alias.name.startswith("docvlm.")]
         if not isinstance(node, ast.ImportFrom): continue
         within = (node.module or "").split(".")
         if node.level: above = package.split(".")[:len(package.split(".")) + 1 - node.level] if package else []
@@ -82,7 +85,8 @@ def _imports(source, package):
 def _imported(source, package=""):
     "Names of the docvlm modules that Python source imports directly."
     pairs = _imports(source, package)
-    return {module if module and module_file(module).is_file() else f"{module}.{name}".strip(".") for module, name in pairs}
+    return {module if module and module_file(module).is_file() else f"{module}.{name}".strip(".")
+            for module, name in pairs}
 
 def import_closure(
     source: str,  # Python source
@@ -144,7 +148,8 @@ def record_precision(
     if not record.exists() or read_json(record) != now: write_json(record, now)
 
 # %% ../nbs/study/05_steps.ipynb #cell-008
-PROVENANCE = ("step", "preset", "study", "params", "inputs", "code", "env", "started", "wall_s", "key", "content", "artefact_digests")
+PROVENANCE = ("step", "preset", "study", "params", "inputs", "code", "env", "started", "wall_s", "key", "content",
+              "artefact_digests")
 
 def content_digest(
     result: dict,  # of a step, as in its file
@@ -159,7 +164,8 @@ class Step:
     name: str
 
     def __post_init__(self):
-        if self.name not in STEPS | APART: raise ValueError(f"Unknown step {self.name!r}; choose one of: {', '.join(STEPS)}")
+        if self.name not in STEPS | APART:
+            raise ValueError(f"Unknown step {self.name!r}; choose one of: {', '.join(STEPS)}")
     @property
     def notebook(self): return (STEPS | APART)[self.name][0]
     @property
@@ -200,7 +206,8 @@ class Step:
             then, now = result.get("params", {}).get("precision"), self.study.preset.precision
             if then not in (None, now): return f"computed in {then}, and the study now computes in {now}"
             return "inputs, code or parameters have changed"
-        if result.get("content") != content_digest(result): return "the result file has been changed since it was written"
+        if result.get("content") != content_digest(result):
+            return "the result file has been changed since it was written"
         missing = [a for a in result.get("artefacts", []) if not (root()/a).exists()]
         if missing: return f"{missing[0]} is missing"
         changed = [a for a, digest in result.get("artefact_digests", {}).items() if digest_of(root()/a) != digest]
@@ -227,7 +234,8 @@ class Step:
                   "code": git_state() | code_digests(self.notebook), "env": environment(),
                   "started": started.isoformat(timespec="seconds"), "wall_s": time.perf_counter() - clock,
                   "content": content_digest(json.loads(json.dumps(result)))}
-        files = [a for a in result.get("artefacts", []) if (root()/a).is_file()]  # folders are described by their record.json
+        # folders are described by their record.json
+        files = [a for a in result.get("artefacts", []) if (root()/a).is_file()]
         record["artefact_digests"] = {a: digest_of(root()/a) for a in files}
         write_json(self.path, record | result)
         return read_json(self.path)
@@ -238,7 +246,8 @@ def git_state() -> dict:
     def git(*args):
         try: return subprocess.run(("git", *args), cwd=root(), capture_output=True, text=True).stdout.strip()
         except OSError: return ""  # git is not installed
-    sources = ("nbs", "docvlm", "data/nano", "data/*.csv", "settings.ini", "paper/*.j2", "paper/*.css", "paper/*.bib", "paper/*.typ", "paper/head.html", "paper/gallery.html")
+    sources = ("nbs", "docvlm", "data/nano", "data/*.csv", "settings.ini", "paper/*.j2", "paper/*.css", "paper/*.bib",
+               "paper/*.typ", "paper/head.html", "paper/gallery.html")
     return {"git_sha": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", *sources))}
 
 @lru_cache
@@ -246,8 +255,9 @@ def environment() -> dict:
     "Package versions and hardware, without host names, user names or paths."
     import torch
     cpuinfo = Path("/proc/cpuinfo")
-    cpu = next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")),
-               platform.machine()) if cpuinfo.exists() else platform.machine()
+    cpu = (next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines()
+                 if line.startswith("model name")), platform.machine())
+           if cpuinfo.exists() else platform.machine())
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"python": platform.python_version(), **{p: version(p) for p in ("torch", "transformers", "peft")},
             "cpu": cpu, "cpu_threads": torch.get_num_threads(), "gpu": gpu, "cuda": torch.version.cuda if gpu else None}
@@ -275,7 +285,9 @@ def alone(
     study.run_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(study.run_dir/f".{work}.lock")
     try: lock.acquire(timeout=0)
-    except Timeout: raise StudyError(f"Another {work} of the study {study.name!r} is in progress in this folder; wait for it to end") from None
+    except Timeout:
+        raise StudyError(f"Another {work} of the study {study.name!r} is in progress in this folder; "
+                         "wait for it to end") from None
     try: yield
     finally: lock.release()
 
@@ -283,7 +295,7 @@ def run_study(
     study,  # a `core.Study`: preset and documents
     only: str | None = None,  # name of a single step; None for all steps
 ) -> list[str]:  # names of the steps that ran
-    "Run every step that is not up to date, in order. StudyError if the same study is already running in this repository."
+    "Run every step that is not up to date, in order. StudyError if the same study already runs in this repository."
     ran, steps = [], [study.step(name) for name in (STEPS if only is None else [only])]
     with alone(study):
         for number, step in enumerate(steps, 1):

@@ -114,9 +114,10 @@ def add_system(
     return record
 
 def _own_predictions(study):
-    "Digest of the study's evaluation and its adapters' predictions, one table per seed; None and [] if it is not up to date."
+    "Digest of the study's evaluation and its adapters' predictions, one table per seed; None and [] if not up to date."
     if study.step("evaluation").state() != "fresh": return None, []
-    files = [study.run_dir/"predictions"/f"lora-r{study.preset.lora_rank}-seed{seed}.parquet" for seed in study.preset.seeds]
+    files = [study.run_dir/"predictions"/f"lora-r{study.preset.lora_rank}-seed{seed}.parquet"
+             for seed in study.preset.seeds]
     return content_digest(study.result("evaluation")), list(map(pd.read_parquet, files))
 
 # %% ../../nbs/baselines/04_compare.ipynb #759a8233

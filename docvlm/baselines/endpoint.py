@@ -50,7 +50,8 @@ class Endpoint:
         if parts.username or parts.password or parts.query:
             raise ValueError(f"Put the key into the variable {self.key_variable}, not into the address")
         if not self.model.strip() or not self.model.isprintable():
-            raise ValueError(f"Name the model that {parts.hostname} serves, in printable characters, not {self.model!r}")
+            raise ValueError(f"Name the model that {parts.hostname} serves, in printable characters, "
+                             f"not {self.model!r}")
         number("concurrency", self.concurrency, 1, 1000)
         number("requests_per_minute", self.requests_per_minute, 0.0, 1e6)
         number("timeout_s", self.timeout_s, 0.001, 86400.0)
@@ -74,7 +75,7 @@ class Endpoint:
 def page_url(
     image: dict,  # undecoded `datasets.Image` value with "bytes" or "path"
 ) -> str:
-    "Encode a page as a data URL: the original file if every server decodes it to the same page as we do, otherwise a PNG."
+    "A page as a data URL: the original file if every server decodes it to the same page as we do, otherwise a PNG."
     content = image["bytes"] or Path(image["path"]).read_bytes()
     page, suffix = decode_page(content)
     if not suffix:
@@ -90,7 +91,8 @@ def ask(
     max_tokens: int,  # maximum answer length in tokens
 ) -> dict:  # seconds; prediction, prompt_tokens, answer_tokens (None if not reported), or failure and reason
     "Ask one question; return the answer, or kind and reason of the failure. No reply of a server raises an exception."
-    content, started = [{"type": "image_url", "image_url": {"url": page}}, {"type": "text", "text": prompt}], time.perf_counter()
+    content, started = [{"type": "image_url", "image_url": {"url": page}},
+                        {"type": "text", "text": prompt}], time.perf_counter()
     messages = [{"role": "user", "content": content}]
     request = {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
     try: found = _read_reply(client.chat.completions.create(**request))
@@ -138,7 +140,8 @@ class AnswerFile:
         try:
             with self.path.open("a", encoding="utf-8") as file: file.write(f"\n{json.dumps(answer | {'key': key})}")
         except OSError as error:
-            raise StudyError(f"Cannot write {self.path.name}: {error.strerror}; free space and run the same command") from error
+            raise StudyError(f"Cannot write {self.path.name}: {error.strerror}; "
+                             "free space and run the same command") from error
 
 # %% ../../nbs/baselines/03_endpoint.ipynb #f00a45d1
 MOST_FAILURES = 20  # failures in a row after which the server is assumed to be down and the run stops
@@ -146,13 +149,14 @@ UNFIT = ("HTTP 400", "HTTP 413", "HTTP 422", "failed request")  # concern a sing
 
 class _Pace:
     "Rate limiter: spaces the requests of all threads evenly, at most `per_minute` per minute (0: no limit)."
-    def __init__(self, per_minute): self.gap, self.next, self.lock = 60/per_minute if per_minute else 0, 0, threading.Lock()
+    def __init__(self, per_minute):
+        self.gap, self.next, self.lock = 60/per_minute if per_minute else 0, 0, threading.Lock()
     def wait(self):
         with self.lock: start = self.next = max(time.monotonic(), self.next + self.gap)
         time.sleep(max(0, start - time.monotonic()))
 
 def _requests(endpoint, preset, rows):
-    "Yield for every row: key (digest of what determines the answer), images, row index, prompt and maximum answer length."
+    "Yield for each row: key (digest of what determines the answer), images, row index, prompt, maximum answer length."
     table, images = rows.select_columns(["question", "benchmark"])[:], rows.cast_column("image", Image(decode=False))
     page_keys = {row: page["key"] for page in pages_of(rows).values() for row in page["rows"]}
     for i, (question, benchmark) in enumerate(zip(table["question"], table["benchmark"])):
@@ -207,7 +211,8 @@ def endpoint_answers(
     mark = digest_of(endpoint.url, endpoint.model)[:6]
     kept = AnswerFile(study.run_dir/"endpoints"/f"{name}-{mark}.jsonl")
     known = {key for key, *_ in requests if key in kept.answers}
-    if not any(kept.answers[key]["prediction"] for key in known): known = set()  # if all stored answers are empty, ask again
+    # if all stored answers are empty, ask again
+    if not any(kept.answers[key]["prediction"] for key in known): known = set()
     todo = {request[0]: request for request in requests if request[0] not in known}
     failures, stopped = _ask_all(endpoint, todo.values(), kept, bool(known))
     found = [failures.get(key) or kept.answers.get(key) for key, *_ in requests]
@@ -235,5 +240,6 @@ def token_cost(
     counts = answers.loc[answers.failure.isna(), ["prompt_tokens", "answer_tokens"]]
     if known.empty or counts.isna().any(axis=None): return {"cost_usd": None, "price_source": None}
     price, (read, written) = known.iloc[0], counts.astype(float).sum()
-    return {"cost_usd": float(read*price.usd_per_million_prompt_tokens + written*price.usd_per_million_answer_tokens)/1e6,
+    return {"cost_usd": float(read*price.usd_per_million_prompt_tokens
+                              + written*price.usd_per_million_answer_tokens)/1e6,
             "price_source": f"{price.provider}, {price.source}, {price.date}"}

@@ -75,8 +75,9 @@ def page_lines(
 
 # %% ../../nbs/baselines/01_ocr.ipynb #3d8bd7cc
 CUTS = (re.compile(r"(.*?[^\W\d].*?)\s*(?:(?<!\d)[:：]|[:：](?!\d))\s*(\S.*)"),  # label: value
-         re.compile(r"(.*[^\W\d]|.*\d(?=\s))\.?\s*([$€£]?\d[\d.,]*[.,]\d\d\s?€?)"))  # name and amount, or count and amount
-CUTS_AROUND = (*CUTS, re.compile(r"(.*[^\W\d])\s*(\d[\d.,]*(?:\s?%)?)"), re.compile(r"(\d[\d.,]*(?:\s?%)?)\s*([^\W\d].*)"))
+         re.compile(r"(.*[^\W\d]|.*\d(?=\s))\.?\s*([$€£]?\d[\d.,]*[.,]\d\d\s?€?)"))  # name or count, and amount
+CUTS_AROUND = (*CUTS, re.compile(r"(.*[^\W\d])\s*(\d[\d.,]*(?:\s?%)?)"),
+               re.compile(r"(\d[\d.,]*(?:\s?%)?)\s*([^\W\d].*)"))
 
 def squeeze(text: str) -> str:
     "Keep only letters and digits, in lower case."
@@ -97,7 +98,9 @@ def split_labels(
     found = []
     for line in lines:
         match = next((match for cut in cuts if (match := cut.fullmatch(line.text))), None)
-        if not match: found.append(line); continue
+        if not match:
+            found.append(line)
+            continue
         cut = line.x0 + (line.x1 - line.x0)*match.start(2)/len(line.text)
         found += [Line(match[1], line.x0, line.y0, cut, line.y1, line.confidence),
                   Line(match[2], cut, line.y0, line.x1, line.y1, line.confidence)]

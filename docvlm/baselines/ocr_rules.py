@@ -23,7 +23,8 @@ from ..files import StudyError
 # %% ../../nbs/baselines/02_ocr_rules.ipynb #f3b72900
 _STOP = set("""
 a about an and any are as at be been below belong belongs by come comes did does find for from get give given gives has
-have how in is it its line look many me much name named of on or out page shown show shows state table that the there this to
+have how in is it its line look many me much name named of on or out page shown show shows state table that the there \
+this to
 up was were what when where which who whose with written next value figure chart""".split())
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Mention:
     whole: bool  # whether a line consists of these words rather than only containing them
 
 def _likeness(runs, labels):
-    "Similarity in percent of every word sequence and line, shape (runs, lines); 70 % weight if a line only contains the run."
+    "Similarity (%) of every word sequence and line, shape (runs, lines); 70 % weight if a line only contains the run."
     same = process.cdist(runs, labels, scorer=fuzz.ratio, score_cutoff=80)
     held = process.cdist(runs, labels, scorer=fuzz.partial_ratio, score_cutoff=90)
     longer = np.array([[len(run) >= 4 and len(label) > len(run) for label in labels] for run in runs])
@@ -49,7 +50,8 @@ def mentions(
 ) -> list[Mention]:
     "Find the words that question and page have in common, strongest match first."
     words = [word.lower().strip("?.,:;!\"'") for word in question.split()]
-    spans = [(i, j) for i in range(len(words)) for j in range(i + 1, min(i + 6, len(words)) + 1) if not set(words[i:j]) <= _STOP]
+    spans = [(i, j) for i in range(len(words)) for j in range(i + 1, min(i + 6, len(words)) + 1)
+             if not set(words[i:j]) <= _STOP]
     runs, labels = [squeeze("".join(words[i:j])) for i, j in spans], [squeeze(line.text) for line in lines]
     if not spans or not lines: return []
     likeness, found, used = _likeness(runs, labels), [], set()
@@ -59,7 +61,8 @@ def mentions(
         if strengths[n] <= 0 or used & set(range(start, end)): continue
         used |= set(range(start, end))
         where = [line for line, value in zip(lines, likeness[n]) if value >= max(best - 5, 1)]
-        found.append(Mention(start, end, tuple(sorted(where, key=lambda line: line.y0)), float(strengths[n]), best > 75))
+        found.append(Mention(start, end, tuple(sorted(where, key=lambda line: line.y0)), float(strengths[n]),
+                             best > 75))
     return found
 
 # %% ../../nbs/baselines/02_ocr_rules.ipynb #d6e7dbe1
@@ -117,7 +120,7 @@ def _beside(question, label, lines, benchmark):
     return nearest(label, lines, lambda line: is_number(line.text) != (of_number and benchmark == "infovqa"), order)
 
 def _values(question, labels, lines, benchmark):
-    "(label, number) of every label, in the given order; if a label is a column header, numbers are taken from its column."
+    "(label, number) of every label, in the given order; for a column header, numbers are taken from its column."
     heads = [h for h in labels if sum(bool(crossing(h, other, lines)) for other in labels if other.y0 > h.y1) > 1]
     rows = [label for label in labels if label not in heads[:1]]
     cells = [crossing(row, heads[0], lines) if heads else _beside(question, row, lines, benchmark) for row in rows]
@@ -142,7 +145,8 @@ def _extreme(question, named, lines, benchmark):
     "The row or category with the largest or smallest number (or the first two), or that number."
     if not _EXTREME.search(question): return None
     if benchmark == "docvqa":
-        columns = [[line for line in lines if side(m.lines[0], line) == "below" and is_number(line.text)] for m in named]
+        columns = [[line for line in lines if side(m.lines[0], line) == "below" and is_number(line.text)]
+                   for m in named]
         column = next(filter(None, columns), [])
         left = lambda line: line.x0
         row_name = lambda cell: min((line for line in lines if side(cell, line) == "left"), key=left, default=cell)
@@ -150,7 +154,8 @@ def _extreme(question, named, lines, benchmark):
     else:
         names = [line for line in lines if not is_number(line.text)]
         pairs = [(number(value.text), name) for name in names if (value := _beside(question, name, lines, benchmark))]
-    best = sorted(pairs, key=lambda pair: pair[0], reverse=not _LEAST.search(question))[:2 if " two " in question else 1]
+    best = sorted(pairs, key=lambda pair: pair[0],
+                  reverse=not _LEAST.search(question))[:2 if " two " in question else 1]
     if not best: return None
     if benchmark == "chartqa" and re.search(r"what is the \w+ (value|number)", question, re.I): return f"{best[0][0]:g}"
     return ", ".join(name.text for _, name in best)
@@ -200,7 +205,8 @@ def _by_form(question, named, lines, benchmark):
     if _ASKS_FIRM.search(question): return re.sub(r"\s*[（(]\d.*", "", texts[firm]) if texts else None
     if not (_ASKS_DATE.search(question) or _ASKS_NUMBER.search(question)): return None
     found = [text for line in texts if (text := extract(question, line))]
-    return (found[0] if _ASKS_DATE.search(question) else max(found, key=lambda text: number(text) or 0)) if found else None
+    return (found[0] if _ASKS_DATE.search(question)
+            else max(found, key=lambda text: number(text) or 0)) if found else None
 
 RULES = (_compared, _extreme, _confirmed, _total, _looked_up, _by_form)
 
@@ -211,7 +217,7 @@ def answer_by_rules(
 ) -> tuple[str, float]:  # the answer, "" if no rule gives one; its confidence, 0 to 1
     """Answer with the first rule that gives an answer.
 
-    The confidence is the lowest OCR confidence of the matched labels, 0.5 if no label matches, and 0 without an answer."""
+    The confidence is the lowest OCR confidence of the matched labels, 0.5 if none matches, and 0 without an answer."""
     lines = split_labels(lines) if benchmark == "docvqa" else split_labels(without_title(lines), CUTS_AROUND)
     named = mentions(question, lines)
     if re.search(r"\baddress\b", question, re.I) or _ASKS_FIRM.search(question): named = [m for m in named if m.whole]
@@ -237,11 +243,11 @@ def _read_page(study, rows, page):
 def lookup_answers(
     study: Study,  # its cache folder stores the lines
     rows,  # a datasets.Dataset in the row schema
-) -> pd.DataFrame:  # per question: prediction, confidence, seconds (its share of the page's time), failure and reason (or None)
+) -> pd.DataFrame:  # per question: prediction, confidence, seconds (share of the page's), failure and reason (or None)
     """Answer every question with the rules; each page is read once.
 
-    If a page cannot be read, all its questions fail; if a rule raises an exception, only its question fails. Other questions are
-    not affected."""
+    If a page cannot be read, all its questions fail; if a rule raises an exception, only its question fails. Other
+    questions are not affected."""
     table, found = rows.select_columns(["question", "benchmark"])[:], [None]*len(rows)
     for page in tqdm(pages_of(rows).values(), desc="OCR", unit="page"):
         lines, seconds = _read_page(study, rows, page)

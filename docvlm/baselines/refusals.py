@@ -117,7 +117,8 @@ REMEDIES = (  # pattern of the kind, pattern of the reason, remedy
     ("HTTP 4..", "", "the server does not take the request as it is: a page and a question, temperature 0, max_tokens"),
     ("HTTP 5..", "", "look into the server's log"),
     ("unreadable reply", "no text", "check the model's chat template, and whether it needs longer answers (--prompts)"),
-    ("unreadable reply", "", "see what it says, and that {url} is the address of an OpenAI-compatible API, usually ending in /v1"),
+    ("unreadable reply", "",
+     "see what it says, and that {url} is the address of an OpenAI-compatible API, usually ending in /v1"),
     ("unreadable page", "", "check the files of the pages"),
     ("empty answer", "", "check the model's chat template, and whether it needs longer answers (--prompts)"),
     ("", "", "mend what the reason names"))

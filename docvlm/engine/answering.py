@@ -23,7 +23,7 @@ from ..files import StudyError
 
 # %% ../../nbs/engine/04_answering.ipynb #roomy
 class RoomyLayer(DynamicLayer):
-    "A key-value cache layer that preallocates space for new tokens; `DynamicLayer` instead copies everything for each token."
+    "A key-value cache layer that preallocates space for new tokens; `DynamicLayer` copies everything for each token."
     room = 128  # tokens of free space to allocate when the layer is full
     buffers = ()
 
@@ -47,14 +47,15 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (buffer[:, :, :used] for buffer in self.buffers)
 
     def dealt(self, tokens):
-        "A new layer of B rows; row b holds the tokens at positions `tokens[b]` of this layer's only row. `tokens` is (B, T)."
-        layer, take = RoomyLayer(), lambda row: row.index_select(1, tokens.flatten()).unflatten(1, tokens.shape).transpose(0, 1)
+        "A new layer of B rows; row b takes positions `tokens[b]` of this layer's only row. `tokens` is (B, T)."
+        layer, take = RoomyLayer(), (
+            lambda row: row.index_select(1, tokens.flatten()).unflatten(1, tokens.shape).transpose(0, 1))
         layer.update(take(self.keys[0]), take(self.values[0]))
         return layer
 
 # %% ../../nbs/engine/04_answering.ipynb #cell-004
 def _pad(sequences):
-    "Pad 1-D index tensors with zeros at the end to one (B, T) tensor; also returns a mask (B, T) that is False on padding."
+    "Pad 1-D index tensors with zeros at the end to one (B, T) tensor; also return a mask (B, T), False on padding."
     table = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
     return table, torch.arange(table.shape[1]) < torch.tensor(list(map(len, sequences)))[:, None]
 
@@ -66,16 +67,21 @@ def ask_pages(
     questions: list[list[int]],  # token ids of each question, prompt suffix included
     page_of: list[int],  # index of the page of each question
     merge_size: int = 2,  # one image token covers merge_size × merge_size patches
-) -> tuple[torch.Tensor, Cache, torch.Tensor, torch.Tensor]:  # last logits (Q, vocabulary); cache; its mask (Q, T); next position (Q, 1)
-    "Prefill all pages and questions as one row without padding; row q of the returned cache holds question q and its page."
+) -> tuple[torch.Tensor, Cache, torch.Tensor, torch.Tensor]:  # last logits, cache, its mask, next position
+    """Prefill all pages and questions as one row without padding; row q of the returned cache holds question q and its
+    page. The logits are (Q, vocabulary), the mask is (Q, T) and the positions are (Q, 1)."""
     on_page = [[q for q, page in enumerate(page_of) if page == number] for number in range(len(grids))]
-    packed = [pack_page(template, grid, [questions[q] for q in asked], merge_size=merge_size) for grid, asked in zip(grids, on_page)]
-    row, device, cache = send_to_device(collate_pages(packed), model.device), model.device, Cache(layer_class_to_replicate=RoomyLayer)
-    ends = torch.cat([(page.question > 0) & (page.question.diff(append=torch.tensor([0])) != 0) for page in packed])[None].to(device)
+    packed = [pack_page(template, grid, [questions[q] for q in asked], merge_size=merge_size)
+              for grid, asked in zip(grids, on_page)]
+    row, device, cache = (send_to_device(collate_pages(packed), model.device), model.device,
+                          Cache(layer_class_to_replicate=RoomyLayer))
+    ends = torch.cat([(page.question > 0) & (page.question.diff(append=torch.tensor([0])) != 0)
+                      for page in packed])[None].to(device)
     vision = BaseModelOutputWithPooling(pooler_output=tuple(f.float().to(device) for f in features))
     with last_layer_at(model, ends):
-        logits = model(**{name: row[name] for name in ("input_ids", "position_ids", "attention_mask")}, mm_encoder_outputs={"image": vision},
-                       past_key_values=cache, use_cache=True, logits_to_keep=ends).logits.float()
+        logits = model(**{name: row[name] for name in ("input_ids", "position_ids", "attention_mask")},
+                       mm_encoder_outputs={"image": vision}, past_key_values=cache, use_cache=True,
+                       logits_to_keep=ends).logits.float()
     begins, seen, position = np.cumsum([0, *map(len, packed)]), [None]*len(questions), [None]*len(questions)
     for page, begin, asked in zip(packed, begins, on_page):
         for number, q in enumerate(asked, 1):
@@ -91,14 +97,14 @@ def questions_at_a_time(
     questions: list[list[int]],  # token ids of the questions about one page
     page_tokens: int,  # tokens of the page
     tokens_in_flight: int,  # limit on cached tokens: (page + question) × number of questions
-    tokens_per_batch: int,  # limit on the tokens of all questions together: memory grows with its square; training has the same limit
+    tokens_per_batch: int,  # limit on the tokens of all questions, as in training: memory grows with its square
 ) -> tuple[int, int]:  # how many questions to answer together; cached tokens of each
     "How many questions about a page to answer together, at least 1, so that they fit into memory."
     longest = max(map(len, questions), default=1)
     tokens = page_tokens + max(64, longest)
     return max(1, min(tokens_in_flight//tokens, tokens_per_batch//longest)), tokens
 
-LEAST_GOING = 0.75  # finished questions leave the batch when the unfinished share is below this, because leaving copies the cache
+LEAST_GOING = 0.75  # finished questions leave below this share of unfinished ones, because leaving copies the cache
 
 def answer(
     model,  # a Qwen2-VL model, with or without LoRA
@@ -113,23 +119,29 @@ def answer(
     "Decode greedy answers to questions about pages."
     logits, cache, seen, position = ask_pages(model, template, features, grids, questions, page_of, merge_size)
     number, limit = 0, torch.tensor(max_new_tokens, device=model.device).expand(len(questions))
-    active, going = torch.arange(len(questions), device=model.device), torch.ones(len(questions), dtype=torch.bool, device=model.device)
+    active, going = (torch.arange(len(questions), device=model.device),
+                     torch.ones(len(questions), dtype=torch.bool, device=model.device))
     answers, probabilities = [[] for _ in questions], [[] for _ in questions]
     while True:
         number, (probability, token) = number + 1, logits.softmax(-1).max(-1)
         for row, goes_on, t, p in zip(active.tolist(), going.tolist(), token.tolist(), probability.tolist()):
-            if goes_on: answers[row].append(t); probabilities[row].append(p)
+            if goes_on:
+                answers[row].append(t)
+                probabilities[row].append(p)
         going = going & (token != template.end_token_id) & (number < limit)
         if not going.any(): break
         if going.float().mean() < LEAST_GOING:
-            active, token, seen, position, limit = active[going], token[going], seen[going], position[going], limit[going]
+            active, token, seen, position, limit = (
+                active[going], token[going], seen[going], position[going], limit[going])
             cache.batch_select_indices(going.nonzero()[:, 0])
             going = going[going]
         seen = torch.cat([seen, torch.ones_like(token, dtype=torch.bool)[:, None]], 1)
-        logits = model(input_ids=token[:, None], position_ids=position.expand(3, -1, -1), attention_mask=seen[:, None, None],
-                       past_key_values=cache, use_cache=True).logits[:, -1].float()
+        logits = model(input_ids=token[:, None], position_ids=position.expand(3, -1, -1),
+                       attention_mask=seen[:, None, None], past_key_values=cache,
+                       use_cache=True).logits[:, -1].float()
         position = position + 1
-    return [a[:-1] if a[-1] == template.end_token_id else a for a in answers], [float(np.mean(p)) for p in probabilities]
+    return ([a[:-1] if a[-1] == template.end_token_id else a for a in answers],
+            [float(np.mean(p)) for p in probabilities])
 
 # %% ../../nbs/engine/04_answering.ipynb #cell-007
 def answer_rows(
@@ -150,7 +162,8 @@ def answer_rows(
     bar = tqdm(total=len(rows), desc=description, unit="question")
 
     def run(tokens_in_flight):
-        for batch in _batches(pages, features, found, tokens_in_flight, merge_size, asks, study.preset.tokens_per_batch):
+        for batch in _batches(pages, features, found, tokens_in_flight, merge_size, asks,
+                              study.preset.tokens_per_batch):
             cached = [features.get(page["key"]) for page, _ in batch]
             asked = [(number, row) for number, (_, some) in enumerate(batch) for row in some]
             limits = [study.preset.max_new_tokens[table["benchmark"][row]] for _, row in asked]
@@ -159,8 +172,9 @@ def answer_rows(
                                           [number for number, _ in asked], limits, merge_size)
             for (_, row), answered, confidence in zip(asked, ids, confidences):
                 if not math.isfinite(confidence):
-                    raise StudyError(f"The model gives NaN on page {table['doc_id'][row]}, which is no answer; its cached features or the "
-                                     "weights are damaged: delete data/cache/features and try again, then train the adapter again")
+                    raise StudyError(f"The model gives NaN on page {table['doc_id'][row]}, which is no answer; "
+                                     "its cached features or the weights are damaged: delete data/cache/features "
+                                     "and try again, then train the adapter again")
                 found[row] = (tokenizer.decode(answered, skip_special_tokens=True).strip(), confidence, len(answered))
             bar.update(len(asked))
 
@@ -169,7 +183,8 @@ def answer_rows(
     return pd.DataFrame(found, columns=["prediction", "confidence", "answer_tokens"])
 
 def _batches(pages, features, found, budget, merge_size, asks, tokens_per_batch):
-    "Yield batches of (page, unanswered rows), sorted by page size, of similar cost, with at most `budget` cached tokens (or one question)."
+    """Yield batches of (page, unanswered rows), sorted by page size, of similar cost, with at most `budget` cached
+    tokens (or one question)."""
     todo = []
     for page in pages:
         waiting = [row for row in page["rows"] if found[row] is None]
@@ -183,5 +198,6 @@ def _batches(pages, features, found, budget, merge_size, asks, tokens_per_batch)
         if batch and (used + weight > budget or before + used + weight/2 > share*(closed + 1)):
             yield batch
             batch, used, before, closed = [], 0, before + used, closed + 1
-        batch.append((page, part)); used += weight
+        batch.append((page, part))
+        used += weight
     if batch: yield batch

@@ -18,30 +18,35 @@ from ..precision import has_bf16
 
 # %% ../../nbs/engine/01_attention.ipynb #cell-004
 def by_products(module, device: str):
-    "Whether attention runs as plain matmuls: on CPUs with bf16 units, on the meta device (to count operations), or to record the weights."
+    """Whether attention runs as plain matmuls: on CPUs with bf16 units, on the meta device (to count operations), or
+    to record the weights."""
     return hasattr(module, "watch") or device == "meta" or device == "cpu" and has_bf16(device)
 
 def _softmax(module, scores, value):
-    "Softmax over keys; appended to the module's list `watch`, if it has one, for the attention losses of the nano base's pretraining."
+    """Softmax over keys; appended to the module's list `watch`, if it has one, for the attention losses of the nano
+    base's pretraining."""
     weights = torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype)
     if hasattr(module, "watch"): module.watch.append(weights)
     return weights
 
 def page_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, pages=1, **_):
-    "Bidirectional attention within each of `pages` pages of equal size T; `query`, `key` and `value` are (1, heads, pages * T, width)."
+    """Bidirectional attention within each of `pages` pages of equal size T; `query`, `key` and `value` are
+    (1, heads, pages * T, width)."""
     q, k, v = (x.unflatten(2, (pages, -1))[0].transpose(0, 1) for x in (query, key, value))
     if by_products(module, q.device.type): out = _softmax(module, q*scaling @ k.transpose(2, 3), v) @ v
     else: out = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling)
     return out.transpose(1, 2).flatten(0, 1)[None], None
 
 def _page_and_questions(query, key, value, mask):
-    "Split a page into its causal part (mask None) and the last tokens, which have rows in `mask`; yields (query, key, value, mask)."
+    """Split a page into its causal part (mask None) and the last tokens, which have rows in `mask`; yields
+    (query, key, value, mask)."""
     first = mask.shape[-1] - mask.shape[-2]
     if first: yield query[:, :, :first], key[:, :, :first], value[:, :, :first], None
     if first < mask.shape[-1]: yield query[:, :, first:], key, value, mask
 
 def _attend_at(module, wanted, pages, scaling, products):
-    "Attention at the positions where `wanted` (T,) is True, zeros elsewhere; processes the pages of a row one after the other."
+    """Attention at the positions where `wanted` (T,) is True, zeros elsewhere; processes the pages of a row one after
+    the other."""
     out = []
     for (query, key, value, mask), here in zip(pages, wanted.split([mask.shape[-1] for *_, mask in pages])):
         out.append(query.new_zeros(1, len(here), query.shape[1], value.shape[3]))
@@ -53,18 +58,20 @@ def _attend_at(module, wanted, pages, scaling, products):
     return torch.cat(out, 1)
 
 def text_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, products=None, **_):
-    """Attention of the language model; `query` is (B, heads, T, width). The mask is boolean (True: may attend), additive,
-    None (causal), or a list with one boolean mask per page of a row. If a page's mask has fewer rows than columns, it covers the page's
-    last tokens, and earlier tokens are causal."""
+    """Attention of the language model; `query` is (B, heads, T, width). The mask is boolean (True: may attend),
+    additive, None (causal), or a list with one boolean mask per page of a row. If a page's mask has fewer rows than
+    columns, it covers the page's last tokens, and earlier tokens are causal."""
     if isinstance(attention_mask, list):
-        pages = list(zip(*(x.split([mask.shape[-1] for mask in attention_mask], 2) for x in (query, key, value)), attention_mask))
+        pages = list(zip(*(x.split([mask.shape[-1] for mask in attention_mask], 2) for x in (query, key, value)),
+                         attention_mask))
         if hasattr(module, "wanted"): return _attend_at(module, module.wanted[0], pages, scaling, products), None
         parts = [part for page in pages for part in _page_and_questions(*page)]
         return torch.cat([text_attention(module, *part, scaling, products=products)[0] for part in parts], 1), None
     if not (by_products(module, query.device.type) if products is None else products):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, is_causal=attention_mask is None)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling,
+                                      is_causal=attention_mask is None)
     batch, heads, length, width = query.shape
-    q = (query*scaling).reshape(batch, key.shape[1], -1, width)  # stack the heads that share a key, instead of copying it
+    q = (query*scaling).reshape(batch, key.shape[1], -1, width)  # stack the heads that share a key: no copies of it
     scores = (q @ key.transpose(2, 3)).view(batch, heads, length, -1)
     if attention_mask is None: attention_mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
     if attention_mask.dtype != torch.bool: scores = scores + attention_mask  # additive mask, from `generate`
@@ -90,7 +97,8 @@ def last_layer_at(
     model,  # a Qwen2-VL model, or a PEFT model around one
     wanted: torch.Tensor,  # bool (B, T): positions whose final hidden state is used
 ):
-    "Let the last language layer compute attention (in a row of pages) and MLP only at `wanted`; its output elsewhere is meaningless."
+    """Let the last language layer compute attention (in a row of pages) and MLP only at `wanted`; its output
+    elsewhere is meaningless."""
     layer = plain_model(model).model.language_model.layers[-1]
     mlp, hooked = layer.mlp, vars(layer.mlp).get("forward")  # set if accelerate has hooked the MLP
     def forward(x):
@@ -105,11 +113,12 @@ def last_layer_at(
 def prepare_images(
     processor,  # the base model's processor
     images: list,  # PIL images
-) -> tuple[list[torch.Tensor], list[tuple[int, int, int]]]:  # per page: pixels (patches, 1176); grid in patches (time, height, width)
+) -> tuple[list[torch.Tensor], list[tuple[int, int, int]]]:  # pixels (patches, 1176); patch grid (time, height, width)
     "Resize pages and cut them into patches for the vision tower; warns if pages are larger than max_pixels and shrink."
     most = processor.image_processor.size["longest_edge"]
     if any(image.width*image.height > most for image in images):
-        warnings.warn(f"Pages of more than {most:,} pixels are made smaller, to the preset's max_pixels; small text may be lost", stacklevel=2)
+        warnings.warn(f"Pages of more than {most:,} pixels are made smaller, to the preset's max_pixels; "
+                      "small text may be lost", stacklevel=2)
     inputs = processor.image_processor(images=[to_rgb(image) for image in images], return_tensors="pt")
     grids = [tuple(grid) for grid in inputs["image_grid_thw"].tolist()]
     return list(inputs["pixel_values"].split([t*h*w for t, h, w in grids])), grids

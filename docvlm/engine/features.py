@@ -42,7 +42,8 @@ class PageFeatures:
     def get(self, key):
         "Features (image tokens, hidden size) and grid (time, height, width) of a page; None if missing or unreadable."
         try:
-            with safe_open(self._path(key), "pt") as file: return file.get_tensor("features"), tuple(json.loads(file.metadata()["grid"]))
+            with safe_open(self._path(key), "pt") as file:
+                return file.get_tensor("features"), tuple(json.loads(file.metadata()["grid"]))
         except (FileNotFoundError, SafetensorError, OSError): return None
 
     def grid(self, key):
@@ -85,7 +86,8 @@ def _check_room(study, pages, need):
     free = shutil.disk_usage(folder).free
     if need > 0.9*free:
         raise StudyError(f"The page features of {pages} pages take {need/2**20:,.0f} MiB and the cache's disk has "
-                         f"{free/2**20:,.0f} MiB free; free space, or lower max_pixels, max_train_questions or max_test_questions")
+                         f"{free/2**20:,.0f} MiB free; free space, or lower max_pixels, max_train_questions or "
+                         "max_test_questions")
 
 def _ahead(function, items):
     "Yield `function(item)` for each item; a thread computes the next result while the caller uses the current one."
@@ -103,7 +105,7 @@ def cache_features(
     rows,  # a datasets.Dataset in the row schema
     pages_per_batch: int = 64,  # pages decoded at a time
 ) -> PageFeatures:
-    "Compute and store the features of every page of `rows` that is not in the cache; the processes of a team share the work."
+    "Compute and store the features of every page of `rows` not in the cache; the processes of a team share the work."
     features, pages, workers = PageFeatures(study), list(pages_of(rows).values()), team()
     todo = [page for page in pages[workers.process_index::workers.num_processes] if features.get(page["key"]) is None]
     images = rows.cast_column("image", datasets.Image(decode=False))

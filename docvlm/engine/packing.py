@@ -11,7 +11,7 @@ import torch
 # %% ../../nbs/engine/02_packing.ipynb #cell-004
 @dataclass(frozen=True)
 class Template:
-    "The token ids of a chat template, cut into parts: before the image tokens, after them, and between question and answer."
+    "The token ids of a chat template in parts: before the image tokens, after them, and between question and answer."
     before: tuple[int, ...]  # up to and including <|vision_start|>
     after: tuple[int, ...]  # between the image tokens and the question: <|vision_end|>
     closing: tuple[int, ...]  # between the question and the answer
@@ -61,7 +61,8 @@ def page_positions(
     grid: tuple[int, int, int],  # in patches: temporal, height, width
     merge_size: int,  # one image token covers merge_size × merge_size patches
 ) -> torch.Tensor:  # (3, tokens of the page prefix)
-    "M-RoPE positions of a page prefix, the same as from `Qwen2VLModel.get_rope_index` (Qwen2-VL, arXiv:2409.12191, section 2.1)."
+    """M-RoPE positions of a page prefix, the same as from `Qwen2VLModel.get_rope_index`
+    (Qwen2-VL, arXiv:2409.12191, section 2.1)."""
     time, height, width = grid[0], grid[1]//merge_size, grid[2]//merge_size
     image = torch.stack(torch.meshgrid(torch.arange(time), torch.arange(height), torch.arange(width), indexing="ij"))
     start, end = len(template.before), len(template.before) + max(time, height, width)
@@ -76,7 +77,8 @@ def pack_page(
     merge_size: int = 2,  # one image token covers merge_size × merge_size patches
     page_key: str = "",  # the page's key in the feature cache
 ) -> PackedPage:
-    "Pack a page prefix and its questions (and answers) into one sequence; the positions of each question restart after the page."
+    """Pack a page prefix and its questions (and answers) into one sequence; the positions of each question restart
+    after the page."""
     positions = page_positions(template, grid, merge_size)
     ids, index, labels = template.prefix(grid[0]*grid[1]*grid[2]//merge_size**2), [0]*positions.shape[1], []
     labels, positions, start = [-100]*len(ids), [positions], int(positions.max()) + 1
@@ -88,11 +90,12 @@ def pack_page(
         index += [number]*len(whole)
         labels += [-100]*(len(asked) - 1) + (answer or [-100])
         positions.append(torch.arange(start, start + len(whole)).expand(3, -1))
-    return PackedPage(torch.tensor(ids), torch.cat(positions, 1), torch.tensor(index), torch.tensor(labels), grid, page_key)
+    return PackedPage(torch.tensor(ids), torch.cat(positions, 1), torch.tensor(index), torch.tensor(labels),
+                      grid, page_key)
 
 # %% ../../nbs/engine/02_packing.ipynb #cell-010
 def block_mask(
-    question: torch.Tensor,  # (B, T): 0 for page tokens; 1, 2, … for its questions; another number for padding at the end
+    question: torch.Tensor,  # (B, T): 0 for page tokens; 1, 2, … for its questions; another for padding at the end
     first: int = 0,  # leave out the mask's rows of the tokens before this one
 ) -> torch.Tensor:  # bool (B, 1, T - first, T)
     "Causal mask in which each token attends to the page and to its own question only; True: may attend."
@@ -103,11 +106,11 @@ def block_mask(
 def collate_pages(
     pages: list[PackedPage],  # in any order
     features=None,  # a `PageFeatures`; if given, the batch holds the vision features of its pages
-) -> dict:  # input_ids, labels (1, T); position_ids (3, 1, T); attention_mask: per page (1, 1, question tokens, all tokens)
-    "Concatenate packed pages into one row; attention processes them one at a time (`text_attention`), so there is no padding."
+) -> dict:  # input_ids, labels (1, T); position_ids (3, 1, T); attention_mask: per page (1, 1, question tokens, all)
+    "Concatenate packed pages into one row; `text_attention` processes them one at a time, so there is no padding."
     join = lambda name: torch.cat([getattr(page, name) for page in pages], -1)[None]
     masks = [block_mask(page.question[None], int((page.question == 0).sum())) for page in pages]
-    row = {"input_ids": join("input_ids"), "labels": join("labels"), "position_ids": join("position_ids").transpose(0, 1),
-           "attention_mask": {"full_attention": masks}}
+    row = {"input_ids": join("input_ids"), "labels": join("labels"),
+           "position_ids": join("position_ids").transpose(0, 1), "attention_mask": {"full_attention": masks}}
     return row | {"features": [features.get(page.page_key)[0] for page in pages]} if features is not None else row
 

@@ -29,7 +29,8 @@ def one_line(
     error,  # an exception or a text
 ) -> str:
     "Shorten a message to one line of at most 300 characters that can be displayed and encoded anywhere."
-    text = _INVISIBLE.sub(" ", str(getattr(error, "strerror", None) or error)).encode("utf-8", "backslashreplace").decode()
+    text = (_INVISIBLE.sub(" ", str(getattr(error, "strerror", None) or error))
+            .encode("utf-8", "backslashreplace").decode())
     return text if len(text) <= 300 else f"{text[:200]}…{text[-99:]}"
 
 def clean_text(
@@ -38,7 +39,8 @@ def clean_text(
 ) -> str:  # "" for None
     "Convert a value to text without control characters; ValueError if that is not possible."
     if value is None: return ""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or (isinstance(value, float) and not math.isfinite(value)):
+    if (isinstance(value, bool) or not isinstance(value, (str, int, float))
+            or (isinstance(value, float) and not math.isfinite(value))):
         raise ValueError(f"{name} is not a text")
     text = str(value)
     if len(text) > MAX_CHARACTERS: raise ValueError(f"{name} of {len(text):,} characters: over {MAX_CHARACTERS:,}")
@@ -48,7 +50,7 @@ def clean_text(
 def check_question(
     value,  # a question as typed, posted or read from a file
 ) -> str:
-    "Clean and validate a question, by the same rule for study, command, widget and demo; ValueError states what is wrong."
+    "Clean and validate a question, by one rule for study, command, widget and demo; ValueError states what is wrong."
     try: text = clean_text(value, "question")
     except ValueError as error: reason = str(error)
     else:
@@ -197,7 +199,9 @@ def files_read(
     for split in ("train", "test"):
         metadata = documents/split/"metadata.jsonl"
         try: records, _ = read_metadata(metadata)
-        except OSError as error: found[f"{split}/metadata.jsonl"] = type(error).__name__; continue
+        except OSError as error:
+            found[f"{split}/metadata.jsonl"] = type(error).__name__
+            continue
         found[f"{split}/metadata.jsonl"] = metadata
         for place, _, fields, name, path in named_pages(documents/split, records):
             found[f"{split}/{name}" if path else f"line {place}"] = path or str(fields)
@@ -207,8 +211,9 @@ def files_read(
 def longest_answer(
     documents: Path,  # folder with train/ and test/
 ) -> dict:  # benchmark: bytes of UTF-8
-    """Length of the longest training answer in bytes, an upper bound on its tokens for any tokenizer. Only the first answer of
-    each question counts, which is the one trained on. Unusable lines are ignored here; `load_folder` reports them."""
+    """Length of the longest training answer in bytes, an upper bound on its tokens for any tokenizer. Only the first
+    answer of each question counts, which is the one trained on. Unusable lines are ignored here; `load_folder`
+    reports them."""
     try: records, _ = read_metadata(documents/"train"/"metadata.jsonl")
     except OSError: return {}
     longest = {}
@@ -255,7 +260,7 @@ def load_split(
 
 # %% ../../nbs/inputs/01_folder.ipynb #cell-016
 def _row(record: dict, fields: dict, doc_id: str, path: Path, pages: Path, ids: set, stored: dict) -> dict:
-    "Build one row. `fields` may be a ValueError to raise; `ids` and `stored` keep the question ids and page results so far."
+    "Build a row. `fields` may be a ValueError to raise; `ids` and `stored` keep question ids and page results so far."
     if isinstance(fields, ValueError): raise fields
     split, _, name = doc_id.partition("/")
     if doc_id not in stored:

@@ -30,11 +30,13 @@ def remedy(
     match error:
         case GatedRepoError(): text = f"is gated. Accept its terms on {page}, then `hf auth login` or set HF_TOKEN"
         case RevisionNotFoundError():
-            text = f"no longer has the commit {source.revision}. Take another from {page}/commits/main into data/sources.csv"
+            text = (f"no longer has the commit {source.revision}. "
+                    f"Take another from {page}/commits/main into data/sources.csv")
         case RepositoryNotFoundError():
             text = "does not exist, or is private. Correct its hub_id in data/sources.csv, or `hf auth login`"
         case LocalEntryNotFoundError() | OfflineModeIsEnabled() | HTTPError():
-            text = f"is not, or not wholly, on this disk, and the hub did not give it. Connect (unset HF_HUB_OFFLINE), or use {copy}"
+            text = ("is not, or not wholly, on this disk, and the hub did not give it. "
+                    f"Connect (unset HF_HUB_OFFLINE), or use {copy}")
         case _: text = f"could not be read. What is whole is kept: run the same command again, or use {copy}"
     return f"{source.name}: {source.hub_id} {text}. ({type(error).__name__}: {why})"
 
@@ -52,7 +54,8 @@ def _copy(source):
     return folder if (folder := root()/source.hub_id).is_dir() else None
 
 def _snapshot(source, **options):
-    return snapshot_download(source.hub_id, repo_type="dataset", revision=source.revision, allow_patterns=source.files, **options)
+    return snapshot_download(source.hub_id, repo_type="dataset", revision=source.revision,
+                             allow_patterns=source.files, **options)
 
 def fetch(
     source: Source,  # whose files to get
@@ -61,7 +64,8 @@ def fetch(
     folder = _copy(source) or Path(_snapshot(source))
     files = sorted(folder.glob(source.files))
     if not files:
-        raise StudyError(f"{source.name}: no file {source.files} in {source.hub_id}; correct `files` or `revision` in data/sources.csv")
+        raise StudyError(f"{source.name}: no file {source.files} in {source.hub_id}; "
+                         "correct `files` or `revision` in data/sources.csv")
     return files, "local" if _copy(source) else folder.name
 
 # %% ../../nbs/inputs/03_hub.ipynb #a6053632
@@ -74,8 +78,8 @@ def load_hub(
         dataset = load_dataset("parquet", data_files={"rows": [glob.escape(str(file)) for file in files]}, split="rows")
         rows, skipped = convert_hub(dataset, source, read_ucsf(root()/"data"/"ucsf_metadata.csv"))
     if len(dataset) != source.samples:
-        raise StudyError(f"{source.name}: {len(dataset):,} rows, where data/sources.csv says {source.samples:,}: a copy in part, or "
-                         "another release. Complete it, or correct `samples` if that is meant")
+        raise StudyError(f"{source.name}: {len(dataset):,} rows, where data/sources.csv says {source.samples:,}: "
+                         "a copy in part, or another release. Complete it, or correct `samples` if that is meant")
     return rows, skipped, commit
 
 # %% ../../nbs/inputs/03_hub.ipynb #c35b0186
@@ -124,7 +128,8 @@ def check_sources(
     for source in sources:
         try: sizes.append(_ask(source))
         except StudyError as error: complaints.append(str(error))
-    if complaints: raise StudyError("\n".join([f"{len(complaints)} of {len(sources)} sources cannot be had:", *complaints]))
+    if complaints:
+        raise StudyError("\n".join([f"{len(complaints)} of {len(sources)} sources cannot be had:", *complaints]))
     cache = Path(constants.HF_HUB_CACHE)
     place = next(folder for folder in (cache, *cache.parents) if folder.exists())
     download, unpack = (sum(part) for part in zip(*sizes))

@@ -66,7 +66,7 @@ def _grey(
 def to_rgb(
     image: PILImage.Image,  # any mode; the current frame if it has several
 ) -> PILImage.Image:  # mode RGB
-    "Convert to RGB: rotated by the EXIF tag, transparency on white, deeper samples scaled to 8 bits. Metadata is dropped."
+    "Convert to RGB: rotated by the EXIF tag, transparency on white, deeper samples scaled to 8 bits, without metadata."
     tags = getattr(image, "tag_v2", {})
     image = ImageOps.exif_transpose(image)
     signed = image.mode == "L" and _tag(tags, _FORMAT) == 2
@@ -133,10 +133,11 @@ def _check_pages(image, file):
         raise _Unfit(f"holds {count if count > 1 else 'several'} pages; save each page as a file of its own")
 
 def _check_content(image, page, deep):
-    "Reject an empty page and, if `deep` (truncated from 16 bits to 8), one that uses at most a quarter of the 16-bit range."
+    "Reject an empty page and, if `deep` (cut from 16 bits to 8), one that uses at most a quarter of the 16-bit range."
     levels = 1 + max(high for _, high in image.getextrema()) if deep and not image.has_transparency_data else 256
     if levels <= DARKEST:
-        raise _Unfit(f"its 16-bit colours use the darkest {levels} of 256 levels only, of few bits or very dark: save it with 8 bits a colour")
+        raise _Unfit(f"its 16-bit colours use the darkest {levels} of 256 levels only, of few bits or very dark: "
+                     "save it with 8 bits a colour")
     if max(high - low for low, high in page.getextrema()) < FAINTEST:
         clear = " on white, where it is transparent" if image.has_transparency_data else ""
         raise _Unfit(f"shows nothing: every pixel has the same colour, or nearly so{clear}")

@@ -55,7 +55,8 @@ def _decoded(pages):
     for number, doc in enumerate(docs):
         try: yield pages[number]
         except Exception as error:  # Pillow raises many exception types
-            raise ValueError(f"Page {doc}: unreadable image ({type(error).__name__}: {error}); fetch its source again or remove its rows") from error
+            raise ValueError(f"Page {doc}: unreadable image ({type(error).__name__}: {error}); "
+                             "fetch its source again or remove its rows") from error
 
 # %% ../../nbs/inputs/04_leakage.ipynb #cell-012
 def bit_distances(

@@ -146,7 +146,8 @@ def read_ucsf(
     with open(path, newline="", encoding="utf-8-sig") as file: lines = list(csv.DictReader(file))
     if not lines or not {"id", "type"} <= set(lines[0]):
         raise StudyError(f"{path} needs a head with the columns id and type, and at least one document; "
-                         f"it has {list(lines[0]) if lines else 'no line'}. Correct it, or remove it to use the keyword proxy.")
+                         f"it has {list(lines[0]) if lines else 'no line'}. "
+                         "Correct it, or remove it to use the keyword proxy.")
     return {line["id"].strip().lower(): bool(re.search(r"\binvoice", line["type"] or "", re.I)) for line in lines}
 
 def _invoice_labels(dataset, invoices) -> list:
