@@ -32,7 +32,7 @@ install: .venv/installed  ## .venv with the pinned dependencies
 prepare: install  ## before a commit: export the library, clean the notebooks, lint, test the notebooks
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
-	$(BIN)/ruff check docvlm tests setup.py
+	$(BIN)/ruff check nbs docvlm tests setup.py
 	$(BIN)/nbdev_test --n_workers 1
 
 # The files of every package by hash, for the Python and system of the published results; `make install LOCKED=1` takes these.

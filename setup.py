@@ -21,5 +21,6 @@ setup(
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={"dev": settings["dev_requirements"].split()},
-    entry_points={"console_scripts": settings["console_scripts"].split(), "nbdev": [f"docvlm={settings['lib_path']}._modidx:d"]},
+    entry_points={"console_scripts": settings["console_scripts"].split(),
+                  "nbdev": [f"docvlm={settings['lib_path']}._modidx:d"]},
 )

@@ -77,6 +77,11 @@ def test_notebooks_carry_no_errors_paths_or_large_outputs(path):
             assert len(text) < 400_000, f"{path.name} holds an output of {len(text)} characters"
 
 
+def test_the_linter_finds_nothing():
+    found = subprocess.run([Path(sys.executable).parent/"ruff", "check", "nbs", "docvlm", "tests", "setup.py"], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout[-3000:]
+
+
 def test_modules_stay_small():
     long = {name_of(p): n for p in MODULES if (n := len(p.read_text(encoding="utf-8").splitlines())) > 400}
     assert not long, f"split by meaning: {long}"
