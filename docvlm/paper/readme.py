@@ -14,7 +14,7 @@ import nbformat
 from ..core import Study
 from ..files import read_json, root, write_json
 from .tables import METRICS, amount, benchmark_name, headline, present, table
-from ..steps import Step
+from ..steps import Step, _bare
 
 # %% ../../nbs/paper/03_readme.ipynb #cell-004
 START, END = "<!-- results:start -->", "<!-- results:end -->"
@@ -172,13 +172,15 @@ def keep_outputs(
     executed: Path,  # copy of the notebook, executed by papermill
     source: Path,  # notebook to update
 ) -> int:  # number of outputs copied
-    "Copy outputs from an executed notebook to its source for cells with the same id and code; other cells get none."
+    """Copy outputs from an executed notebook to its source for cells with the same id and the same code (comments and
+    layout may differ); other cells get none."""
     ran = {cell.get("id"): cell for cell in read_json(executed)["cells"] if cell["cell_type"] == "code"}
     notebook, count = read_json(source), 0
     for cell in notebook["cells"]:
         if cell["cell_type"] != "code": continue
-        same = ran.get(cell["id"], {}).get("source") == cell["source"]
-        cell["outputs"] = [kept for output in (ran[cell["id"]]["outputs"] if same else ()) if (kept := _kept(output))]
+        before = ran.get(cell["id"], {"source": [], "outputs": []})
+        same = _bare("".join(before["source"])) == _bare("".join(cell["source"]))
+        cell["outputs"] = [kept for output in before["outputs"] if same and (kept := _kept(output))]
         count += len(cell["outputs"])
     write_json(source, notebook)
     return count
