@@ -118,7 +118,7 @@ REMEDIES = (  # pattern of the kind, pattern of the reason, remedy
     ("HTTP 5..", "", "look into the server's log"),
     ("unreadable reply", "no text", "check the model's chat template, and whether it needs longer answers (--prompts)"),
     ("unreadable reply", "",
-     "see what it says, and that {url} is the address of an OpenAI-compatible API, usually ending in /v1"),
+     "see what it says; {url} must be an OpenAI-compatible API, which usually ends in /v1"),
     ("unreadable page", "", "check the files of the pages"),
     ("empty answer", "", "check the model's chat template, and whether it needs longer answers (--prompts)"),
     ("", "", "mend what the reason names"))
