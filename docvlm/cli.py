@@ -125,8 +125,9 @@ def evaluate(
         from docvlm.model import ADAPTER_FILES, adapter_digest
         from docvlm.engine.device import team
         from docvlm.training import adapter_folder, check_base
-        if submit not in (None, "docvqa", "infovqa"):
-            raise ValueError(f"--submit takes docvqa or infovqa, not {submit!r}")
+        if submit is not None:
+            from docvlm.apps.submission import hidden_source, write_submission
+            hidden_source(submit)  # before the adapter is looked for
         opened = _opened(preset, documents)
         seed = opened.preset.seeds[0]
         folder = adapter_folder(opened, opened.preset.lora_rank, seed) if adapter is None else Path(adapter)
@@ -136,7 +137,6 @@ def evaluate(
                                     "run docvlm-train first or name another folder")
         if not bare: check_base(opened, folder)
         if submit is not None:
-            from docvlm.apps.submission import write_submission
             return print(write_submission(opened, submit, None if bare else folder))
         digest, record = adapter_digest(folder), read_json(file) if (file := folder/"record.json").exists() else {}
         beside = folder.resolve().parent == adapter_folder(opened, 1, 1).resolve().parent

@@ -21,7 +21,7 @@ import pandas as pd
 from datasets import Image
 from tqdm.auto import tqdm
 
-from .refusals import NO_KEY, explained, failure_of, one_line, proxy_of, reason_of, server_words
+from .refusals import NO_KEY, explained, failure_of, masked_line, proxy_of, reason_of, server_words
 from ..core import Study
 from ..engine.features import pages_of
 from ..files import StudyError, digest_of, root
@@ -96,7 +96,7 @@ def ask(
     messages = [{"role": "user", "content": content}]
     request = {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
     try: found = _read_reply(client.chat.completions.create(**request))
-    except _NoAnswer as error: found = {"failure": "unreadable reply", "reason": one_line(error, client.api_key)}
+    except _NoAnswer as error: found = {"failure": "unreadable reply", "reason": masked_line(error, client.api_key)}
     except Exception as error: found = failure_of(error, client.api_key)
     return found | {"seconds": time.perf_counter() - started}
 
@@ -111,7 +111,7 @@ def _read_reply(reply):
     try: choice, usage = reply.choices[0], reply.usage
     except (AttributeError, IndexError, KeyError, TypeError):
         said = server_words(reply.to_dict() if hasattr(reply, "to_dict") else reply)
-        raise _NoAnswer(f"no chat completion, but: {one_line(said) or 'nothing'}") from None
+        raise _NoAnswer(f"no chat completion, but: {masked_line(said) or 'nothing'}") from None
     text = getattr(getattr(choice, "message", None), "content", None)
     if not isinstance(text, str): raise _NoAnswer(f"no text (finish_reason: {getattr(choice, 'finish_reason', None)})")
     return {"prediction": text.encode(errors="replace").decode().strip(),
