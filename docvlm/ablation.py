@@ -7,7 +7,7 @@ __all__ = ['ablation_row', 'ablate_precision', 'ablate']
 import pandas as pd
 
 from .core import Study
-from .engine.device import cannot_run
+from .engine.attention import cannot_run
 from .evaluation import compare, predict_systems
 from .files import StudyError
 from .training import adapter_folder, train_adapter

@@ -13,7 +13,7 @@ from fastcore.script import Param, call_parse
 
 from .core import open_study
 from .files import StudyError, read_json, root
-from .parameters import number
+from .execution import number
 
 # %% ../nbs/11_cli.ipynb #cell-004
 _expected = (StudyError, ValueError, OSError)  # OSError: file not found, no write permission, disk full
@@ -35,7 +35,7 @@ def _opened(preset, documents):
 
 def _alone(study):
     "The study's lock; with several processes only the main process takes it."
-    from docvlm.engine.device import team
+    from docvlm.engine.attention import team
     from docvlm.steps import alone
     return alone(study) if team().is_main_process else nullcontext()
 
@@ -97,7 +97,7 @@ def train(
     def run():
         number("--seed", seed, 0, 2**32 - 1)
         if lora_rank is not None: number("--lora_rank", lora_rank, 1, 1024)
-        from docvlm.engine.device import team
+        from docvlm.engine.attention import team
         from docvlm.steps import run_study
         from docvlm.training import check_reporting, train_adapter
         check_reporting(report_to)
@@ -123,10 +123,10 @@ def evaluate(
     def run():
         from docvlm.evaluation import compare_groups, predict_systems
         from docvlm.model import ADAPTER_FILES, adapter_digest
-        from docvlm.engine.device import team
+        from docvlm.engine.attention import team
         from docvlm.training import adapter_folder, check_base
         if submit is not None:
-            from docvlm.apps.submission import hidden_source, write_submission
+            from docvlm.evaluation import hidden_source, write_submission
             hidden_source(submit)  # before the adapter is looked for
         opened = _opened(preset, documents)
         seed = opened.preset.seeds[0]
@@ -198,7 +198,7 @@ def demo(
     def run():
         number("--port", port, 0, 65535)
         if not host: raise ValueError("--host is empty; give 127.0.0.1, or 0.0.0.0 to open the page to the network")
-        from docvlm.apps.demo import serve
+        from docvlm.apps.ask import serve
         serve(_opened(preset, documents), host, port)
     _plainly(run)
 

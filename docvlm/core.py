@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .files import StudyError, digest_of, read_json, root
 from .inputs.folder import longest_answer
-from .precision import PRECISIONS, device_kind, has_bf16
+from .presets import PRECISIONS, device_kind, has_bf16
 from .presets import Preset, get_preset
 from .steps import Step
 

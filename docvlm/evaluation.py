@@ -2,28 +2,28 @@
 
 # %% auto #0
 __all__ = ['predict', 'predict_systems', 'compare', 'compare_groups', 'reliability', 'by_interval', 'comparison_rows',
-           'against_published', 'evaluate_study']
+           'against_published', 'rrc_submission', 'hidden_source', 'write_submission', 'evaluate_study']
 
 # %% ../nbs/05_evaluation.ipynb #cell-002
 import json
-import time
-from dataclasses import asdict
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import time
 from accelerate.utils import gather_object
+from dataclasses import asdict
+from pathlib import Path
 
 from .analysis.metrics import BENCHMARK_METRICS, mean_ci, paired_delta, relaxed_accuracy_strict, score
 from .core import Study
 from .data import load_splits, page_table, question_table
 from .engine.answering import answer_rows
-from .engine.device import team
+from .engine.attention import team
 from .engine.features import cache_features
-from .files import digest_of, replacing, root
-from .inputs.sources import document_types, read_sources
+from .files import digest_of, replacing, root, write_json
+from .inputs.sources import load_hub
+from .inputs.sources import document_types, read_sources, Source
 from .model import adapter_digest, load_adapter, load_base, load_processor
 from .presets import base_digest
 from .steps import code_digests, content_digest
@@ -189,6 +189,42 @@ def against_published(
                       "source": row.source,
                       "flag": "protocol or model differs" if abs(gap) > tolerance_points else None})
     return found
+
+# %% ../nbs/05_evaluation.ipynb #75664e0d
+def rrc_submission(
+    question_ids: list[str],  # ids of rows from the hub, which end in the benchmark's question number
+    predictions: list[str],  # answers in the same order
+) -> list[dict]:  # items {"questionId": int, "answer": str}
+    "Answers in the format of the Robust Reading Competition; ValueError if counts differ or a question occurs twice."
+    if len(question_ids) != len(predictions):
+        raise ValueError(f"{len(question_ids)} questions, but {len(predictions)} answers")
+    numbers = [int(name.rsplit("-", 1)[-1]) for name in question_ids]
+    if len(set(numbers)) < len(numbers):
+        raise ValueError("Some question is answered twice; the server scores each once")
+    return [{"questionId": number, "answer": str(answer)} for number, answer in zip(numbers, predictions)]
+
+# %% ../nbs/05_evaluation.ipynb #48450e90
+def hidden_source(
+    benchmark: str,  # "docvqa" or "infovqa"
+) -> Source:
+    "The hidden test set of a benchmark in `data/sources.csv`; ValueError if it has none."
+    hidden = {s.benchmark: s for s in read_sources(root()/"data"/"sources.csv") if s.split == "submission"}
+    if benchmark in hidden: return hidden[benchmark]
+    raise ValueError(f"{benchmark!r} has no hidden test set; choose one of: {', '.join(hidden)}")
+
+def write_submission(
+    study: Study,  # its preset determines base, prompt and image resolution
+    benchmark: str,  # "docvqa" or "infovqa"
+    adapter: Path | None,  # adapter folder; None for the base alone
+) -> Path:  # file to upload
+    "Answer a hidden test set and write the submission file; ValueError if the benchmark has none."
+    rows, *_ = load_hub(hidden_source(benchmark))
+    processor, model = load_processor(study.preset), load_base(study.preset)
+    if adapter: model = load_adapter(model, adapter)
+    features = cache_features(study, model, processor, rows)
+    answers = answer_rows(study, model, processor, rows, features, description=f"{benchmark} test")
+    path = study.run_dir/"submissions"/f"{benchmark}-{adapter.name if adapter else 'base'}.json"
+    return write_json(path, rrc_submission(rows["question_id"][:], answers.prediction.tolist()))
 
 # %% ../nbs/05_evaluation.ipynb #cell-017
 #| eval: false

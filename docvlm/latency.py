@@ -17,12 +17,12 @@ from .core import Study
 from .data import load_splits
 from .engine.answering import answer
 from .engine.attention import encode_pages, prepare_images
-from .engine.device import autocast, cannot_run
+from .engine.attention import autocast, cannot_run
 from .engine.features import pages_of
 from .engine.packing import chat_template, encode_text
 from .files import StudyError, in_library, process_pool, root
 from .model import load_base, load_processor
-from .precision import device_kind, has_bf16
+from .presets import device_kind, has_bf16
 
 # %% ../nbs/08_latency.ipynb #cell-004
 def time_answers(

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from .engine.attention import ATTENTION
-from .engine.device import team
+from .engine.attention import team
 from .files import StudyError, digest_of, read_json, root
-from .precision import PRECISIONS, emulation, in_bf16
+from .presets import PRECISIONS, emulation, in_bf16
 from .presets import Preset
 
 # %% ../nbs/03_model.ipynb #cell-007-model

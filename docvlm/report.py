@@ -18,7 +18,7 @@ from .core import Study
 from .files import StudyError, read_json, root
 from .paper import tables
 from .paper.figures import draw_all
-from .paper.speedup_section import speed_values
+from .paper.figures import speed_values
 from .paper.tables import (NOT_MEASURED, amount, benchmark_name, interval, markdown, percent, points,
                                  present, said, table)
 from .presets import PRESETS

@@ -22,12 +22,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .core import Study
 from .data import load_splits
 from .engine.attention import last_layer_at
-from .engine.device import team, within_memory
+from .engine.attention import team, within_memory
 from .engine.features import PageFeatures, cache_features, pages_of
 from .engine.packing import PackedPage, chat_template, collate_pages, encode_text, pack_page
 from .files import StudyError, digest_of, flush, read_json, root, set_seed, write_json
 from .model import adapter_digest, add_lora, load_base, load_processor
-from .precision import device_kind, in_bf16
+from .presets import device_kind, in_bf16
 from .presets import base_digest
 
 # %% ../nbs/04_training.ipynb #cell-007

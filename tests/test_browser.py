@@ -133,7 +133,7 @@ class Parrot:
 @pytest.fixture
 def demo():
     "The demo, served from a thread of its own."
-    from docvlm.apps import demo as module
+    from docvlm.apps import ask as module
     core.root.cache_clear()
     examples = [{"name": name, "image": Image.new("RGB", (60, 40), "white"), "answers": {"Who?": target}}
                 for name, target in (("<b>forms</b>", "ACME & <i>Sons</i>"), ("letters", "Foster"))]

@@ -11,11 +11,11 @@ from docvlm.engine import answering
 from docvlm.engine.answering import answer_rows
 from docvlm.core import Study, open_study
 from docvlm.data import load_splits
-from docvlm.bench.equivalence import exact_features
+from docvlm.bench.throughput import exact_features
 from docvlm.engine.attention import ATTENTION
 from docvlm.model import add_lora, load_base, load_processor
 from docvlm.engine.packing import collate_pages
-from docvlm.bench.plain import generate_answers, load_plain, question_batch
+from docvlm.bench.throughput import generate_answers, load_plain, question_batch
 from docvlm.engine.features import PageFeatures, cache_features, pages_of
 from docvlm.bench.throughput import FreshFeatures, full_logits_loss, one_question_a_page
 from docvlm.training import answer_loss, pack_rows

@@ -10,10 +10,10 @@ from PIL import Image
 
 from docvlm.core import open_study
 from docvlm.failures import Knowledge, add_types, failure_report, read_knowledge
-from docvlm.analysis.gallery import captions, choose, draw_gallery, gallery_html, save_page, shown
+from docvlm.analysis.errors import captions, choose, draw_gallery, gallery_html, save_page, shown
 from docvlm.analysis.metrics import BENCHMARK_METRICS, score
-from docvlm.analysis.confidence import COVERAGES, risk_coverage, vote
-from docvlm.analysis.taxonomy import COMPUTED, FULL_SCORE, TYPES, PageFacts, classify, days, numbers, plain
+from docvlm.failures import COVERAGES, risk_coverage, vote
+from docvlm.analysis.errors import COMPUTED, FULL_SCORE, TYPES, PageFacts, classify, days, numbers, plain
 
 TRAPS = ["", " ", "\x00", "-", "%", "1.2.3", "1e999", "٣", "½", "9" * 400, "31/31/31", "10 10 10 utc+99", "Yes", "$1,234.50",
          "12 Mar 2020", "NaN", "inf", "İ", "ﬁ", "<b>&amp;</b>", "$\\frac{1}$", "a" * 2000, "2020-13-45", "0000-00-00", "99999999999 jan 1"]
@@ -113,7 +113,7 @@ HOSTILE = ['<script>alert("x")</script>', "'><img src=x onerror=alert(1)>", "$\\
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_is_shown_as_text(text, tmp_path, monkeypatch):
     import matplotlib.pyplot as plt
-    from docvlm.analysis import gallery
+    from docvlm.analysis import errors as gallery
     monkeypatch.setattr(gallery, "root", lambda: tmp_path)
     save_page(Image.new("RGB", (50, 40), "white"), tmp_path / "page.png", [5, 5, 900, 20])
     entry = dict.fromkeys(("question", "target", "base", "ours", "doc_type"), text) | {

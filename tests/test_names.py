@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from PIL import Image, ImageDraw
 
-from docvlm import core, execution, parameters, steps
+from docvlm import core, execution, execution as parameters, steps
 from docvlm.core import Study, open_study
 from docvlm.presets import get_preset
 from docvlm.files import read_json, write_json

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from docvlm import core, files, model, precision, presets, steps
+from docvlm import core, files, model, presets as precision, presets, steps
 from docvlm.apps.ask import Asker
 from docvlm.engine.features import PageFeatures
-from docvlm.engine.device import autocast
+from docvlm.engine.attention import autocast
 from docvlm.model import load_base
 from docvlm.training import _arguments
 

@@ -14,7 +14,7 @@ from docvlm.apps import ask as asking
 from docvlm.engine.answering import questions_at_a_time
 from docvlm.apps.ask import Asker, AskWidget, ask_page
 from docvlm.core import open_study
-from docvlm.apps.demo import listen, make_app
+from docvlm.apps.ask import listen, make_app
 from docvlm.inputs.folder import MAX_CHARACTERS, check_question, clean_record
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -20,7 +20,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
-from docvlm.inputs import hub
+from docvlm.inputs import sources as hub
 from docvlm.files import StudyError
 from docvlm.core import open_study
 from docvlm.inputs.sources import INVOICE_PROXY, ROW_FEATURES, convert_hub, document_types, read_sources
@@ -283,7 +283,7 @@ def test_offline_what_is_there_is_used_and_what_is_not_is_said(visit):
 
 
 def test_submission_file_has_the_servers_format(tmp_path, monkeypatch):
-    from docvlm.apps import submission
+    from docvlm import evaluation as submission
     source = copy_of("DocVQA test", tmp_path, rows=2)
     monkeypatch.setattr(submission, "read_sources", lambda _: [source])
     study = open_study("smoke")

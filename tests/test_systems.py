@@ -247,7 +247,7 @@ def test_mistakes_get_one_clear_line(arguments, message):
 @pytest.mark.skipif(not RECEIPTS.is_dir(), reason="shared/real/receipts is not beside this checkout")
 def test_rules_read_a_real_training_receipt(tmp_path):
     from datasets import Dataset, Image
-    from docvlm.baselines.ocr_rules import lookup_answers
+    from docvlm.baselines.ocr import lookup_answers
     asked = [json.loads(line) for line in (RECEIPTS/"train/metadata.jsonl").read_text().splitlines()][:4]
     rows = Dataset.from_dict({"doc_id": ["r"]*4, "question": [row["question"] for row in asked], "benchmark": ["docvqa"]*4,
                               "image": [str(RECEIPTS/"train"/asked[0]["file_name"])]*4}).cast_column("image", Image())
@@ -454,7 +454,7 @@ def with_bad_pages(rows):
 
 
 def test_a_page_that_ocr_cannot_read_and_a_rule_that_raises_fail_alone(measured, rows, monkeypatch, tmp_path):
-    from docvlm.baselines import ocr_rules as lookup
+    from docvlm.baselines import ocr as lookup
     def raising(question, named, lines, benchmark):
         if question == "What raises?": raise ZeroDivisionError("a rule")
         return "7"

@@ -5,11 +5,11 @@ import unicodedata
 import pytest
 from datasets import Dataset
 
-from docvlm.inputs.leakage import _question_keys
+from docvlm.data import _question_keys
 from docvlm.analysis.metrics import anls, parse_number, relaxed_accuracy, relaxed_accuracy_strict, score, squeezed
 from docvlm.baselines.ocr import squeeze
-from docvlm.analysis.confidence import vote
-from docvlm.analysis.taxonomy import classify, plain
+from docvlm.failures import vote
+from docvlm.analysis.errors import classify, plain
 
 WORDS = ["Zoé", "Müller & Söhne", "김민수", "Việt Nam", "Ångström", "ÇALIŞMA", "がぎぐげご", "Ёлка", "naïve café", "ΐ"]
 

@@ -2,18 +2,25 @@
 
 # %% auto #0
 __all__ = ['ROW_FEATURES', 'TYPE_GROUPS', 'INVOICE_PROXY', 'NO_INVOICE', 'LAYOUTS', 'Page', 'rows_dataset', 'document_types',
-           'Source', 'read_sources', 'check_columns', 'read_ucsf', 'convert_hub']
+           'Source', 'read_sources', 'check_columns', 'read_ucsf', 'convert_hub', 'remedy', 'fetch', 'load_hub',
+           'first_look', 'missing_files', 'check_sources']
 
 # %% ../../nbs/inputs/02_sources.ipynb #cell-002
 import csv
+import glob
 import hashlib
+import pyarrow.parquet as pq
 import re
+import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datasets import Dataset, Features, Image, List, load_dataset, Value
+from huggingface_hub import constants, HfFileSystem, snapshot_download
+from huggingface_hub.errors import (DryRunError, GatedRepoError, HTTPError, LocalEntryNotFoundError,
+                                    OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError)
 from pathlib import Path
 
-from datasets import Dataset, Features, Image, List, Value
-
-from ..files import StudyError
+from ..files import root, StudyError
 from .images import decode_page
 
 # %% ../../nbs/inputs/02_sources.ipynb #cell-004
@@ -173,3 +180,124 @@ def convert_hub(
     if source.split == "submission": return rows, []
     skipped = [{"row": question, "reason": "no answers"} for question, answers in named if not answers]
     return rows.select([number for number, (_, answers) in enumerate(named) if answers]), skipped
+
+# %% ../../nbs/inputs/02_sources.ipynb #74c38ddf
+def remedy(
+    source: Source,  # that failed
+    error: Exception,  # from the hub's client, or from reading a file
+) -> str:
+    "One line that states what is wrong with a source and what to do."
+    page, why = f"https://huggingface.co/datasets/{source.hub_id}", (str(error).strip() or "no message").splitlines()[0]
+    copy = (f"`hf download --repo-type dataset {source.hub_id} --revision {source.revision} --include '{source.files}' "
+            "--local-dir DIR` where there is a connection, and DIR as its hub_id in data/sources.csv")
+    match error:
+        case GatedRepoError(): text = f"is gated. Accept its terms on {page}, then `hf auth login` or set HF_TOKEN"
+        case RevisionNotFoundError():
+            text = (f"no longer has the commit {source.revision}. "
+                    f"Take another from {page}/commits/main into data/sources.csv")
+        case RepositoryNotFoundError():
+            text = "does not exist, or is private. Correct its hub_id in data/sources.csv, or `hf auth login`"
+        case LocalEntryNotFoundError() | OfflineModeIsEnabled() | HTTPError():
+            text = ("is not, or not wholly, on this disk, and the hub did not give it. "
+                    f"Connect (unset HF_HUB_OFFLINE), or use {copy}")
+        case _: text = f"could not be read. What is whole is kept: run the same command again, or use {copy}"
+    return f"{source.name}: {source.hub_id} {text}. ({type(error).__name__}: {why})"
+
+@contextmanager
+def _explained(source):
+    "Turn any error from the hub client or from files into a `StudyError` that says what to do."
+    try: yield
+    except StudyError: raise
+    except DryRunError as error: raise StudyError(remedy(source, error.__cause__ or error)) from error
+    except Exception as error: raise StudyError(remedy(source, error)) from error
+
+# %% ../../nbs/inputs/02_sources.ipynb #c36f3d19
+def _copy(source):
+    "The local folder that `hub_id` names, or None."
+    return folder if (folder := root()/source.hub_id).is_dir() else None
+
+def _snapshot(source, **options):
+    return snapshot_download(source.hub_id, repo_type="dataset", revision=source.revision,
+                             allow_patterns=source.files, **options)
+
+def fetch(
+    source: Source,  # whose files to get
+) -> tuple[list[Path], str]:  # parquet files, and their commit ("local" for a copy)
+    "The files of a source, downloaded unless they are on disk."
+    folder = _copy(source) or Path(_snapshot(source))
+    files = sorted(folder.glob(source.files))
+    if not files:
+        raise StudyError(f"{source.name}: no file {source.files} in {source.hub_id}; "
+                         "correct `files` or `revision` in data/sources.csv")
+    return files, "local" if _copy(source) else folder.name
+
+# %% ../../nbs/inputs/02_sources.ipynb #a6053632
+def load_hub(
+    source: Source,  # benchmark split to load
+) -> tuple:  # Dataset of rows, list of skipped rows, loaded commit ("local" for a copy)
+    "Load a benchmark split at its pinned commit from hub, cache or copy; StudyError if the row count is not `samples`."
+    with _explained(source):
+        files, commit = fetch(source)
+        dataset = load_dataset("parquet", data_files={"rows": [glob.escape(str(file)) for file in files]}, split="rows")
+        rows, skipped = convert_hub(dataset, source, read_ucsf(root()/"data"/"ucsf_metadata.csv"))
+    if len(dataset) != source.samples:
+        raise StudyError(f"{source.name}: {len(dataset):,} rows, where data/sources.csv says {source.samples:,}: "
+                         "a copy in part, or another release. Complete it, or correct `samples` if that is meant")
+    return rows, skipped, commit
+
+# %% ../../nbs/inputs/02_sources.ipynb #c35b0186
+def first_look(
+    source: Source,  # benchmark split to look at
+    questions: int = 3,  # rows to fetch
+) -> Dataset:  # rows of `ROW_FEATURES`
+    "Stream the first rows of a source, without downloading it."
+    copy = _copy(source)
+    where = glob.escape(str(copy)) if copy else f"hf://datasets/{source.hub_id}@{source.revision}"
+    with _explained(source):
+        stream = load_dataset("parquet", data_files={"rows": f"{where}/{source.files}"}, split="rows", streaming=True)
+        head = Dataset.from_list(list(stream.decode(False).take(questions)), features=stream.features)
+        return convert_hub(head, source)[0]
+
+# %% ../../nbs/inputs/02_sources.ipynb #14d461a5
+def missing_files(
+    source: Source,  # benchmark split to check
+) -> list:  # of (name, bytes)
+    "Files of a source that still need to be downloaded."
+    if _copy(source): return []
+    try:
+        if any(Path(_snapshot(source, local_files_only=True)).glob(source.files)): return []
+    except LocalEntryNotFoundError: pass
+    return [(file.filename, file.file_size) for file in _snapshot(source, dry_run=True) if file.will_download]
+
+def _ask(source):
+    "Check a source's columns and return the bytes that it still needs: to download, and to unpack."
+    with _explained(source):
+        missing = missing_files(source)
+        if not missing:
+            check_columns(pq.read_schema(fetch(source)[0][0]).names, source)
+            return 0, 0
+        with HfFileSystem().open(f"datasets/{source.hub_id}@{source.revision}/{missing[0][0]}") as file:
+            check_columns(pq.read_schema(file).names, source)
+        return sum(size for _, size in missing), source.decoded_bytes
+
+# %% ../../nbs/inputs/02_sources.ipynb #5249551c
+def check_sources(
+    sources: list[Source],  # all sources of a study
+) -> dict:  # bytes for "download", "unpack" and "free"
+    """Check before any download that all sources are available and fit on the disk.
+
+    One StudyError lists every unavailable source; another reports a lack of disk space."""
+    sizes, complaints = [], []
+    for source in sources:
+        try: sizes.append(_ask(source))
+        except StudyError as error: complaints.append(str(error))
+    if complaints:
+        raise StudyError("\n".join([f"{len(complaints)} of {len(sources)} sources cannot be had:", *complaints]))
+    cache = Path(constants.HF_HUB_CACHE)
+    place = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    download, unpack = (sum(part) for part in zip(*sizes))
+    free = shutil.disk_usage(place).free
+    if download + unpack > free:
+        raise StudyError(f"The data sets need {(download + unpack)/1e9:.1f} GB more on the disk of {place}, which has "
+                         f"{free/1e9:.1f} GB free; free some, or set HF_HOME to a folder on a larger disk")
+    return {"download": download, "unpack": unpack, "free": free}

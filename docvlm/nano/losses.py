@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..engine.device import autocast
+from ..engine.attention import autocast
 from .model import merge_order, patchify
 from .sheet import CHARACTERS
 from .targets import CHARACTERS_PER_PATCH

@@ -24,7 +24,7 @@ from .losses import Speller, practice_losses
 from .model import build_model, build_processor, merge_order
 from .targets import (LABEL_CELLS, PATCH, answer_cells, link_cells, practice_line, practice_page, scan,
                                  stretched)
-from ..precision import has_bf16
+from ..presets import has_bf16
 from ..presets import get_preset
 
 # %% ../../nbs/nano/07_pretraining.ipynb #cell-004
