@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['SEEN_FONTS', 'UNSEEN_FONTS', 'FONTS', 'Box', 'ACCENTS', 'PATCH_PX', 'font_bytes', 'font', 'DoesNotFit', 'Drawn',
-           'join_boxes', 'within', 'read_pdf', 'Style', 'templates_folder', 'templates_digest', 'typeset', 'degrade',
-           'move_box', 'rotation', 'homography', 'photograph', 'shelf']
+           'join_boxes', 'within', 'read_pdf', 'join_marks', 'Style', 'templates_folder', 'templates_digest', 'typeset',
+           'degrade', 'move_box', 'rotation', 'homography', 'photograph', 'shelf']
 
 # %% ../../nbs/pages/00_rendering.ipynb #cell-002
 import ctypes
@@ -139,25 +139,29 @@ def within(
     return area[0] - 1 <= x <= area[2] + 1 and area[1] - 1 <= y <= area[3] + 1
 
 # %% ../../nbs/pages/00_rendering.ipynb #read-pdf
-def _marks(links, words):
-    "Boxes of the words in each `mark:` link; a link that is broken over lines counts as one."
-    areas = defaultdict(list)
-    for address, area in links: areas[tuple(json.loads(address.removeprefix("mark:")))].append(area)
-    inside = {key: [box for _, box in words if any(within(box, area) for area in found)]
-              for key, found in areas.items()}
-    return {key: join_boxes(boxes or areas[key]) for key, boxes in inside.items()}
-
 def read_pdf(
     pdf: bytes,  # a one-page document
-) -> tuple[Image.Image, list[tuple[str, Box]], dict[tuple, Box]]:
-    "The page as an RGB image of one pixel a point, its words and its marks."
+) -> tuple[Image.Image, list[tuple[str, Box]], list[tuple[tuple, Box]]]:
+    "The page as an RGB image of one pixel a point, its words, and the key and box of each line of a mark."
     document = pdfium.PdfDocument(pdf)
     page = document[0]
     height, text = page.get_height(), page.get_textpage()
     image, words = page.render(scale=1).to_pil().convert("RGB"), _read_words(text, height)
-    marks = _marks(_read_links(document, page, height), words)
+    areas = [(tuple(json.loads(address.removeprefix("mark:"))), box)
+             for address, box in _read_links(document, page, height)]
     for part in (text, page, document): part.close()
-    return image, words, marks
+    return image, words, areas
+
+def join_marks(
+    areas: list[tuple[tuple, Box]],  # key and box of each line of a mark
+    words: list[tuple[str, Box]],  # of the page
+) -> dict[tuple, Box]:
+    "The box around the words of each mark; around its areas, if it holds no words."
+    found, bare = defaultdict(list), defaultdict(list)
+    for key, area in areas:
+        bare[key].append(area)
+        found[key] += [box for _, box in words if within(box, area)]
+    return {key: join_boxes(found[key] or bare[key]) for key in bare}
 
 # %% ../../nbs/pages/00_rendering.ipynb #style
 ACCENTS = ("#1f3d7a", "#7a1f1f", "#1f5c3a", "#444444", "#5a2d82", "#8a4b08")  # colours of titles and bars
@@ -191,16 +195,22 @@ def _compiler(folder):
     return typst.Compiler(root=folder, font_paths=known), fonts
 
 # %% ../../nbs/pages/00_rendering.ipynb #check-fit
-def _check_fit(words, size):
-    "DoesNotFit if a word leaves the page or two words overlap."
-    boxes = np.array([box for _, box in words])
-    if (boxes[:, :2] < 0).any() or (boxes[:, 2:] > size).any(): raise DoesNotFit("A word leaves the page")
+def _touch(boxes, owners, gap):
+    "Whether boxes of two owners stand on one line less than `gap` pixels apart."
+    boxes, owners = np.array(boxes), np.array(owners)
     low, high = boxes[:, None, :2], boxes[:, None, 2:]
     shared = np.minimum(high, high.swapaxes(0, 1)) - np.maximum(low, low.swapaxes(0, 1))
     height = boxes[:, 3] - boxes[:, 1]
-    touching = (shared[..., 0] > 1) & (shared[..., 1] > 0.3*np.minimum(height[:, None], height))
-    np.fill_diagonal(touching, False)
-    if touching.any(): raise DoesNotFit("Two words overlap: " + " ".join(words[i][0] for i in np.argwhere(touching)[0]))
+    touching = (shared[..., 0] > -gap) & (shared[..., 1] > 0.4*np.minimum(height[:, None], height))
+    return (touching & (owners[:, None] != owners)).any()
+
+def _check_fit(words, areas, width):
+    "DoesNotFit if a word runs into the page's margins, or two words or two marks touch."
+    keys, boxes = zip(*areas)
+    x0, _, x1, _ = join_boxes(printed := [box for _, box in words])
+    if x0 < 8 or x1 > width - 8: raise DoesNotFit("A word runs into the margin")
+    if _touch(printed, range(len(words)), 0) or _touch(boxes, [keys.index(key) for key in keys], 2):
+        raise DoesNotFit("Two words touch")
 
 def _pad_height(image):
     "The page with a height that is a multiple of `PATCH_PX`, in the colour of its lower left corner."
@@ -216,14 +226,14 @@ def typeset(
     style: Style,  # font, size and width
     max_height: int = 728,  # of the page in pixels
 ) -> Drawn:
-    "Fill a template; DoesNotFit if the page is too high, a word leaves it or two words overlap."
+    "Fill a template; DoesNotFit if the page is too high, a word leaves it or two words touch."
     inputs = {"data": json.dumps(content), "style": json.dumps(asdict(style))}
     compiler, _ = _compiler(folder := templates_folder())
     pdf = compiler.compile(str(folder/f"{template}.typ"), format="pdf", sys_inputs=inputs, timestamp=0, pdf_tags=False)
-    image, words, marks = read_pdf(pdf)
+    image, words, areas = read_pdf(pdf)
     if image.height > max_height: raise DoesNotFit(f"{image.height} px high; at most {max_height}")
-    _check_fit(words, image.size)
-    return Drawn(_pad_height(image), words, marks, template, style.font, style.size)
+    _check_fit(words, areas, image.width)
+    return Drawn(_pad_height(image), words, join_marks(areas, words), template, style.font, style.size)
 
 # %% ../../nbs/pages/00_rendering.ipynb #cell-013
 def _uneven_light(pixels, rng, strength):
