@@ -20,8 +20,8 @@ from .pages.contents import make_form, make_info, make_invoice, make_letter, mak
 from .pages.entities import Cast, plain_number
 from .pages.questions import (Question, chart_questions, form_questions, info_questions, invoice_questions,
                                     letter_questions, receipt_questions, table_questions)
-from .pages.rendering import (ACCENTS, PATCH_PX, SEEN_FONTS, UNSEEN_FONTS, Box, DoesNotFit, Style, degrade,
-                                    move_box, photograph, rotation, typeset)
+from .pages.rendering import (ACCENTS, SEEN_FONTS, UNSEEN_FONTS, Box, DoesNotFit, Style, degrade, move_box,
+                                    photograph, rotation, typeset)
 
 # %% ../nbs/01_documents.ipynb #sizes
 UNSEEN_SHARE = 0.4  # share of test pages with unseen look and font

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['SEEN_FONTS', 'UNSEEN_FONTS', 'FONTS', 'Box', 'ACCENTS', 'PATCH_PX', 'font_bytes', 'font', 'DoesNotFit', 'Drawn',
-           'join_boxes', 'within', 'read_pdf', 'join_marks', 'Style', 'templates_folder', 'templates_digest', 'typeset',
-           'degrade', 'move_box', 'rotation', 'homography', 'photograph', 'shelf']
+           'join_boxes', 'within', 'read_pdf', 'join_marks', 'Style', 'templates_folder', 'typeset', 'degrade',
+           'move_box', 'rotation', 'homography', 'photograph', 'shelf']
 
 # %% ../../nbs/pages/00_rendering.ipynb #cell-002
 import ctypes
@@ -24,7 +24,7 @@ import pypdfium2.raw as pdfium_raw
 import typst
 from PIL import Image, ImageFilter, ImageFont
 
-from ..files import digest_of, root
+from ..files import root
 
 # %% ../../nbs/pages/00_rendering.ipynb #cell-004
 def _rendercv(family, stem): return f"rendercv_fonts/{family}/{stem}-{{}}.ttf"
@@ -180,10 +180,6 @@ class Style:
 def templates_folder() -> Path:
     "Where the templates are."
     return root()/"data"/"templates"
-
-def templates_digest() -> str:
-    "Digest of all templates, for the fingerprint of generated data."
-    return digest_of(*(part for file in sorted(templates_folder().glob("*.typ")) for part in (file.name, file)))
 
 @lru_cache(maxsize=None)
 def _compiler(folder):
