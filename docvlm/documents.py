@@ -17,11 +17,11 @@ from PIL import Image
 from .pages import bills, charts, infographics, layout as templates
 from .pages.bills import make_invoice, make_letter, make_receipt
 from .pages.chart_data import Chart, make_chart
-from .pages.entities import Cast, plain
+from .pages.entities import Cast, plain_number
 from .pages.forms import make_form, make_info, make_table
 from .pages.layout import PIXELS_PER_POINT, WIDTHS_PT, DoesNotFit, fit
-from .pages.questions import Box, Question, chart_questions
-from .pages.rendering import SEEN_FONTS, UNSEEN_FONTS, degrade, move_box
+from .pages.questions import Question, chart_questions
+from .pages.rendering import SEEN_FONTS, UNSEEN_FONTS, Box, degrade, move_box
 
 # %% ../nbs/01_documents.ipynb #cell-004
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def choose(
 def _record(content):
     "The fields and the table of a page, for `Page`."
     if isinstance(content, Chart):
-        rows = [[name, *map(plain, values)] for name,
+        rows = [[name, *map(plain_number, values)] for name,
                 values in zip(content.categories, zip(*content.series.values()))]
         return {}, [["", *content.series]] + rows
     if isinstance(content, infographics.Facts): return {label: value for label, value, _ in content.facts}, []

@@ -18,7 +18,7 @@ from reportlab.lib.colors import HexColor, white
 from reportlab.pdfbase.pdfmetrics import stringWidth
 from reportlab.platypus import Spacer
 
-from .entities import plain
+from .entities import plain_number
 from .layout import INK, DoesNotFit, Text, font_name
 
 # %% ../../nbs/pages/05_charts.ipynb #cell-004
@@ -60,13 +60,13 @@ def _set_axes(plot, chart, style):
     top = max(max(values) for values in chart.series.values())
     plot.valueAxis.valueMin, plot.valueAxis.valueStep = 0, _step(top)
     plot.valueAxis.valueMax = math.ceil(top*1.12/_step(top))*_step(top)
-    plot.valueAxis.labelTextFormat = plain
+    plot.valueAxis.labelTextFormat = plain_number
     plot.categoryAxis.categoryNames = chart.categories
     for axis in (plot.valueAxis, plot.categoryAxis):
         axis.labels.fontName = font_name(style.family)
         axis.labels.fontSize = style.size - (axis is plot.valueAxis)
         axis.labels.fillColor = axis.strokeColor = _ink(chart)
-    return [plain(i*_step(top)) for i in range(round(plot.valueAxis.valueMax/_step(top)) + 1)]
+    return [plain_number(i*_step(top)) for i in range(round(plot.valueAxis.valueMax/_step(top)) + 1)]
 
 def _set_labels(labels, chart, style):
     labels.fontName, labels.fontSize, labels.fillColor = font_name(style.family), style.size, _ink(chart)
@@ -78,7 +78,7 @@ def _bar_plot(chart, style, upright, thin):
     plot.data = list(chart.series.values())
     ticks = _set_axes(plot, chart, style)
     left = (_width(ticks, style) if upright else _width(chart.categories, style)) + 8
-    labels, slot = [plain(v) for row in plot.data for v in row], (style.inner - left)/len(chart.categories)
+    labels, slot = [plain_number(v) for row in plot.data for v in row], (style.inner - left)/len(chart.categories)
     plot.groupSpacing, plot.barSpacing = (12 if thin else 5), 0
     bar = slot*10/(10*len(plot.data) + plot.groupSpacing) if len(plot.data) > 1 else slot - 2
     height = 118 if upright else ((style.size + 5)*len(plot.data) + 4)*len(chart.categories)
@@ -99,7 +99,7 @@ def _bars(chart, style, upright=True, edge=None, lines=False, many=False, thin=F
     plot.bars.strokeColor, plot.valueAxis.visibleGrid = edge, lines
     plot.valueAxis.gridStrokeColor = HexColor("#c8c8c8")
     if chart.labelled:
-        plot.barLabelFormat = plain
+        plot.barLabelFormat = plain_number
         _set_labels(plot.barLabels, chart, style)
     for i in range(len(plot.data)):
         plot.bars[i].fillColor = HexColor(chart.palette[i])
@@ -130,7 +130,7 @@ def _lines(chart, style, marker="FilledCircle", lines=False, thick=1.5):
     plot = HorizontalLineChart()
     plot.data = list(chart.series.values())
     ticks = _set_axes(plot, chart, style)
-    left, labels = _width(ticks, style) + 8, [plain(value) for values in plot.data for value in values]
+    left, labels = _width(ticks, style) + 8, [plain_number(value) for values in plot.data for value in values]
     slot = (style.inner - left)/len(chart.categories)
     gaps = [abs(a - b) for a, b in zip(*plot.data)] if len(plot.data) > 1 else [1e9]
     if max(_width(chart.categories, style), _width(labels, style)) > slot - 5: raise DoesNotFit(chart.title)
@@ -139,7 +139,7 @@ def _lines(chart, style, marker="FilledCircle", lines=False, thick=1.5):
     plot.valueAxis.visibleGrid, plot.valueAxis.gridStrokeColor = lines, HexColor("#c8c8c8")
     plot.categoryAxis.labels.dy = -2
     if chart.labelled:
-        plot.lineLabelFormat, plot.lineLabelNudge = plain, 9
+        plot.lineLabelFormat, plot.lineLabelNudge = plain_number, 9
         _set_labels(plot.lineLabels, chart, style)
         plot.lineLabels.boxFillColor = chart.paper
     for i in range(len(plot.data)):
@@ -175,10 +175,10 @@ def _pie(chart, style, shape=Pie, radius=52, inside=True, start=90):
     angle = math.radians(start)
     for i, (name, value) in enumerate(zip(chart.categories, values)):
         plot.slices[i].fillColor, turn = HexColor(chart.palette[i]), 2*math.pi*value/sum(values)
-        if turn < 0.5: raise DoesNotFit(f"{name}: {plain(value)} is too thin a slice")
+        if turn < 0.5: raise DoesNotFit(f"{name}: {plain_number(value)} is too thin a slice")
         x, y, side = math.cos(angle - turn/2), math.sin(angle - turn/2), "middle"
         reach, text = (radius*(0.7 if shape is Pie else 0.78),
-                       plain(value)) if inside else (radius + 8, f"{name} {plain(value)}")
+                       plain_number(value)) if inside else (radius + 8, f"{name} {plain_number(value)}")
         if not inside: side = "start" if x > 0 else "end"
         room = min(radius*0.55,
                    1.3*radius*math.sin(min(turn, math.pi)/2)) if inside else style.inner/2 - abs(x)*reach

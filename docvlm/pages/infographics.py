@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from reportlab.lib.colors import Color, HexColor, white
 from reportlab.platypus import Flowable, Spacer, Table
 
-from .entities import Cast, Value, plain
+from .entities import Cast, Value, plain_number
 from .layout import INK, DoesNotFit, Text
 from .questions import Question, reading, thinking
 
@@ -152,7 +152,8 @@ def _info_pairs(cast, facts, m):
                      **words)]
     for asked, number in (("What is the difference in {m} between {a} and {b}?", abs(x.number - y.number)),
                           ("What is the sum of the {m} of {a} and {b}?", x.number + y.number)):
-        answers = (plain(number), f"{plain(number)}%") if x.text.endswith("%") else plain(number)
+        result = plain_number(number)
+        answers = (result, f"{result}%") if x.text.endswith("%") else result
         found.append(thinking(cast, (asked,), answers, ("infographic", "non span"), "arithmetic", **words))
     return found
 
