@@ -14,14 +14,15 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from .pages import bills, charts, infographics, layout as templates
+from .pages import bills, infographics, layout as templates
 from .pages.bills import make_invoice, make_letter, make_receipt
 from .pages.chart_data import Chart, make_chart
+from .pages.charts import CHART_STYLES, draw_chart
 from .pages.entities import Cast, plain_number
 from .pages.forms import make_form, make_info, make_table
 from .pages.layout import PIXELS_PER_POINT, WIDTHS_PT, DoesNotFit, fit
 from .pages.questions import Question, chart_questions
-from .pages.rendering import SEEN_FONTS, UNSEEN_FONTS, Box, degrade, move_box
+from .pages.rendering import SEEN_FONTS, UNSEEN_FONTS, Box, Drawn, degrade, move_box
 
 # %% ../nbs/01_documents.ipynb #cell-004
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class DocType:
     "How to generate pages of one type."
     benchmark: str  # docvqa, chartqa or infovqa
     make: object  # function that takes a `Cast` and returns (content, questions)
-    seen: tuple  # layout functions for training and test
-    unseen: tuple  # layout functions for test only
+    seen: tuple  # layout functions for training and test; of charts, names of styles
+    unseen: tuple  # the same for test only
     widths: tuple[int, ...] = WIDTHS_PT  # page widths in points
 
 def _chart(cast, kind):
@@ -52,12 +53,7 @@ DOC_TYPES = {
                       (196, 224)),
     "letters": _type("docvqa", make_letter, bills, "letter", "block right memo", "head foot",
                      (224, 252, 280)),
-    "bar": _type("chartqa", partial(_chart, kind="bar"), charts, "bars", "plain edge many flat flat_lines",
-                 "dark flat_many", (252, 280)),
-    "line": _type("chartqa", partial(_chart, kind="line"), charts, "line", "dots grid squares", "dark below",
-                  (252, 280)),
-    "pie": _type("chartqa", partial(_chart, kind="pie"), charts, "pie", "inside around top", "ring turned",
-                 (252, 280)),
+    **{kind: DocType("chartqa", partial(_chart, kind=kind), **CHART_STYLES[kind]) for kind in ("bar", "line", "pie")},
     "infographics": _type("infovqa", make_info, infographics, "info", "cards ranked strips banner",
                           "circles dark"),
 }
@@ -84,24 +80,21 @@ def find_words(
 
 # %% ../nbs/01_documents.ipynb #cell-010
 def locate(
-    where: tuple | None,  # a mark's key, ("find", text[, mark]), ("near", text, category) or None
+    where: tuple | None,  # a mark's key, ("find", text[, mark]) or None
     words: list[tuple[str, Box]],  # words of the page with boxes (x0, y0, x1, y1)
     marks: dict[tuple, Box],  # named regions of the page
 ) -> Box | None:
     "The bounding box of an answer on the page; None if `where` is None, or if the mark or `find` matches no word."
     if where is None: return None
-    if where[0] not in ("find", "near"):
+    if where[0] != "find":
         inside = [box for _, box in words if _within(box, marks[where])]
         return _union(inside) if inside else None
     text, place = where[1], where[2] if len(where) > 2 else None
-    if where[0] == "find" and place: words = [(word, box) for word,
-                                              box in words if _within(box, marks[place])]
+    if place: words = [(word, box) for word, box in words if _within(box, marks[place])]
     else: words = [(word, box) for word, box in words if ("title",) not in marks
                    or not _within(box, marks["title",])]
     boxes = find_words(words, text)
-    if where[0] == "find": return boxes[0] if boxes else None
-    anchor = _middle(find_words(words, place)[0])
-    return min(boxes, key=lambda box: min(abs(a - b) for a, b in zip(_middle(box), anchor)))
+    return boxes[0] if boxes else None
 
 # %% ../nbs/01_documents.ipynb #cell-014
 @dataclass
@@ -162,8 +155,13 @@ def _compose(kind, cast, unseen):
     families = list(UNSEEN_FONTS if unseen else SEEN_FONTS)
     if kind is DOC_TYPES["receipts"] and rng.random() < 0.8:
         families = [family for family in families if family in MONO]
-    drawn = fit(layout, content, rng, rng.choice(families), kind.widths)
-    return content, drawn, layout.__name__, choose(found, rng.choice((3, 3, 4, 4, 5, 6)), rng)
+    family = rng.choice(families)
+    if isinstance(content, Chart): drawn = draw_chart(content, layout, family, rng)
+    else:
+        page = fit(layout, content, rng, family, kind.widths)
+        drawn = Drawn(page.image, page.words, page.marks, layout.__name__, family,
+                      round(page.style.size*PIXELS_PER_POINT))
+    return content, drawn, choose(found, rng.choice((3, 3, 4, 4, 5, 6)), rng)
 
 # %% ../nbs/01_documents.ipynb #cell-017
 def make_page(
@@ -181,15 +179,15 @@ def make_page(
     kind, name = DOC_TYPES[doc_type], f"{split}-{doc_type}-{'unseen-' if unseen else ''}{seed:06d}"
     for attempt in range(100):
         cast = Cast(zlib.crc32(f"{name}/{attempt}".encode()), split)
-        try: content, drawn, template, questions = _compose(kind, cast, unseen)
+        try: content, drawn, questions = _compose(kind, cast, unseen)
         except DoesNotFit: continue
         if len(questions) < 3: continue  # a chart without value labels may allow too few
         image, applied = degrade(drawn.image, np.random.default_rng([zlib.crc32(name.encode()), 1]), strength)
         move = partial(move_box, size=image.size, degrees=applied.get("rotation", 0))
         boxes = [locate(question.where, drawn.words, drawn.marks) for question in questions]
         questions = [replace(q, evidence=box and move(box), where=None) for q, box in zip(questions, boxes)]
-        return Page(name, image, questions, kind.benchmark, doc_type, template, drawn.style.family,
-                    not unseen, round(drawn.style.size*PIXELS_PER_POINT),
+        return Page(name, image, questions, kind.benchmark, doc_type, drawn.template, drawn.family,
+                    not unseen, drawn.text_height_px,
                     [(word, move(box)) for word, box in drawn.words], *_record(content), applied)
     raise ValueError(f"No layout holds {name}")
 
