@@ -153,7 +153,7 @@ def count(
     return Value(f"{number:,}", (str(number),), number)
 
 # %% ../../nbs/pages/01_entities.ipynb #cell-025
-ARTICLES = tuple(word.strip() for word in """
+ARTICLES = tuple(" ".join(word.split()) for word in """
 Desk Lamp, Paper A4, Steel Bolts, Ink Toner, Oak Shelf, Wall Clock, Rope 10m, Paint White, USB Cable, Door
 Handle, Garden Hose, Hammer, Drill Bits, Work Gloves, Notebook, Stapler, Ballpens, Envelopes, Monitor,
 Keyboard, Mouse Pad, Office Chair, Cable Ties, Sandpaper, Wood Glue, Light Bulb, Batteries, Extension,
@@ -161,7 +161,7 @@ Toolbox, Ladder, Tape Roll, Markers, Whiteboard, File Boxes, Labels, Calculator,
 Webcam, Router, Bucket, Broom, Sponges, Trash Bags, Soap, Towels, Safety Vest, Helmet, Fire Alarm,
 Padlock, Hinges, Wall Plugs, Wire Mesh, Pipe Clamp, Valve, Pump, Filter, Hinge Set, Screws, Nails
 """.split(","))
-GROCERIES = tuple(word.strip() for word in """
+GROCERIES = tuple(" ".join(word.split()) for word in """
 Bread, Milk, Butter, Eggs, Cheddar, Apples, Bananas, Tomatoes, Coffee, Green Tea, Orange Juice, Rice,
 Pasta, Olive Oil, Sugar, Salt, Yoghurt, Chicken, Salmon, Beef Mince, Carrots, Onions, Potatoes, Lettuce,
 Honey, Jam, Cereal, Biscuits, Chocolate, Crisps, Lemonade, Water, Soup, Beans, Ham, Bagel, Muffin,

@@ -295,34 +295,35 @@ def _about(chart, name, word):
     return f" {'in' if name[-1].isdigit() else word} {name}"
 
 # %% ../../nbs/pages/03_questions.ipynb #cell-018
-def _read_chart(cast, kind, chart, name, values):
+def _read_chart(cast, chart, name, values):
     "Values and extremes of one series: ChartQA's augmented kind."
-    labels, of, found = (kind, "augmented"), _about(chart, name, "of"), []
-    for category, value in zip(chart.categories, values):
+    labels, of, found = (chart.kind, "augmented"), _about(chart, name, "of"), []
+    series = list(chart.series).index(name)
+    for place, (category, value) in enumerate(zip(chart.categories, values)):
         asked = ("What is the value{of} for {category}?", "What does the chart show{of} for {category}?",
                  "How much{of} is shown for {category}?",
                  "What is the figure{of} for {category} in {unit}?")
-        where = ("value", name, category)
         if chart.labelled:
-            found.append(reading(cast, asked, Value(plain_number(value)), labels, where, of=of, category=category,
-                                 unit=chart.unit))
+            found.append(reading(cast, asked, Value(plain_number(value)), labels, ("value", series, place), of=of,
+                                 category=category, unit=chart.unit))
     ranked = sorted(values)
     for word, best, next_best in (("highest", ranked[-1], ranked[-2]), ("lowest", ranked[0], ranked[1])):
-        category = chart.categories[values.index(best)]
+        place = values.index(best)
         if chart.labelled or abs(best - next_best) > 0.15*ranked[-1]:
             found.append(reading(cast, ("Which category has the {word} value{of}?",
                                         "Where is the value{of} {word}?", "What has the {word} value{of}?"),
-                                 Value(category), labels, ("category", category), "maximum", word=word, of=of))
+                                 Value(chart.categories[place]), labels, ("category", place), "maximum", word=word,
+                                 of=of))
         if chart.labelled:
-            found.append(reading(cast, ("What is the {word} value{of}?",
-                                        "What is the {word} number shown{of}?"), Value(plain_number(best)), labels,
-                                 ("value", name, category), "maximum", word=word, of=of))
+            found.append(reading(cast, ("What is the {word} value{of}?", "What is the {word} number shown{of}?"),
+                                 Value(plain_number(best)), labels, ("value", series, place), "maximum", word=word,
+                                 of=of))
     return found
 
 # %% ../../nbs/pages/03_questions.ipynb #cell-019
-def _reason_chart(cast, kind, chart, name, values):
+def _reason_chart(cast, chart, name, values):
     "Differences, ratios, counts and comparisons: ChartQA's human kind."
-    labels, of, found, rng = (kind, "human"), _about(chart, name, "for"), [], cast.rng
+    labels, of, found, rng = (chart.kind, "human"), _about(chart, name, "for"), [], cast.rng
     for _ in range(2):
         i, j = rng.sample(range(len(values)), 2)
         names = {"a": chart.categories[i], "b": chart.categories[j], "of": of}
@@ -330,10 +331,10 @@ def _reason_chart(cast, kind, chart, name, values):
             found.append(thinking(cast, ("Is {a} higher than {b}{of}?",
                                          "Does {a} have a larger value{of} than {b}?"),
                                   "Yes" if values[i] > values[j] else "No", labels, "yes/no", **names))
-            best = Value(names["a"] if values[i] > values[j] else names["b"])
+            best = i if values[i] > values[j] else j
             found.append(reading(cast, ("Which is larger{of}, {a} or {b}?",
-                                        "{a} or {b}: which has the greater value{of}?"), best, labels,
-                                 ("category", best.text), "comparison", **names))
+                                        "{a} or {b}: which has the greater value{of}?"),
+                                 Value(chart.categories[best]), labels, ("category", best), "comparison", **names))
         if not chart.labelled: continue
         high, low = max(values[i], values[j]), min(values[i], values[j])
         results = (("difference", high - low, ("What is the difference between {a} and {b}{of}?",
@@ -350,22 +351,21 @@ def _reason_chart(cast, kind, chart, name, values):
 # %% ../../nbs/pages/03_questions.ipynb #cell-020
 def chart_questions(
     cast: Cast,  # chooses the wording
-    kind: str,  # `bar`, `line` or `pie`
     chart,  # a `charts.Chart`: what is shown
 ) -> list[Question]:
     "Augmented and human questions about every series."
     found = []
     for name, values in chart.series.items():
-        found += _read_chart(cast, kind, chart, name, values) + _reason_chart(cast, kind, chart, name, values)
-    shapes = {"bar": "bars", "line": "points", "pie": "slices"}[kind]
+        found += _read_chart(cast, chart, name, values) + _reason_chart(cast, chart, name, values)
+    shapes = {"bar": "bars", "line": "points", "pie": "slices"}[chart.kind]
     found.append(thinking(cast, ("How many {shapes} are there?", "How many {shapes} does the chart have?"),
-                          str(len(chart.categories)*len(chart.series)), (kind, "human"), "count",
+                          str(len(chart.categories)*len(chart.series)), (chart.kind, "human"), "count",
                           shapes=shapes))
     name, values = cast.rng.choice(list(chart.series.items()))
     middle = sorted(values)[len(values)//2]
     if chart.labelled:
         found.append(thinking(cast, ("How many values{of} are greater than {bound}?",
                                      "How many values{of} exceed {bound}?"),
-                              str(sum(value > middle for value in values)), (kind, "human"), "count",
+                              str(sum(value > middle for value in values)), (chart.kind, "human"), "count",
                               of=_about(chart, name, "of"), bound=plain_number(middle)))
     return found
