@@ -96,9 +96,9 @@ FORM_FIELDS = (  # labels with the same meaning, sort, how to draw a value
 def make_form(
     cast: Cast,  # of the page
 ) -> Content:
-    "Four to eight labelled fields, among them tick boxes."
+    "Five to nine labelled fields, among them tick boxes."
     rng = cast.rng
-    chosen = rng.sample(FORM_FIELDS, rng.randint(4, 8))
+    chosen = rng.sample(FORM_FIELDS, rng.randint(5, 9))
     fields = {rng.choice(labels): _field(cast, sort, make) for labels, sort, make in chosen}
     return Content(rng.choice(FORM_TITLES), fields=fields, note=rng.choice(NOTES))
 
@@ -277,7 +277,7 @@ def make_letter(
     parts = [pick(("Dear {reader},", "Dear Mr {reader},", "Dear Ms {reader},")),
              " ".join([*opening, next(fillers), pick(MIDDLES)]),
              " ".join([pick(CLOSINGS)] + [next(fillers) for _ in range(rng.randint(0, 1))])]
-    if rng.random() < 0.5: parts.insert(2, " ".join(next(fillers) for _ in range(rng.randint(1, 2))))
+    if rng.random() < 0.7: parts.insert(2, " ".join(next(fillers) for _ in range(rng.randint(1, 2))))
     fields = {"Date": _field(cast, "date", date), "Signed": _field(cast, "person", person),
               "Role": Field("role", Value(pick(ROLES)), lambda: Value(pick(ROLES)))}
     sender = [company(cast), street(cast), city(cast)][:pick((2, 3))]

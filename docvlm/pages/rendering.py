@@ -334,7 +334,7 @@ def photograph(
     paper = np.asarray(paper)[..., None]/255
     pixels = 255 - (255 - pixels)*(1 - 0.45*applied["fading"])  # the ink only
     light = 1 + 0.09*applied["crumple"]*_creases(size, rng, 9) - 0.45*applied["shadow"]*_shadow(size, rng)
-    tint = 1 - rng.uniform(0, .12, 3)*strength
+    tint = 1 - rng.uniform(0, (.04, .06, .1))*strength  # the lamp's, rather warm
     pixels = (paper*pixels*tint + (1 - paper)*table)*light[..., None]
     pixels += rng.normal(0, 4*strength, pixels.shape[:2])[..., None]
     photo = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.5*strength))
