@@ -347,8 +347,11 @@ def shelf(
     width: int = 1400,  # of the sheet in pixels
 ) -> Image.Image:
     "Pages side by side on grey, shrunk to `width`, in few colours: a small picture for looking at."
-    wide, high = max(image.width for image in images) + 4, max(image.height for image in images) + 4
-    sheet = Image.new("RGB", (columns*wide, math.ceil(len(images)/columns)*high), "#888888")
-    for i, image in enumerate(images): sheet.paste(image, (i % columns*wide, i//columns*high))
+    rows = [images[i:i + columns] for i in range(0, len(images), columns)]
+    wide, tops = max(image.width for image in images) + 4, [0]
+    for row in rows: tops.append(tops[-1] + max(image.height for image in row) + 4)
+    sheet = Image.new("RGB", (columns*wide, tops[-1]), "#888888")
+    for top, row in zip(tops, rows):
+        for i, image in enumerate(row): sheet.paste(image, (i*wide, top))
     sheet.thumbnail((width, sheet.height))
-    return sheet.quantize(32, dither=Image.Dither.NONE)
+    return sheet.quantize(48, dither=Image.Dither.NONE)
