@@ -13,7 +13,7 @@ from fastcore.script import Param, call_parse
 
 from .core import open_study
 from .files import StudyError, read_json, root
-from .execution import number
+from .execution import check_number
 
 # %% ../nbs/11_cli.ipynb #cell-004
 _expected = (StudyError, ValueError, OSError)  # OSError: file not found, no write permission, disk full
@@ -33,11 +33,11 @@ def _opened(preset, documents):
     "Open the study; a relative `documents` path is relative to the current working directory."
     return open_study(preset, documents and str(Path(documents).resolve()))
 
-def _alone(study):
+def _lock(study):
     "The study's lock; with several processes only the main process takes it."
     from docvlm.engine.attention import team
-    from docvlm.steps import alone
-    return alone(study) if team().is_main_process else nullcontext()
+    from docvlm.steps import study_lock
+    return study_lock(study) if team().is_main_process else nullcontext()
 
 def _affordable(study):
     "Return the study; StudyError if its base model still has to be downloaded and does not fit this machine."
@@ -49,18 +49,18 @@ def _affordable(study):
 # %% ../nbs/11_cli.ipynb #cell-005-x6
 def _print_origin(study, number):
     "Print where a number comes from, given its name or printed form; if the printed form is ambiguous, list the names."
-    from docvlm.provenance import names_of, trace
-    names = names_of(study, number) if number[:1] in "+-\u2212.0123456789" else [number]
+    from docvlm.provenance import matching_names, origin_of
+    names = matching_names(study, number) if number[:1] in "+-\u2212.0123456789" else [number]
     if not names:
         raise StudyError(f"No number of the study {study.name} is shown as {number!r}; "
                          "give a name such as evaluation.benchmarks.docvqa.ours")
-    if len(names) == 1: print(json.dumps(trace(study, names[0]), indent=1, ensure_ascii=False))
+    if len(names) == 1: print(json.dumps(origin_of(study, names[0]), indent=1, ensure_ascii=False))
     else: print(f"{number} may be one of these; trace it by name:", *names, sep="\n  ")
 
 def _print_check(study):
     "Rerun the study and print the comparison with the published results; exit code 1 if any step differs."
-    from docvlm.provenance import check
-    table = check(study)
+    from docvlm.provenance import check_study
+    table = check_study(study)
     print(table.to_string(index=False))
     if table.differs.any(): raise SystemExit(1)
 
@@ -95,8 +95,8 @@ def train(
 ):
     "Fine-tune an adapter, resuming an interrupted run; print its path and record; also runs under `accelerate launch`."
     def run():
-        number("--seed", seed, 0, 2**32 - 1)
-        if lora_rank is not None: number("--lora_rank", lora_rank, 1, 1024)
+        check_number("--seed", seed, 0, 2**32 - 1)
+        if lora_rank is not None: check_number("--lora_rank", lora_rank, 1, 1024)
         from docvlm.engine.attention import team
         from docvlm.steps import run_study
         from docvlm.training import check_reporting, train_adapter
@@ -106,7 +106,7 @@ def train(
         workers = team()
         if workers.is_main_process: run_study(opened, "data")
         workers.wait_for_everyone()
-        with _alone(opened):
+        with _lock(opened):
             record = train_adapter(opened, rank, seed, report_to)
         if workers.is_main_process: print(json.dumps({k: v for k, v in record.items() if k != "loss"}, indent=1))
     _plainly(run)
@@ -143,7 +143,7 @@ def evaluate(
         own = beside and record.get("adapter_digest") == digest  # any other or edited adapter gets a name of its own
         seed = record.get("seed", seed)
         name = folder.name if own else f"{folder.resolve().name}-{digest}"
-        with _alone(opened): frames, _ = predict_systems(opened, {name: folder})
+        with _lock(opened): frames, _ = predict_systems(opened, {name: folder})
         cells = compare_groups(frames["base"], [frames[name]], [seed], opened.preset.resamples,
                                frames["base"].benchmark)
         if not team().is_main_process: return
@@ -196,7 +196,7 @@ def demo(
 ):
     "Serve a local web page on which to drop a document, ask a question and compare the answers of base and adapter."
     def run():
-        number("--port", port, 0, 65535)
+        check_number("--port", port, 0, 65535)
         if not host: raise ValueError("--host is empty; give 127.0.0.1, or 0.0.0.0 to open the page to the network")
         from docvlm.apps.ask import serve
         serve(_opened(preset, documents), host, port)

@@ -14,7 +14,7 @@ import nbformat
 from ..core import Study
 from ..files import read_json, root, write_json
 from .tables import METRICS, amount, benchmark_name, headline, present, table
-from ..steps import Step, _bare
+from ..steps import Step, code_without_comments
 
 # %% ../../nbs/paper/02_readme.ipynb #cell-004
 START, END = "<!-- results:start -->", "<!-- results:end -->"
@@ -179,7 +179,7 @@ def keep_outputs(
     for cell in notebook["cells"]:
         if cell["cell_type"] != "code": continue
         before = ran.get(cell["id"], {"source": [], "outputs": []})
-        same = _bare("".join(before["source"])) == _bare("".join(cell["source"]))
+        same = code_without_comments("".join(before["source"])) == code_without_comments("".join(cell["source"]))
         cell["outputs"] = [kept for output in before["outputs"] if same and (kept := _kept(output))]
         count += len(cell["outputs"])
     write_json(source, notebook)
