@@ -45,7 +45,8 @@ def _other_files(study):
              "plan": Study(PRESETS["qwen2-vl-2b"]).results_dir/"plan.json"}
     return {name: path for name, path in found.items() if path.exists()}
 
-def _traceable(study): return stored_results(study) | {name: read_json(path) for name, path in _other_files(study).items()}
+def _traceable(study):
+    return stored_results(study) | {name: read_json(path) for name, path in _other_files(study).items()}
 
 # %% ../nbs/study/04_provenance.ipynb #9f6a93e3
 def _enter(value, name):
@@ -87,8 +88,9 @@ def _origin_of_other(study, name, value, result):
     command = {"benchmark": "docvlm-bench", "systems": "docvlm-measure", "pretraining": "make nano-base",
                "plan": "docvlm-plan"}[first]
     kept = ("code", "inputs", "settings", "preset", "started", "wall_s", "key")
-    return {"name": name, "value": value, "file": str(_other_files(study)[first].relative_to(root())), "command": command,
-            "environment": origin.get("env")} | {key: origin[key] for key in kept if key in origin}
+    file = str(_other_files(study)[first].relative_to(root()))
+    return ({"name": name, "value": value, "file": file, "command": command, "environment": origin.get("env")}
+            | {key: origin[key] for key in kept if key in origin})
 
 # %% ../nbs/study/04_provenance.ipynb #c8e632ab
 def matching_names(
