@@ -138,7 +138,7 @@ def documents_digest(
     "Digest of exactly the files that `load_folder` reads from a documents folder; `load_folder` reports their errors."
     found = []
     for name, file in files_read(documents).items():
-        try: found.append((name, _digest_once(file)))
+        try: found.append((name, _digest_once(file) if isinstance(file, Path) else digest_of(file)))
         except OSError as error: found.append((name, error.strerror))
     return digest_of(found)
 
@@ -246,8 +246,9 @@ def _judge(self: Step, seen):
 def read(self: Step, seen: dict | None = None) -> dict:
     "Read the result if it is up to date, else StudyError with the reason and the command to run."
     if (state := self.state(seen)) == "fresh": return read_json(self.path)
-    raise StudyError(f"{self.study.name}/{self.name}: {state}; run `docvlm-study --preset {self.study.preset.name}`"
-                     + (f" --documents={shlex.quote(self.study.documents)}" if self.study.documents else ""))
+    documents = f" --documents={shlex.quote(self.study.documents)}" if self.study.documents else ""
+    command = f"docvlm-study --preset {self.study.preset.name}{documents}"
+    raise StudyError(f"{self.study.name}/{self.name}: {state}; run `{command}`")
 
 # %% ../nbs/study/03_steps.ipynb #cell-010
 def git_state() -> dict:
