@@ -117,12 +117,11 @@ def save_figure(
     figure,  # a matplotlib figure
     study: Study,  # decides the folder
     name: str,  # file name without suffix
-) -> str:  # path of the SVG relative to the repository
-    "Save a figure as SVG and PNG. The same figure always gives the same bytes."
+) -> str:  # path relative to the repository
+    "Save a figure as SVG, which README, report and notebooks all show. The same figure always gives the same bytes."
     import matplotlib
-    folder = study.figures_dir
-    folder.mkdir(parents=True, exist_ok=True)
+    path = study.figures_dir/f"{name}.svg"
+    path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "docvlm", "svg.fonttype": "path"}):
-        figure.savefig(folder/f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
-        figure.savefig(folder/f"{name}.png", dpi=150, metadata={"Software": None}, bbox_inches="tight")
-    return str((folder/f"{name}.svg").relative_to(root()))
+        figure.savefig(path, dpi=150, metadata={"Date": None}, bbox_inches="tight")
+    return str(path.relative_to(root()))

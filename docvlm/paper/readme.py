@@ -36,12 +36,12 @@ def results_block(
     seeds, code = len(evaluation["systems"]) - 1, evaluation["code"]
     state = f"code {code['git_sha'][:10]}" if code["git_sha"] else "code not committed"
     examples = (f"![Test pages, each with a question, the accepted answer, and the answers of base and adapter]"
-                f"({figures}/report_examples.png)\n\n"
+                f"({figures}/report_examples.svg)\n\n"
                 f"*Real test pages and real answers, chosen by rule from {len(gallery)} that the report shows: "
                 "what fine-tuning put right, left wrong, or broke; "
                 "an outline marks a printed answer.*\n\n") if gallery else ""
     return (f"{plain(headline(evaluation))}\n\n"
-            f"![Scores of base and fine-tuned model on each benchmark]({figures}/report_headline.png)\n\n"
+            f"![Scores of base and fine-tuned model on each benchmark]({figures}/report_headline.svg)\n\n"
             f"{examples}Preset `{study.preset.name}`, mean of {seeds} seeds, {evaluation['started'][:10]}, {state}"
             f"{', with uncommitted changes' if code['dirty'] else ''}.")
 
