@@ -162,6 +162,19 @@ def test_pins_agree():
     assert "==" not in conda and f"- python={parser['DEFAULT']['min_python']}\n" in conda, "pins stand in settings.ini alone"
 
 
+def test_the_readme_lists_every_notebook():
+    readme = (ROOT/"README.md").read_text(encoding="utf-8")
+    missing = [name for path in NOTEBOOKS if (name := path.relative_to(ROOT).as_posix()) != "nbs/index.ipynb" and f"({name})" not in readme]
+    assert not missing, f"run `make readme`: {missing}"
+
+
+def test_make_and_its_help_name_the_same_commands():
+    text = (ROOT/"Makefile").read_text(encoding="utf-8")
+    phony, documented = re.search(r"\.PHONY: (.*)", text)[1].split(), re.findall(r"^([a-z-]+):.*## ", text, flags=re.M)
+    assert set(phony) == set(documented)
+    for command in re.findall(r"make ([a-z]+(?:-[a-z]+)?)\b", (ROOT/"CONTRIBUTING.md").read_text(encoding="utf-8")): assert command in phony
+
+
 def test_nothing_unsafe_is_called():
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
