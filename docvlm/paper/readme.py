@@ -14,7 +14,7 @@ import nbformat
 
 from ..core import Study
 from ..execution import execute
-from ..files import digest_of, read_json, root, write_json
+from ..files import StudyError, digest_of, read_json, root, write_json
 from .tables import METRICS, amount, benchmark_name, headline, present, table
 from ..steps import SEPARATE_STEPS, STEPS, Step, code_without_comments, notebook_code
 
@@ -23,7 +23,8 @@ def opening_question(
     notebook: Path,
 ) -> str:
     "The first question of a notebook's first cell; its title if the text asks none."
-    title, *paragraphs = "".join(read_json(notebook)["cells"][0]["source"]).split("\n\n")
+    first = read_json(notebook)["cells"][:1]
+    title, *paragraphs = "".join(first[0]["source"] if first else []).split("\n\n")
     text = " ".join(" ".join(part for part in paragraphs if part[:1] != "#").split())
     asked = [sentence for sentence in re.split(r"(?<=[.?!]) ", text) if sentence.endswith("?")]
     return asked[0] if asked else title.lstrip("# ").partition("\n")[0]
@@ -227,14 +228,18 @@ def write_outputs(
     study: Study,  # whose results the notebooks of its steps show
     names: list[str] | None = None,  # notebooks, e.g. "02_data"; None for all
 ) -> dict[str, int]:  # notebook: number of outputs
-    "Run every notebook of the repository and keep its outputs. StudyError if a step of the study is not up to date."
+    """Run every notebook of the repository and keep its outputs. StudyError if a step of the study is not up to date,
+    and at the end if a notebook failed."""
     for step in STEPS: study.result(step)
-    steps, nbs, counts = {study.step(step).notebook for step in STEPS | SEPARATE_STEPS}, root()/"nbs", {}
-    for source in sorted(path for path in nbs.rglob("*.ipynb") if path.parent.name[0] != "."):
-        name = source.relative_to(nbs).with_suffix("").as_posix()
-        if name == "index" or names is not None and name not in names: continue
+    steps, nbs = {study.step(step).notebook for step in STEPS | SEPARATE_STEPS}, root()/"nbs"
+    found = [path.relative_to(nbs).with_suffix("").as_posix() for path in sorted(nbs.rglob("*.ipynb"))
+             if path.parent.name[0] != "." and path != nbs/"index.ipynb"]
+    counts, failed = {}, []
+    for name in found if names is None else names:
         given = {"preset": study.preset.name, "documents": study.documents} if name in steps else {}
         executed = study.run_dir/"outputs"/f"{name}.ipynb"
-        execute(name, given, executed, study.run_dir/"outputs.log", name)
-        counts[name] = keep_outputs(executed, source)
+        try: execute(name, given, executed, study.run_dir/"outputs.log", name)
+        except StudyError as error: failed.append(str(error))
+        else: counts[name] = keep_outputs(executed, nbs/f"{name}.ipynb")
+    if failed: raise StudyError("\n".join(failed))
     return counts
