@@ -70,6 +70,7 @@ class Study:
         "Read the up-to-date result of a step; StudyError if it is missing or stale."
         return self.step(name).read()
 
+# %% ../nbs/00_core.ipynb #in-precision
 def in_precision(
     study: Study,  # its preset's precision may be "auto"
 ) -> Study:
@@ -83,6 +84,7 @@ def in_precision(
                          f"choose one of: {', '.join(PRECISIONS)}")
     return replace(study, preset=replace(study.preset, precision=precision))
 
+# %% ../nbs/00_core.ipynb #open-study
 MOST_NEW_TOKENS = 256  # upper limit in tokens: a model that never emits the end token always uses it in full
 
 def _documents(folder):
