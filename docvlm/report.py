@@ -244,7 +244,7 @@ def report_values(study: Study) -> dict:
     "The variables of the report's template; StudyError lists any missing or stale results."
     results = read_results(study)
     evaluation, failures, training = results["evaluation"], results["failures"], results["training"]
-    sample, speed, (others, outdated) = (study.figures_dir/"data_samples.png", speed_values(study),
+    sample, speed, (others, outdated) = (study.figures_dir/"data_samples.svg", speed_values(study),
                                          current_systems(study, results))
     return {"study": study, "preset": study.preset, "r": results, "tables": tables,
             "others": others, "outdated": outdated,

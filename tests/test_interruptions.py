@@ -87,6 +87,19 @@ def test_a_second_run_is_refused_and_ctrl_c_ends_the_first_with_its_kernel(clone
     assert not alive, "the kernel goes on without its study"
 
 
+def test_a_terminated_run_says_where_it_stopped_and_ends_its_kernel(clone):
+    process = command(clone, start_new_session=True)
+    assert "[1/7] data" in process.stdout.readline()
+    while not (children := psutil.Process(process.pid).children(recursive=True)): time.sleep(.1)
+    time.sleep(5)  # the kernel is at work
+    process.send_signal(signal.SIGTERM)
+    shown, said = process.communicate(timeout=60)
+    assert process.returncode == 143 and "[1/7] data: stopped after" in shown and "terminated; what is done is kept" in said, (shown, said)
+    assert "Traceback" not in said
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive, "the kernel goes on without its study"
+
+
 def test_a_killed_run_leaves_no_lock_and_no_kernel(clone):
     process = command(clone, start_new_session=True)
     process.stdout.readline()

@@ -124,7 +124,7 @@ class Reader(HTMLParser):
     "Collects what a browser would act on, and the first table."
     def __init__(self):
         super().__init__()
-        self.tags, self.sources, self.alts, self.table, self.cell, self.scripts = [], [], [], [], None, 0
+        self.tags, self.sources, self.alts, self.table, self.cell = [], [], [], [], None
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
