@@ -276,7 +276,6 @@ def write_submission(
     return write_json(path, rrc_submission(rows["question_id"][:], answers.prediction.tolist()))
 
 # %% ../nbs/05_evaluation.ipynb #by-page-knowledge
-#| eval: false
 def _by_page_knowledge(study, base, ours, seeds):
     "Breakdowns only generated pages allow: seen and unseen templates, kind of question, text height in pixels."
     pages, questions = page_table(study).set_index("doc_id"), question_table(study).set_index("question_id")
@@ -293,7 +292,6 @@ def _by_page_knowledge(study, base, ours, seeds):
                                           list(range(int(heights.min()), int(heights.max()) + 2)), "text_height_px")}
 
 # %% ../nbs/05_evaluation.ipynb #cell-017
-#| eval: false
 def evaluate_study(
     study: Study,  # trained study to evaluate
 ) -> dict:  # the fields of evaluation.json

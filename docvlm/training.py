@@ -336,7 +336,6 @@ def train_adapter(
     return read_json(folder/"record.json")
 
 # %% ../nbs/04_training.ipynb #cell-021
-#| eval: false
 def _setup(record, preset):
     "The settings that the adapters of a study share, as the report shows them."
     return {"epochs": record["epochs"], "learning_rate": preset.learning_rate, "schedule": "cosine",
