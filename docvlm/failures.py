@@ -14,9 +14,9 @@ import seaborn as sns
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from .analysis.errors import changes, make_gallery
+from .analysis.errors import make_gallery, outcomes
 from .analysis.metrics import mean_ci, paired_delta
-from .analysis.errors import classify, COMPUTED, PageFacts, plain, TYPES, UNKNOWN
+from .analysis.errors import classify, COMPUTED, PageFacts, normalized_text, TYPES, UNKNOWN_PAGE
 from .core import Study
 from .data import load_splits, page_table, question_table
 
@@ -52,7 +52,7 @@ def add_types(
              for question, labels in zip(frame.question_id, frame.doc_types)]
     cut = [tokens >= max_new_tokens[benchmark]
            for tokens, benchmark in zip(frame.answer_tokens, frame.benchmark)]
-    facts = [known.pages.get(doc, UNKNOWN) for doc in frame.doc_id]
+    facts = [known.pages.get(doc, UNKNOWN_PAGE) for doc in frame.doc_id]
     cases = zip(frame.prediction, frame.answers, frame.score, frame.benchmark, facts, kinds, cut)
     return frame.assign(kind=kinds, type=[classify(*case) for case in cases])
 
@@ -90,7 +90,7 @@ def transitions(
     "Number of questions per pair of types (mean over seeds), and the shares of questions fixed and broken."
     pairs = pd.concat([pd.DataFrame({"before": base.type, "after": frame.type}) for frame in ours])
     counts = pairs.value_counts(sort=False)/len(ours)
-    changed = np.stack([changes(base.type, frame.type) for frame in ours])
+    changed = np.stack([outcomes(base.type, frame.type) for frame in ours])
     shares = {name: mean_ci(changed == name, base.doc_id, resamples) for name in ("fixed", "broken")}
     return {"pairs": [{"before": before, "after": after, "questions": float(count)}
                       for (before, after), count in counts.items()], **shares}
@@ -153,9 +153,9 @@ def vote(
     answers: list[str],  # one answer per seed
     confidences: list[float],  # confidence of each answer
 ) -> int:  # index of the chosen answer
-    "Index of the answer given by most seeds (texts compared by `plain`); in a tie, the one with more total confidence."
+    "Index of the answer given by most seeds (texts compared by `normalized_text`); in a tie, the one with more total confidence."
     groups = defaultdict(list)
-    for i, answer in enumerate(answers): groups[plain(answer)].append(i)
+    for i, answer in enumerate(answers): groups[normalized_text(answer)].append(i)
     best = max(groups.values(), key=lambda group: (len(group), sum(confidences[i] for i in group)))
     return max(best, key=lambda i: confidences[i])
 
@@ -170,7 +170,7 @@ def seed_signals(
                                     for name in ("prediction", "confidence", "score"))
     pages, rows = frames[0].doc_id, np.arange(len(answers))
     voted = scores[rows, [vote(*row) for row in zip(answers, confidences)]]
-    same = np.array([len(set(map(plain, row))) == 1 for row in answers])
+    same = np.array([len(set(map(normalized_text, row))) == 1 for row in answers])
     delta = paired_delta(scores.mean(1), voted, pages, resamples) if pages.nunique() > 1 else None
     parts = {name: mean_ci(scores[mask].mean(1), pages[mask], resamples)
              for name, mask in (("agree", same), ("differ", ~same))}

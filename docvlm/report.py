@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['QUESTION_KINDS', 'verdict', 'answer_gain', 'answer_types', 'answer_failures', 'provenance', 'settings',
-           'scores_at_scale', 'is_right', 'mark', 'slug', 'first_page', 'picture', 'code_span', 'render', 'to_html',
-           'to_pdf', 'current_systems', 'read_results', 'report_values', 'build_report']
+           'scores_at_scale', 'is_right', 'answer_mark', 'slug', 'first_page', 'picture', 'code_span', 'render',
+           'to_html', 'to_pdf', 'current_systems', 'read_results', 'report_values', 'build_report']
 
 # %% ../nbs/09_report.ipynb #cell-002
 import re
@@ -20,7 +20,7 @@ from .paper import tables
 from .paper.figures import draw_all
 from .paper.figures import speed_values
 from .paper.tables import (NOT_MEASURED, amount, benchmark_name, interval, markdown, percent, points,
-                                 present, said, table)
+                                 in_report_order, quoted, table)
 from .presets import PRESETS
 from .steps import STEPS, content_digest
 
@@ -42,7 +42,7 @@ def answer_gain(evaluation: dict) -> str:
     "The report's answer to: does fine-tuning help?"
     cells = evaluation["benchmarks"]
     if not cells: return "There are no test questions."
-    said_of = {kind: [_change(benchmark_name(b), cells[b]) for b in present(cells) if verdict(cells[b]) == kind]
+    said_of = {kind: [_change(benchmark_name(b), cells[b]) for b in in_report_order(cells) if verdict(cells[b]) == kind]
                for kind in ("gain", "loss", "unclear", "one page")}
     found = []
     if said_of["gain"]:
@@ -136,7 +136,7 @@ def is_right(error: str | None) -> bool:
     "Whether an error kind in the gallery stands for a correct answer."
     return error in (None, "", "correct")
 
-def mark(error: str | None) -> Markup:
+def answer_mark(error: str | None) -> Markup:
     "Mark for an answer: a tick if it is right, else a cross and the kind of error."
     return Markup("[✓ right]{.right}") if is_right(error) else Markup(f"[✗ {markdown(error)}]{{.wrong}}")
 
@@ -177,12 +177,12 @@ def render(
     return environment.from_string(template).render(**values)
 
 # %% ../nbs/09_report.ipynb #cell-018
-_FORMAT = ("markdown-raw_html-raw_tex-raw_attribute-tex_math_dollars-yaml_metadata_block-example_lists"
+_PANDOC_FORMAT = ("markdown-raw_html-raw_tex-raw_attribute-tex_math_dollars-yaml_metadata_block-example_lists"
            "-auto_identifiers+gfm_auto_identifiers")
 
 def _pandoc(text, title, to, *arguments):
     "Run pandoc in the repository root with relative paths, since it mishandles absolute ones with %20 or a colon."
-    return pypandoc.convert_text(text, to, format=_FORMAT, cworkdir=str(root()), extra_args=[
+    return pypandoc.convert_text(text, to, format=_PANDOC_FORMAT, cworkdir=str(root()), extra_args=[
         "--standalone", "--citeproc", "--bibliography=paper/references.bib", "--wrap=none",
         "--columns=10000", "--metadata=lang:en", f"--metadata=title:{title}", *arguments])
 
@@ -260,7 +260,7 @@ def report_values(study: Study) -> dict:
             "own": study.preset.base.startswith("data/"), "at_scale": [scores_at_scale("2B"), scores_at_scale("7B")],
             "plan": _unchanged(read_json(plan), "The plan of qwen2-vl-2b", "run docvlm-plan again")
                     if (plan := Study(PRESETS["qwen2-vl-2b"]).results_dir/"plan.json").exists() else None,
-            **{f.__name__: f for f in (amount, benchmark_name, mark, percent, picture, said, slug)}}
+            **{f.__name__: f for f in (amount, answer_mark, benchmark_name, percent, picture, quoted, slug)}}
 
 def build_report(study: Study) -> dict:
     "Write paper.html and paper.pdf; return the answers in sentences and the paths of all files written."

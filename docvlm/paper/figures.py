@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from ..analysis.errors import draw_gallery, shown
+from ..analysis.errors import draw_gallery, printable_line
 from ..core import save_figure, Study
 from ..files import read_json
-from .tables import amount, benchmark_name, mib, percent, points, present, table
+from .tables import amount, benchmark_name, mib, percent, points, in_report_order, table
 
 # %% ../../nbs/paper/01_figures.ipynb #cell-004
 BASE, OURS, THIRD = "#999999", "#0072B2", "#D55E00"
@@ -34,7 +34,7 @@ def _errors(cells, part):
 # %% ../../nbs/paper/01_figures.ipynb #cell-007
 def draw_headline(evaluation: dict):
     "Draw the scores of the base and the fine-tuned model on each benchmark."
-    names, cells = present(evaluation["benchmarks"]), evaluation["benchmarks"]
+    names, cells = in_report_order(evaluation["benchmarks"]), evaluation["benchmarks"]
     figure, axis = plt.subplots(figsize=(5.5, 2.6))
     for offset, part, color, label in ((-.2, "baseline", BASE, "base"), (.2, "ours", OURS, "fine-tuned")):
         values, errors = _errors([cells[n] for n in names], part)
@@ -102,7 +102,7 @@ def draw_ablation(ablation: dict):
     rows = sorted(ablation["rows"], key=lambda row: row["trainable_parameters"])
     figure, axis = plt.subplots(figsize=(5.5, 2.8))
     x, told = [row["trainable_parameters"] for row in rows], []
-    for marker, benchmark in zip("os^", present({b for row in rows for b in row if isinstance(row[b], dict)})):
+    for marker, benchmark in zip("os^", in_report_order({b for row in rows for b in row if isinstance(row[b], dict)})):
         values, errors = _errors(rows, benchmark)
         axis.errorbar(x, values, yerr=errors, marker=marker, capsize=3, label=benchmark_name(benchmark))
         told.append(f"{benchmark_name(benchmark)} " + ", ".join(
@@ -176,8 +176,8 @@ def draw_examples(failures: dict):
         found.setdefault((entry["error_before"] == "correct", entry["error_after"] == "correct"), entry)
     figure = draw_gallery(list(found.values()), columns=len(found), rows=1)
     return figure, "; ".join(
-        f"page of type {shown(e['doc_type'])}, asked “{shown(e['question'], 80)}”, accepted {shown(e['target'])}: "
-        f"base {shown(e['base'])}, fine-tuned {shown(e['ours'])}" for e in found.values())
+        f"page of type {printable_line(e['doc_type'])}, asked “{printable_line(e['question'], 80)}”, accepted {printable_line(e['target'])}: "
+        f"base {printable_line(e['base'])}, fine-tuned {printable_line(e['ours'])}" for e in found.values())
 
 # %% ../../nbs/paper/01_figures.ipynb #cell-015
 def draw_latency(latency: dict):
