@@ -53,7 +53,7 @@ class PageFacts:
 
     @cached_property
     def phrases(self) -> list[str]:
-        "Every run of up to eight words and every label, value and cell, normalized by `normalized_text`, without duplicates."
+        "The normalized text of every run of up to eight words, label, value and cell, without duplicates."
         runs = (self.words[start:start + length] for length in range(1, LONGEST_PHRASE + 1)
                 for start in range(len(self.words) - length + 1))
         cells = (cell for row in self.table for cell in row)

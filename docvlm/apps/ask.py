@@ -193,11 +193,12 @@ def _ask(self: AskWidget):
     finally: self.button.disabled = False
 
 # %% ../../nbs/apps/00_ask.ipynb #6b650b1d
-CONTENT_SECURITY_POLICY = ("default-src 'none'; img-src 'self' blob:; style-src 'self'; script-src 'self'; connect-src 'self'; "
-          "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
-SERVED_FILES = {"/": ("demo.html", "text/html"), "/style.css": ("style.css", "text/css"),
-         "/demo.css": ("demo.css", "text/css"),
-         "/demo.js": ("demo.js", "text/javascript")}  # URL path: (file in paper/, content type)
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; img-src 'self' blob:; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+SERVED_FILES = {  # URL path: (file in paper/, content type)
+    "/": ("demo.html", "text/html"), "/style.css": ("style.css", "text/css"),
+    "/demo.css": ("demo.css", "text/css"), "/demo.js": ("demo.js", "text/javascript")}
 
 class _Handler(RequestHandler):
     "Base handler: security headers, origin check and JSON errors."

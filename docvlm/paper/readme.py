@@ -14,7 +14,7 @@ import nbformat
 
 from ..core import Study
 from ..files import read_json, root, write_json
-from .tables import METRIC_NAMES, amount, benchmark_name, headline, in_report_order, table
+from .tables import amount, benchmark_name, headline, in_report_order, metric_name, table
 from ..steps import Step, _bare
 
 # %% ../../nbs/paper/02_readme.ipynb #cell-004
@@ -25,6 +25,7 @@ def github_table(text: str) -> str:
     text = re.sub(r"(?m)^: (.+)$", r"*\1*", re.sub(r"(?m)^:::.*\n", "", text)).strip()
     return re.sub(r"\\([^|\w\s])", r"\1", text)
 
+# %% ../../nbs/paper/02_readme.ipynb #results-block
 def results_block(
     study: Study,
     read=None,  # function from step name to result; None reads the up-to-date result, or raises StudyError
@@ -36,27 +37,28 @@ def results_block(
     state = f"code {code['git_sha'][:10]}" if code["git_sha"] else "code not committed"
     examples = (f"![Test pages, each with a question, the accepted answer, and the answers of base and adapter]"
                 f"({figures}/report_examples.png)\n\n"
-                f"*Real test pages and real answers, chosen by rule from {len(gallery)} that the report shows: "
-                "what fine-tuning put right, left wrong, or broke; "
-                "an outline marks a printed answer.*\n\n") if gallery else ""
+                f"*Test pages and answers, chosen by rule from the {len(gallery)} in the report: one each that "
+                "fine-tuning fixed, left wrong or broke. An outline marks the printed answer.*\n\n") if gallery else ""
     return (f"{github_table(headline(evaluation))}\n\n"
             f"![Scores of base and fine-tuned model on each benchmark]({figures}/report_headline.png)\n\n"
-            f"{examples}Preset `{study.preset.name}`, mean of {seeds} seeds, {evaluation['started'][:10]}, {state}"
-            f"{', with uncommitted changes' if code['dirty'] else ''}.")
+            f"{examples}Preset `{study.preset.name}`, mean over {seeds} seeds, {evaluation['started'][:10]}, {state}"
+            f"{' with uncommitted changes' if code['dirty'] else ''}.")
 
+# %% ../../nbs/paper/02_readme.ipynb #plan-block
 def plan_block(
     study: Study,  # of a preset whose base comes from the hub
 ) -> str:
-    "Markdown of the modelled disk space, hours and price of a study; without a plan file, how to make one."
+    "Markdown of the modelled disk space, hours and price of a study; without a plan, the command that makes one."
     path = study.results_dir/"plan.json"
     if not path.exists():
-        return f"Disk, hours and price: `docvlm-plan --preset {study.preset.name}` models them; none is published."
+        return f"`docvlm-plan --preset {study.preset.name}` models disk space, hours and price."
     plan = read_json(path)
     rows = [{"GPU": row["device"], "fits": "yes" if row["fits"] else "no", "one adapter, h": amount(row["train_h"], 1),
              "study, h": amount(row["study_h"], 1), "USD": amount(row["study_usd"])} for row in plan["modelled"]]
     return (f"About {plan['disk_bytes']/1e9:.0f} GB of disk for weights, data sets and cached page features.\n\n"
-            f"{github_table(table(rows, 'Modelled from data-sheet rates and list prices, not measured: a bound from below'))}")
+            + github_table(table(rows, "Modelled from data-sheet rates and list prices, not measured: a lower bound")))
 
+# %% ../../nbs/paper/02_readme.ipynb #notebook-markdown
 def notebook_markdown(
     notebook: Path,
     results: str,  # Markdown that replaces the cell that calls `results_block`
@@ -104,7 +106,7 @@ def model_card(
     cells, own = evaluation["benchmarks"], study.preset.base.startswith("data/")
     def entry(b):
         return {"task": {"type": "visual-question-answering"}, "dataset": _scored_on(study, b),
-                "metrics": [{"name": METRIC_NAMES.get(cells[b]["metric"], cells[b]["metric"]), "type": cells[b]["metric"],
+                "metrics": [{"name": metric_name(cells[b]["metric"]), "type": cells[b]["metric"],
                              "value": cells[b]["ours"]["per_seed"][str(seed)]}]}
     name = f"docvlm-{study.name}-lora-r{training['model']['lora_rank']}-seed{seed}"
     meta = {"library_name": "peft", "license": "apache-2.0", "pipeline_tag": "image-text-to-text",
@@ -114,8 +116,9 @@ def model_card(
         name=name, base=study.preset.base, rank=training["model"]["lora_rank"],
         targets=", ".join(training["model"]["target_modules"]),
         seed=seed, table=github_table(headline(evaluation)), digest=training["seeds"][str(seed)]["adapter_digest"],
-        note="The base is docvlm's own small model, trained from nothing; it is not Qwen2-VL-2B. " if own else "")
+        note="The base is docvlm's own small model, trained from scratch; it is not Qwen2-VL-2B. " if own else "")
 
+# %% ../../nbs/paper/02_readme.ipynb #scored-on
 def _scored_on(study, benchmark):
     "The data set entry of the hub's metadata for a benchmark's test pages."
     name = benchmark_name(benchmark)
@@ -128,17 +131,19 @@ def _scored_on(study, benchmark):
 
 MODEL_CARD = """# {name}
 
-A LoRA adapter (rank {rank} on {targets}; vision untouched) of `{base}` for questions on documents, seed {seed}.
-{note}Made by [docvlm](https://github.com/docvlm/docvlm); adapter digest when trained: `{digest}`.
+A LoRA adapter (rank {rank} on {targets}; the vision tower is unchanged) of `{base}` for questions about documents,
+trained with seed {seed}. {note}Made with [docvlm](https://github.com/docvlm/docvlm). Digest of the adapter after
+training: `{digest}`.
 
 {table}
 
-The table gives the mean over all seeds; the metadata above gives this seed. Meant for research; check answers
-before relying on them: the report lists what goes wrong, and how often.
+The table shows the mean over all seeds, the metadata above the scores of this seed. The adapter is meant for research:
+check every answer before you rely on it. The report lists the kinds of error and how often they occur.
 
     docvlm-ask PAGE.jpg "What is the total amount?"
 """
 
+# %% ../../nbs/paper/02_readme.ipynb #write-model-card
 def write_model_card(
     study: Study,
     seed: int,  # seed of the adapter
@@ -169,6 +174,7 @@ def _kept(output):
     return kept if (shows and not passing and len(text) <= MAX_OUTPUT_CHARACTERS
                     and str(root()) not in text and str(Path.home()) not in text) else None
 
+# %% ../../nbs/paper/02_readme.ipynb #keep-outputs
 def keep_outputs(
     executed: Path,  # copy of the notebook, executed by papermill
     source: Path,  # notebook to update
