@@ -27,7 +27,7 @@ from .documents import make_page, UNSEEN_SHARE
 from .files import (check_started, digest_of, flush, in_library, process_pool, read_json, root, StudyError,
                           write_json)
 from .inputs.folder import load_folder
-from .inputs.images import page_size
+from .inputs.images import page_size, UnfitPage
 from .inputs.sources import check_sources, document_types, load_hub, read_sources, rows_dataset
 from .steps import documents_digest, import_closure, module_file
 
@@ -269,10 +269,13 @@ def fingerprints(
         for row in tqdm(_decoded(pages), total=len(pages), desc=f"fingerprints of {label}", leave=False)])
 
 def _decoded(pages):
-    "Yield each page; ValueError names one that cannot be decoded."
+    "Yield each page; ValueError names a page that cannot be decoded or has a shape that the model refuses."
     docs = pages["doc_id"][:]
     for number, doc in enumerate(docs):
         try: yield pages[number]
+        except UnfitPage as error:
+            raise ValueError(f"Page {doc}: {error}, or leave its rows out (for a hub source, set its hub_id in "
+                             "data/sources.csv to a copy without them)") from error
         except Exception as error:  # Pillow raises many exception types
             raise ValueError(f"Page {doc}: unreadable image ({type(error).__name__}: {error}); "
                              "download its source again or remove its rows") from error

@@ -153,7 +153,7 @@ def vote(
     answers: list[str],  # one answer per seed
     confidences: list[float],  # confidence of each answer
 ) -> int:  # index of the chosen answer
-    "Index of the answer given by most seeds (compared by `normalized_text`); a tie goes to the higher total confidence."
+    "Index of the answer given by most seeds (compared by `normalized_text`); a tie goes to the higher confidence."
     groups = defaultdict(list)
     for i, answer in enumerate(answers): groups[normalized_text(answer)].append(i)
     best = max(groups.values(), key=lambda group: (len(group), sum(confidences[i] for i in group)))
