@@ -234,7 +234,7 @@ def write_submission(
 #| eval: false
 def evaluate_study(
     study: Study,  # trained study to evaluate
-) -> dict:  # the fields of evaluation.json
+) -> dict:  # the fields of evaluation.json, see paper/results.md
     "Answer the test questions with the base and with every seed's adapter, and compare the scores."
     rank, seeds, resamples = study.preset.lora_rank, list(study.preset.seeds), study.preset.resamples
     adapters = {f"lora-r{rank}-seed{seed}": adapter_folder(study, rank, seed) for seed in seeds}

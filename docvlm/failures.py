@@ -246,7 +246,7 @@ def failure_report(
 # %% ../nbs/07_failures.ipynb #cell-028
 def analyse_failures(
     study: Study,  # an evaluated study
-) -> dict:  # the fields of failures.json
+) -> dict:  # the fields of failures.json, see paper/results.md
     "Classify every answer of the base and of each seed, and choose the gallery."
     known = read_knowledge(study)
     base, *ours = [add_types(frame, known, study.preset.max_new_tokens) for frame in read_predictions(study)]

@@ -246,8 +246,8 @@ def load_hub(
         dataset = load_dataset("parquet", data_files={"rows": [glob.escape(str(file)) for file in files]}, split="rows")
         rows, skipped = convert_hub(dataset, source, read_ucsf(root()/"data"/"ucsf_metadata.csv"))
     if len(dataset) != source.samples:
-        raise StudyError(f"{source.name}: {len(dataset):,} rows, but data/sources.csv says {source.samples:,}: the copy "
-                         "is incomplete or of another release. Complete it, or correct `samples` if intended")
+        raise StudyError(f"{source.name}: {len(dataset):,} rows, but data/sources.csv says {source.samples:,}: the "
+                         "copy is incomplete or of another release. Complete it, or correct `samples` if intended")
     return rows, skipped, commit
 
 # %% ../../nbs/inputs/02_sources.ipynb #c35b0186
