@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from docvlm.paper.readme import TYPES, results_schema, schema_errors, schema_page
+from docvlm.paper.readme import JSON_TYPES, results_schema, schema_errors, schema_page
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = results_schema()
@@ -63,7 +63,7 @@ def test_a_field_without_description_or_of_another_type_is_named(change, error):
 def test_types_are_known_and_descriptions_are_short_and_unique():
     for name, fields in SCHEMA.items():
         for field, (kind, text) in fields.items():
-            assert kind.removesuffix(" or null").replace("list of ", "") in {*TYPES, *SCHEMA}, (name, field, kind)
+            assert kind.removesuffix(" or null").replace("list of ", "") in {*JSON_TYPES, *SCHEMA}, (name, field, kind)
             assert text and len(text) < 140 and text == text.strip(), (name, field)
     lines = (ROOT/"paper/results.csv").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 1 + sum(map(len, SCHEMA.values())), "no field is described twice"

@@ -81,16 +81,23 @@ class Case:
     cut: bool = False  # generation stopped at the token limit
 
     @cached_property
-    def text(self): return normalized_text(self.prediction)
+    def text(self) -> str:
+        "The prediction, normalized."
+        return normalized_text(self.prediction)
+
     @cached_property
-    def targets(self): return [target for target in map(normalized_text, self.answers) if target]
+    def targets(self) -> list[str]:
+        "The accepted answers, normalized; empty ones are left out."
+        return [target for target in map(normalized_text, self.answers) if target]
+
     @cached_property
-    def similarity(self):
+    def similarity(self) -> float:
+        "Levenshtein similarity to the most similar target."
         return max((Levenshtein.normalized_similarity(self.text, goal) for goal in self.targets), default=0.0)
 
     @cached_property
     def stray(self) -> str | None:
-        "The page text most similar to the prediction, from `NEAR_OTHER` on and if no target is as similar; else None."
+        "The page text most similar to the prediction; None if below `NEAR_OTHER` or if a target is as similar."
         if not self.text: return None
         others = [phrase for phrase in self.page.phrases if phrase not in self.targets]
         best = process.extractOne(self.text, others, scorer=Levenshtein.normalized_similarity,
@@ -98,8 +105,13 @@ class Case:
         return best[0] if best and best[1] > self.similarity else None
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-011
-def is_correct(case: Case) -> bool: return case.score >= FULL_SCORE[BENCHMARK_METRICS[case.benchmark]]
-def is_empty(case: Case) -> bool: return not case.prediction.strip()
+def is_correct(case: Case) -> bool:
+    "Full score by the benchmark's metric."
+    return case.score >= FULL_SCORE[BENCHMARK_METRICS[case.benchmark]]
+
+def is_empty(case: Case) -> bool:
+    "No answer, or only whitespace."
+    return not case.prediction.strip()
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-014
 _UNIT = r"\ ?(?:[$€£¥%]|usd|eur|gbp|percent|per\ cent)?\ ?"
@@ -156,11 +168,13 @@ def is_arithmetic(case: Case) -> bool:
 def _within(part, whole): return f" {part} " in f" {whole} "
 
 def is_truncated(case: Case) -> bool:
+    "Cut at the token limit, or only part of a target: a prefix of at least half its length, or some of its words."
     beginning = lambda target: target.startswith(case.text) and 2*len(case.text) >= len(target)
     part = lambda target: case.text != target and (beginning(target) or _within(case.text, target))
     return case.cut or bool(case.text) and any(map(part, case.targets))
 
 def has_extra_words(case: Case) -> bool:
+    "A whole target and more words."
     return any(case.text != target and _within(target, case.text) for target in case.targets)
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-023
@@ -170,12 +184,30 @@ def _moves(case):
     pairs = product(case.page.cells(case.targets), case.page.cells([case.stray]))
     return {(a[0] == b[0], a[1] == b[1]) for a, b in pairs}
 
-def is_wrong_row(case: Case) -> bool: return (False, True) in _moves(case)
-def is_wrong_column(case: Case) -> bool: return (True, False) in _moves(case)
-def is_wrong_row_and_column(case: Case) -> bool: return (False, False) in _moves(case)
-def is_wrong_field(case: Case) -> bool: return case.stray is not None
-def is_misread(case: Case) -> bool: return case.similarity >= NEAR_TARGET
-def is_not_on_page(case: Case) -> bool: return bool(case.page.phrases)
+def is_wrong_row(case: Case) -> bool:
+    "A table cell in the target's column but in another row."
+    return (False, True) in _moves(case)
+
+def is_wrong_column(case: Case) -> bool:
+    "A table cell in the target's row but in another column."
+    return (True, False) in _moves(case)
+
+def is_wrong_row_and_column(case: Case) -> bool:
+    "A table cell in neither the target's row nor its column."
+    return (False, False) in _moves(case)
+
+# %% ../../nbs/analysis/01_errors.ipynb #other-text-rules
+def is_wrong_field(case: Case) -> bool:
+    "Another text of the page."
+    return case.stray is not None
+
+def is_misread(case: Case) -> bool:
+    "Similar to a target."
+    return case.similarity >= NEAR_TARGET
+
+def is_not_on_page(case: Case) -> bool:
+    "None of the above, on a page whose contents are known."
+    return bool(case.page.phrases)
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-026
 TYPE_RULES = {"correct": is_correct, "empty": is_empty, "format": is_format, "wrong yes/no": is_wrong_verdict,
@@ -220,9 +252,9 @@ def choose_failures(
     count: int = 16,  # number of questions to choose
 ) -> list[int]:  # row positions of the chosen questions
     "Choose failures across all types and benchmarks, cycling through fixed, wrong, wrong, broken."
-    change = outcomes(before.type, after.type)
-    shown = after.type.where(change != "fixed", before.type)
-    rows = list(zip(change, shown, before.doc_id, before.benchmark, map(digest_of, before.question_id)))
+    outcome = outcomes(before.type, after.type)
+    error = after.type.where(outcome != "fixed", before.type)
+    rows = list(zip(outcome, error, before.doc_id, before.benchmark, map(digest_of, before.question_id)))
     groups = {name: [i for i, row in enumerate(rows) if row[0] == name] for name in GALLERY_PATTERN}
     picked, used = [], Counter()
     for name in cycle(GALLERY_PATTERN):
@@ -288,13 +320,15 @@ def printable_line(
     return (line if len(line) <= width else line[:width - 1] + "…") or "(empty)"
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-014b
-def caption_lines(entry: dict) -> list[tuple[str, str]]:
-    "Labels and texts of the lines under a page image."
-    mark = lambda error: "right" if error == "correct" else error
+def caption_lines(
+    entry: dict,  # an item of the gallery
+) -> list[tuple[str, str]]:  # label and text
+    "The lines under a page image."
     return [("question", printable_line(entry["question"], 80)), ("target", printable_line(entry["target"])),
-            ("base", f"{printable_line(entry['base'])} ({mark(entry['error_before'])})"),
-            ("LoRA", f"{printable_line(entry['ours'])} ({mark(entry['error_after'])})")]
+            ("base", f"{printable_line(entry['base'])} ({entry['error_before']})"),
+            ("LoRA", f"{printable_line(entry['ours'])} ({entry['error_after']})")]
 
+# %% ../../nbs/analysis/01_errors.ipynb #gallery-html
 def gallery_html(
     gallery: list[dict],  # returned by `make_gallery`
 ) -> str:

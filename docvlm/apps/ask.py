@@ -25,8 +25,7 @@ from tornado.web import Application, HTTPError, RequestHandler
 from ..core import Study
 from ..data import load_splits
 from ..engine.answering import answer, questions_at_a_time
-from ..engine.attention import encode_pages, prepare_images
-from ..engine.attention import autocast
+from ..engine.attention import autocast, encode_pages, prepare_images
 from ..engine.packing import chat_template, encode_text
 from ..files import root, StudyError
 from ..inputs.folder import check_question
@@ -55,7 +54,16 @@ class Asker:
 
     def __repr__(self): return f"Asker({self.study.name}: {', '.join(self.systems)})"
 
-# %% ../../nbs/apps/00_ask.ipynb #a43dad8f
+# %% ../../nbs/apps/00_ask.ipynb #answers-of
+@patch
+def _answers_of(self: Asker, system, groups, vision, grids, max_new_tokens):
+    "Token ids and confidence of a system's answer to every question, group by group."
+    merge_size = self.processor.image_processor.merge_size
+    with self.model.disable_adapter() if system == "base" and len(self.systems) > 1 else nullcontext():
+        answered = [answer(self.model, self.template, vision, grids, group, [0]*len(group), max_new_tokens, merge_size)
+                    for group in groups]
+    return [pair for ids, confidences in answered for pair in zip(ids, confidences)]
+
 @patch
 def ask(self: Asker,
         page: Image.Image,  # page, RGB
@@ -66,24 +74,19 @@ def ask(self: Asker,
     questions = [check_question(question) for question in questions]
     started, tokenizer, preset, found = time.perf_counter(), self.processor.tokenizer, self.study.preset, []
     asked = [encode_text(tokenizer, q + preset.prompt_suffix[benchmark]) for q in questions]
-    (pixels, grids), merge_size = prepare_images(self.processor, [page]), self.processor.image_processor.merge_size
-    limit = preset.max_new_tokens[benchmark]
+    pixels, grids = prepare_images(self.processor, [page])
     with torch.no_grad(), autocast(self.model.device.type, self.precision):
         vision = [f.to(torch.bfloat16) for f in encode_pages(self.model, pixels, grids)]
         most, _ = questions_at_a_time(asked, len(vision[0]), preset.tokens_in_flight, preset.tokens_per_batch)
         groups = [asked[start:start + most] for start in range(0, len(asked), most)]
-        seen_s = time.perf_counter() - started
+        encoded_s = time.perf_counter() - started
         for system in self.systems:
             started = time.perf_counter()
-            with self.model.disable_adapter() if system == "base" and len(self.systems) > 1 else nullcontext():
-                answered = [answer(self.model, self.template, vision, grids, some, [0]*len(some), limit, merge_size)
-                            for some in groups]
-                said = [pair for ids, confidences in answered for pair in zip(ids, confidences)]
-            seconds = seen_s + time.perf_counter() - started
-            found += [{"question": question, "system": system,
-                       "answer": tokenizer.decode(ids, skip_special_tokens=True).strip(),
-                       "confidence": confidence, "seconds": seconds}
-                      for question, (ids, confidence) in zip(questions, said)]
+            answers = self._answers_of(system, groups, vision, grids, preset.max_new_tokens[benchmark])
+            seconds = encoded_s + time.perf_counter() - started
+            found += [{"question": question, "system": system, "confidence": confidence, "seconds": seconds,
+                       "answer": tokenizer.decode(ids, skip_special_tokens=True).strip()}
+                      for question, (ids, confidence) in zip(questions, answers)]
     return found
 
 # %% ../../nbs/apps/00_ask.ipynb #8fee9821
@@ -94,9 +97,10 @@ def read_upload(
 ) -> Image.Image:  # RGB
     "Decode an uploaded page; ValueError if it is too large or not a usable image."
     if len(content) > LARGEST_UPLOAD_BYTES:
-        raise ValueError(f"the file is over {LARGEST_UPLOAD_BYTES//2**20} MiB: scale the page down")
+        raise ValueError(f"the file is over {LARGEST_UPLOAD_BYTES//2**20} MiB: reduce the image size")
     return open_page(content)[0]
 
+# %% ../../nbs/apps/00_ask.ipynb #ask-page
 def ask_page(
     study: Study,  # study that determines base and adapter
     image: Path,  # image file of the page
@@ -182,9 +186,10 @@ def _take(self: AskWidget):
     try: self._show(read_upload(bytes(self.upload.value[0]["content"])), {})
     except ValueError as error: self.reply.value = f"Not a page: {escape(str(error))}"
 
+# %% ../../nbs/apps/00_ask.ipynb #widget-ask
 @patch
 def _ask(self: AskWidget):
-    self.button.disabled, self.reply.value = True, "reading …"
+    self.button.disabled, self.reply.value = True, "Reading the page …"
     try:
         question = check_question(self.question.value)
         self.asker = self.asker or Asker(self.study)
@@ -211,10 +216,11 @@ class _Handler(RequestHandler):
     def prepare(self):
         origin = self.request.headers.get("Origin")
         if origin and origin != f"{self.request.protocol}://{self.request.host}":
-            raise HTTPError(403, reason="asked from another site")
+            raise HTTPError(403, reason="request from another site")
 
     def write_error(self, status_code, **kwargs): self.finish({"error": self._reason})
 
+# %% ../../nbs/apps/00_ask.ipynb #file-handlers
 class FileHandler(_Handler):
     "Serves the page, its style sheets and its script."
     def get(self):
@@ -234,6 +240,7 @@ class ExampleHandler(_Handler):
         self.set_header("Content-Type", "image/png")
         self.write(buffer.getvalue())
 
+# %% ../../nbs/apps/00_ask.ipynb #ask-handler
 class AskHandler(_Handler):
     "Answers a question about an example page or an uploaded one."
     async def post(self):
@@ -246,7 +253,7 @@ class AskHandler(_Handler):
                 example = examples[int(self.get_body_argument("example", ""))]
                 page, target = example["image"], example["answers"].get(question)
         except ValueError as error: return self._refuse(f"not a page: {error}")
-        except IndexError: return self._refuse("no such example")
+        except IndexError: return self._refuse("no such example page; choose one from the list")
         ask = self.settings["asker"].ask
         rows = await asyncio.get_running_loop().run_in_executor(self.settings["one_at_a_time"], ask, page, [question])
         self.write({"answers": rows, "target": target})
@@ -269,6 +276,7 @@ def make_app(
                                     ("/examples", ExampleHandler), (r"/examples/(\d{1,3})\.png", ExampleHandler)])
     return app
 
+# %% ../../nbs/apps/00_ask.ipynb #listen
 def listen(
     app: Application,
     host: str,  # host name or address to bind to
@@ -291,7 +299,8 @@ def serve(
     app = make_app(Asker(study), example_pages(study), host)
     async def run():
         systems = " and ".join(app.settings["asker"].systems)
-        print(f"docvlm demo of study {study.name}, {systems}: {listen(app, host, port)} (Ctrl+C ends it)", flush=True)
+        print(f"docvlm demo of study {study.name}, {systems}: {listen(app, host, port)} (press Ctrl+C to stop)",
+              flush=True)
         await asyncio.Event().wait()
     logging.getLogger("tornado.access").setLevel(logging.ERROR)
     asyncio.run(run())
