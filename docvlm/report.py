@@ -273,6 +273,7 @@ def _published_plan():
     path = Study(PRESETS["qwen2-vl-2b"]).results_dir/"plan.json"
     return _unchanged(read_json(path), "The plan of qwen2-vl-2b", "run docvlm-plan again") if path.exists() else None
 
+# %% ../nbs/09_report.ipynb #report-values
 def report_values(
     study: Study,
 ) -> dict:  # by name

@@ -66,7 +66,7 @@ class PageFacts:
                 if normalized_text(cell) in texts]
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-008
-FULL_SCORE = {"anls": 1.0, "relaxed_accuracy": 1.0}  # metric -> score from which an answer is correct
+FULL_SCORE = {"anls": 1.0, "relaxed_accuracy": 1.0}  # by metric: the score from which an answer is correct
 NEAR_TARGET, NEAR_OTHER = 0.5, 0.8  # thresholds on the Levenshtein similarity
 
 @dataclass(frozen=True, eq=False)

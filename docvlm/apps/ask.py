@@ -64,6 +64,7 @@ def _answers_of(self: Asker, system, groups, vision, grids, max_new_tokens):
                     for group in groups]
     return [pair for ids, confidences in answered for pair in zip(ids, confidences)]
 
+# %% ../../nbs/apps/00_ask.ipynb #a43dad8f
 @patch
 def ask(self: Asker,
         page: Image.Image,  # page, RGB

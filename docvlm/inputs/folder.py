@@ -150,6 +150,7 @@ def _leaves(folder, file_name):
               else f"put the page into {folder.name}/ and give its path from there")
     return ValueError(f"path {file_name!r} leaves the folder {folder.name}/: {remedy}")
 
+# %% ../../nbs/inputs/01_folder.ipynb #resolve-page
 def page_path(
     folder: Path,  # folder of the split
     file_name: str,  # as in metadata.jsonl
