@@ -39,9 +39,9 @@ def _listed(parts):
 
 # %% ../nbs/09_report.ipynb #answer-gain
 GAIN_SENTENCES = {"gain": "fine-tuning raises the score on {count} of {total} benchmarks: {changes}",
-                  "loss": "it lowers the score on {changes}",
-                  "unclear": "there is no clear change (the interval includes zero) on {changes}",
-                  "one page": "there is no interval, which needs two pages, on {changes}"}
+                  "loss": "it lowers the score on {count} of {total} benchmarks: {changes}",
+                  "unclear": "no clear change (the interval includes zero): {changes}",
+                  "one page": "no interval, which needs two pages: {changes}"}
 
 def answer_gain(
     evaluation: dict,  # result of the evaluation step
@@ -73,13 +73,13 @@ def answer_types(
         text = (f"None of {len(found)} document types shows a gain whose interval excludes zero; "
                 f"the largest change is {_change(*found[0])}")
         return text + (f"; clear losses: {_listed(losses)}." if losses else ".")
-    text = f"{len(gains)} of {len(found)} document types gain clearly. The largest gain is {gains[0]}"
+    text = f"{len(gains)} of {len(found)} document types gain clearly. Largest gain: {gains[0]}"
     if len(gains) > 1:
         text += f", followed by {gains[1]}"
         if gained[1][1]["delta"]["ci95"][1] >= gained[0][1]["delta"]["ci95"][0]:
             text += ", whose interval overlaps with the first"
     if losses: return f"{text}; clear losses: {_listed(losses)}."
-    return text + (f"; the smallest change is {_change(*found[-1])}." if len(found) > max(2, len(gains)) else ".")
+    return text + (f"; smallest change: {_change(*found[-1])}." if len(found) > max(2, len(gains)) else ".")
 
 # %% ../nbs/09_report.ipynb #answer-failures
 def answer_failures(

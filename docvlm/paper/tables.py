@@ -142,7 +142,7 @@ def main_results(evaluation: dict) -> Markup:
                 "fine-tuned, 95 % interval": interval(cell["ours"]["ci95"]), **seeds}
     rows = [row(benchmark_name(b), found[b]) for b in in_report_order(found)]
     if evaluation.get("chartqa_strict"): rows.append(row("ChartQA, strict variant", evaluation["chartqa_strict"]))
-    return table(rows, "Scores with 95 % intervals, and the scores of each adapter's seed")
+    return table(rows, "Scores with 95 % intervals, and the score of each seed")
 
 # %% ../../nbs/paper/00_tables.ipynb #by-group
 def by_group(
