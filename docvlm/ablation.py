@@ -45,7 +45,7 @@ def ablate_precision(
 # %% ../nbs/06_ablation.ipynb #cell-010
 def ablate(
     study: Study,  # supplies ranks, precisions, data and base
-) -> dict:  # the fields of ablation.json
+) -> dict:  # the fields of ablation.json, see paper/results.md
     "With the first seed, train and evaluate every rank of the preset, and the study's own rank on each quantized base."
     seed, resamples = study.preset.seeds[0], study.preset.resamples
     records = {folder.name: (folder, train_adapter(study, rank, seed)) for rank in study.preset.ablation_ranks

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['HASH_SIDE', 'NEAR_BITS', 'page_plan', 'question_rows', 'page_record', 'question_records', 'draw_page', 'draw_pages',
            'prepared_folder', 'page_table', 'question_table', 'limit_questions', 'load_sources', 'load_splits',
-           'pixel_digest', 'perceptual_bits', 'page_positions', 'fingerprints', 'bit_distances', 'matching_pages',
+           'pixel_digest', 'perceptual_bits', 'first_rows_of_pages', 'fingerprints', 'bit_distances', 'matching_pages',
            'find_leaks', 'page_sizes', 'question_frame', 'summarize_split', 'prepare_data']
 
 # %% ../nbs/02_data.ipynb #cell-002
@@ -27,9 +27,8 @@ from .documents import make_page, UNSEEN_SHARE
 from .files import (check_started, digest_of, flush, in_library, process_pool, read_json, root, StudyError,
                           write_json)
 from .inputs.folder import load_folder
-from .inputs.sources import check_sources, load_hub
-from .inputs.images import page_size
-from .inputs.sources import document_types, read_sources, rows_dataset
+from .inputs.images import page_size, UnfitPage
+from .inputs.sources import check_sources, document_types, load_hub, read_sources, rows_dataset
 from .steps import documents_digest, import_closure, module_file, templates_digest
 
 # %% ../nbs/02_data.ipynb #cell-004
@@ -57,7 +56,11 @@ def question_rows(
              "benchmark": page.benchmark, "split": split, "source": "generated"}
             for number, question in enumerate(page.questions)]
 
-def page_record(page, split: str) -> dict:
+# %% ../nbs/02_data.ipynb #ground-truth
+def page_record(
+    page,  # documents.Page
+    split: str,  # "train" or "test"
+) -> dict:  # column: value
     "The generator's ground truth about a page: one row of `pages.parquet`."
     return {"doc_id": page.doc_id, "split": split, "doc_type": page.doc_type, "template": page.template,
             "font": page.font, "seen": page.seen, "width": page.image.width, "height": page.image.height,
@@ -66,7 +69,9 @@ def page_record(page, split: str) -> dict:
             "fields_json": json.dumps(page.fields), "table_json": json.dumps(page.table),
             "degradations_json": json.dumps(page.degradations, default=float)}
 
-def question_records(page) -> list:
+def question_records(
+    page,  # documents.Page
+) -> list[dict]:  # one per question
     "The generator's ground truth about a page's questions: rows of `questions.parquet`."
     return [{"question_id": f"{page.doc_id}-q{number}", "doc_id": page.doc_id, "kind": question.kind,
              "evidence_json": json.dumps(question.evidence and list(map(float, question.evidence)))}
@@ -83,13 +88,14 @@ def draw_page(
     page.image.save(folder/"pages"/f"{page.doc_id}.png")
     return question_rows(page, split, f"pages/{page.doc_id}.png"), page_record(page, split), question_records(page)
 
+# %% ../nbs/02_data.ipynb #draw-all
 def draw_pages(
     folder: Path,  # has a subfolder pages/
     split: str,  # "train" or "test"
     plan: list,  # from `page_plan`
-    pages_per_process: int = 50,  # minimum pages for each process; fewer are not worth starting one
+    pages_per_process: int = 50,  # a process is started for at least this many pages
 ):  # yields the result of `draw_page` for each page, in the plan's order
-    "Draw the pages of a plan in parallel, with one process per core if there are enough pages, else in this process."
+    "Draw the pages of a plan, with one process per core if there are enough pages, else in this process."
     draw = partial(in_library("data.draw_page"), folder, split)
     processes = min(len(os.sched_getaffinity(0)), len(plan)//pages_per_process)
     if processes < 2:
@@ -98,12 +104,12 @@ def draw_pages(
     try:
         with process_pool(processes) as pool: yield from pool.map(draw, plan, chunksize=8)
     except BrokenProcessPool as error:
-        raise StudyError("A process that draws pages died; if it left no message above, "
-                         "it was often for want of memory: free some and run the same command again") from error
+        raise StudyError("A process that draws pages died, usually because memory ran out. "
+                         "Free memory and run the same command again") from error
 
 # %% ../nbs/02_data.ipynb #cell-010
 def _generate(study: Study, folder: Path) -> dict:
-    "Draw both splits into `folder`. Generated rows are never skipped."
+    "Draw both splits into `folder` and return the report on the source. No generated row is skipped."
     preset, pages, questions = study.preset, [], []
     for split, sizes in (("train", preset.train_pages), ("test", preset.test_pages)):
         rows, plan = [], page_plan(sizes, split, preset.data_seed)
@@ -117,10 +123,11 @@ def _generate(study: Study, folder: Path) -> dict:
     pd.DataFrame(questions).to_parquet(folder/"questions.parquet")
     return {"skipped": [], "sources": [
         {"name": "generated pages", "revision": f"seed {preset.data_seed}", "licence": "Apache-2.0",
-         "samples": len(questions), "type": f"{len(pages)} pages drawn by docvlm.documents"}]}
+         "samples": len(questions), "type": f"{len(pages):,} pages drawn by docvlm.documents"}]}
 
+# %% ../nbs/02_data.ipynb #check-documents
 def _check_documents(study: Study, folder: Path) -> dict:
-    "Check a user's documents and copy them into `folder`."
+    "Check a user's documents, copy their pages into `folder` and return the report on the source."
     documents = (root()/study.documents).resolve()
     splits, skipped = load_folder(documents, folder/"pages")
     for split, rows in splits.items():
@@ -149,6 +156,7 @@ def prepared_folder(
     return folder
 
 def _prepare(study, folder):
+    "Fill a temporary folder, then rename it, so that an interruption leaves no partial folder under the final name."
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial/"pages").mkdir(parents=True)
@@ -159,6 +167,7 @@ def _prepare(study, folder):
         partial.rename(folder)
     finally: shutil.rmtree(partial, ignore_errors=True)
 
+# %% ../nbs/02_data.ipynb #ground-truth-tables
 def page_table(
     study: Study,  # with generated pages
 ) -> pd.DataFrame:  # one row per page
@@ -182,18 +191,9 @@ def limit_questions(
     total = pages.value_counts()[order].cumsum()
     return rows.select(np.flatnonzero(pages.isin(total.index[total <= max(maximum, total.iloc[0])])))
 
-def load_sources(
-    study: Study,  # whose rows to load
-) -> tuple:  # {"train": rows, "test": rows}, {"sources", "skipped"}
-    "Load a study's rows from generated pages, a documents folder or the hub, with a report on their sources."
-    preset = study.preset
-    load = _load_hub_splits if preset.source == "hub" and not study.documents else _load_prepared
-    splits, report = load(study)
-    limits = {"train": preset.max_train_questions, "test": preset.max_test_questions}
-    splits = {name: limit_questions(rows, limits[name], preset.data_seed) for name, rows in splits.items()}
-    return splits, report
-
+# %% ../nbs/02_data.ipynb #load-prepared
 def _load_prepared(study):
+    "Both splits of generated pages or a documents folder, and the report on their source."
     folder, splits = prepared_folder(study), {}
     for split in ("train", "test"):
         rows = pd.read_parquet(folder/f"{split}.parquet")
@@ -202,6 +202,7 @@ def _load_prepared(study):
     return splits, read_json(folder/"report.json")
 
 def _load_hub_splits(study):
+    "Both splits of the hub benchmarks, and the report on their sources. Checks every source before any download."
     parts, report = {"train": [], "test": []}, {"sources": [], "skipped": []}
     sources = [source for source in read_sources(root()/"data"/"sources.csv") if source.split in parts]
     check_sources(sources)
@@ -213,6 +214,18 @@ def _load_hub_splits(study):
                                   "samples": len(rows), "type": source.type})
     return {split: concatenate_datasets(rows) for split, rows in parts.items()}, report
 
+# %% ../nbs/02_data.ipynb #load-sources
+def load_sources(
+    study: Study,  # whose rows to load
+) -> tuple:  # {"train": rows, "test": rows}, {"sources", "skipped"}
+    "Load a study's rows from generated pages, a documents folder or the hub, with a report on their sources."
+    preset = study.preset
+    load = _load_hub_splits if preset.source == "hub" and not study.documents else _load_prepared
+    splits, report = load(study)
+    limits = {"train": preset.max_train_questions, "test": preset.max_test_questions}
+    splits = {name: limit_questions(rows, limits[name], preset.data_seed) for name, rows in splits.items()}
+    return splits, report
+
 def load_splits(
     study: Study,  # whose rows to load
 ) -> dict:  # {"train": rows, "test": rows}
@@ -220,8 +233,8 @@ def load_splits(
     return load_sources(study)[0]
 
 # %% ../nbs/02_data.ipynb #cell-004b
-HASH_SIDE = 16  # 16 × 16 frequencies = 256 bits
-NEAR_BITS = 16  # pages that differ in at most this many bits are near duplicates; chosen below
+HASH_SIDE = 16  # 16 × 16 frequencies make 256 bits
+NEAR_BITS = 16  # pages that differ in at most this many bits are near duplicates; the limit is chosen below
 
 def pixel_digest(
     image,  # PIL image
@@ -238,30 +251,34 @@ def perceptual_bits(
     return imagehash.phash(image, hash_size=hash_side).hash.ravel()
 
 # %% ../nbs/02_data.ipynb #cell-005b
-def page_positions(
+def first_rows_of_pages(
     dataset,  # rows with a `doc_id`
 ) -> list:  # row numbers
     "The first row of each page, in order."
     return pd.Series(dataset["doc_id"][:]).drop_duplicates().index.tolist()
 
+# %% ../nbs/02_data.ipynb #fingerprints
 def fingerprints(
     dataset,  # rows with `doc_id` and `image`
     label: str = "pages",  # shown beside the progress bar
 ) -> pd.DataFrame:  # one row per page: doc_id, pixels, bits
     "Compute both fingerprints of every page, decoding each page once."
-    pages = dataset.select(page_positions(dataset)).select_columns(["doc_id", "image"])
+    pages = dataset.select(first_rows_of_pages(dataset)).select_columns(["doc_id", "image"])
     return pd.DataFrame([
         {"doc_id": row["doc_id"], "pixels": pixel_digest(row["image"]), "bits": perceptual_bits(row["image"])}
         for row in tqdm(_decoded(pages), total=len(pages), desc=f"fingerprints of {label}", leave=False)])
 
 def _decoded(pages):
-    "Yield each page; ValueError names one that cannot be decoded."
+    "Yield each page; ValueError names a page that cannot be decoded or has a shape that the model refuses."
     docs = pages["doc_id"][:]
     for number, doc in enumerate(docs):
         try: yield pages[number]
+        except UnfitPage as error:
+            raise ValueError(f"Page {doc}: {error}, or leave its rows out (for a hub source, set its hub_id in "
+                             "data/sources.csv to a copy without them)") from error
         except Exception as error:  # Pillow raises many exception types
             raise ValueError(f"Page {doc}: unreadable image ({type(error).__name__}: {error}); "
-                             "fetch its source again or remove its rows") from error
+                             "download its source again or remove its rows") from error
 
 # %% ../nbs/02_data.ipynb #cell-012b
 def bit_distances(
@@ -295,6 +312,7 @@ def _question_keys(dataset) -> pd.DataFrame:
     return pd.DataFrame({"doc_id": dataset["doc_id"][:], "question_id": dataset["question_id"][:],
                          "key": list(map(key, dataset["question"][:], dataset["answers"][:]))})
 
+# %% ../nbs/02_data.ipynb #find-leaks
 def find_leaks(
     train,  # rows of the training split
     test,  # rows of the test split
@@ -325,13 +343,14 @@ def page_sizes(
     rows: Dataset,  # of one split
 ) -> pd.DataFrame:  # doc_id, benchmark, width, height (pixels), one row per page
     "Page sizes, read from the image headers where these suffice (see `page_size`)."
-    pages = rows.select(page_positions(rows)).select_columns(["doc_id", "benchmark", "image"])
+    pages = rows.select(first_rows_of_pages(rows)).select_columns(["doc_id", "benchmark", "image"])
     found = []
     for row in pages.cast_column("image", Image(decode=False)):
         size = page_size(row["image"]["bytes"] or row["image"]["path"])
         found.append((row["doc_id"], row["benchmark"], *size))
     return pd.DataFrame(found, columns=["doc_id", "benchmark", "width", "height"])
 
+# %% ../nbs/02_data.ipynb #question-frame
 def question_frame(
     rows: Dataset,  # of one split
 ) -> pd.DataFrame:  # the columns of a row but the image, and group, answer_characters
@@ -341,6 +360,7 @@ def question_frame(
     frame["answer_characters"] = [len(answers[0]) for answers in frame.answers]
     return frame.explode("group")
 
+# %% ../nbs/02_data.ipynb #summarize
 def _counts(frame, by):
     return {name: {"pages": int(part.doc_id.nunique()), "questions": int(part.question_id.nunique())}
             for name, part in frame.groupby(by)}
@@ -366,7 +386,7 @@ def _unseen_share(study, rows):
 
 def prepare_data(
     study: Study,  # whose data to prepare
-) -> dict:  # the fields of data.json
+) -> dict:  # the fields of data.json, see paper/results.md
     "Load both splits, summarize them, and search for leaks from train to test."
     splits, report = load_sources(study)
     pages = {split: fingerprints(rows, f"{split} pages") for split, rows in splits.items()}

@@ -221,21 +221,25 @@ def comparison_rows(
 def against_published(
     preset,  # a `Preset`; supplies base and protocol
     cells: dict[str, dict],  # benchmark -> result of `compare`
-    tolerance_points: float = 0.5,  # points out of 100; a larger difference is flagged, otherwise flag is None
+    tolerance_points: float = 0.5,  # points out of 100; a larger difference is flagged
 ) -> list[dict]:  # benchmark, split, value, published, difference_points, protocol, published_protocol, source, flag
-    "Compare the base's scores with those published for it on the same split; empty unless the pages come from the hub."
+    """Compare the base's scores with those published for it on the same split; empty unless pages come from the hub.
+
+    A score published under another protocol is flagged, and its difference is None."""
     if preset.source != "hub": return []
     table = pd.read_csv(root()/"data"/"published_scores.csv", keep_default_na=False)
     scored = {(s.benchmark, s.hub_split) for s in read_sources(root()/"data"/"sources.csv") if s.split == "test"}
     found = []
     for row in table[table.model == preset.base.split("/")[-1].removesuffix("-Instruct")].itertuples():
         if row.benchmark not in cells or (row.benchmark, row.split) not in scored: continue
-        value = cells[row.benchmark]["baseline"]["value"]
-        gap = round(100*value - row.value, 9)
+        value, same = cells[row.benchmark]["baseline"]["value"], row.protocol.lower() == preset.protocol
+        gap = round(100*value - row.value, 9) if same else None
+        differs = f"differs by more than {tolerance_points} points"
         found.append({"benchmark": row.benchmark, "split": row.split, "value": value, "published": row.value/100,
                       "difference_points": gap, "protocol": preset.protocol, "published_protocol": row.protocol,
                       "source": row.source,
-                      "flag": "protocol or model differs" if abs(gap) > tolerance_points else None})
+                      "flag": ("another protocol" if not same
+                               else differs if abs(gap) > tolerance_points else None)})
     return found
 
 # %% ../nbs/05_evaluation.ipynb #75664e0d
@@ -294,7 +298,7 @@ def _by_page_knowledge(study, base, ours, seeds):
 # %% ../nbs/05_evaluation.ipynb #cell-017
 def evaluate_study(
     study: Study,  # trained study to evaluate
-) -> dict:  # the fields of evaluation.json
+) -> dict:  # the fields of evaluation.json, see paper/results.md
     "Answer the test questions with the base and with every seed's adapter, and compare the scores."
     rank, seeds, resamples = study.preset.lora_rank, list(study.preset.seeds), study.preset.resamples
     adapters = {f"lora-r{rank}-seed{seed}": adapter_folder(study, rank, seed) for seed in seeds}

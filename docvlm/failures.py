@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from .analysis.errors import COMPUTED, TYPES, UNKNOWN, PageFacts, changes, classify, make_gallery, plain
+from .analysis.errors import (classify, COMPUTED, make_gallery, normalized_text, outcomes, PageFacts, TYPES,
+                                     UNKNOWN_PAGE)
 from .analysis.metrics import mean_ci, paired_delta
 from .core import Study
 from .data import load_splits, page_table, question_table
@@ -54,7 +55,7 @@ def add_types(
              for question, labels in zip(frame.question_id, frame.doc_types)]
     cut = [tokens >= max_new_tokens[benchmark]
            for tokens, benchmark in zip(frame.answer_tokens, frame.benchmark)]
-    facts = [known.pages.get(doc, UNKNOWN) for doc in frame.doc_id]
+    facts = [known.pages.get(doc, UNKNOWN_PAGE) for doc in frame.doc_id]
     cases = zip(frame.prediction, frame.answers, frame.score, frame.benchmark, facts, kinds, cut)
     return frame.assign(kind=kinds, type=[classify(*case) for case in cases])
 
@@ -92,7 +93,7 @@ def transitions(
     "Number of questions per pair of types (mean over seeds), and the shares of questions fixed and broken."
     pairs = pd.concat([pd.DataFrame({"before": base.type, "after": frame.type}) for frame in ours])
     counts = pairs.value_counts(sort=False)/len(ours)
-    changed = np.stack([changes(base.type, frame.type) for frame in ours])
+    changed = np.stack([outcomes(base.type, frame.type) for frame in ours])
     shares = {name: mean_ci(changed == name, base.doc_id, resamples) for name in ("fixed", "broken")}
     return {"pairs": [{"before": before, "after": after, "questions": float(count)}
                       for (before, after), count in counts.items()], **shares}
@@ -155,9 +156,9 @@ def vote(
     answers: list[str],  # one answer per seed
     confidences: list[float],  # confidence of each answer
 ) -> int:  # index of the chosen answer
-    "Index of the answer given by most seeds (texts compared by `plain`); in a tie, the one with more total confidence."
+    "Index of the answer given by most seeds (compared by `normalized_text`); a tie goes to the higher confidence."
     groups = defaultdict(list)
-    for i, answer in enumerate(answers): groups[plain(answer)].append(i)
+    for i, answer in enumerate(answers): groups[normalized_text(answer)].append(i)
     best = max(groups.values(), key=lambda group: (len(group), sum(confidences[i] for i in group)))
     return max(best, key=lambda i: confidences[i])
 
@@ -172,7 +173,7 @@ def seed_signals(
                                     for name in ("prediction", "confidence", "score"))
     pages, rows = frames[0].doc_id, np.arange(len(answers))
     voted = scores[rows, [vote(*row) for row in zip(answers, confidences)]]
-    same = np.array([len(set(map(plain, row))) == 1 for row in answers])
+    same = np.array([len(set(map(normalized_text, row))) == 1 for row in answers])
     delta = paired_delta(scores.mean(1), voted, pages, resamples) if pages.nunique() > 1 else None
     parts = {name: mean_ci(scores[mask].mean(1), pages[mask], resamples)
              for name, mask in (("agree", same), ("differ", ~same))}
@@ -248,7 +249,7 @@ def failure_report(
 # %% ../nbs/07_failures.ipynb #cell-028
 def analyse_failures(
     study: Study,  # an evaluated study
-) -> dict:  # the fields of failures.json
+) -> dict:  # the fields of failures.json, see paper/results.md
     "Classify every answer of the base and of each seed, and choose the gallery."
     known = read_knowledge(study)
     base, *ours = [add_types(frame, known, study.preset.max_new_tokens) for frame in read_predictions(study)]

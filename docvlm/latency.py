@@ -111,7 +111,7 @@ CPU_PRICE = "2 vCPU general-purpose instance"
 def measure_latency(
     study: Study,  # supplies base, pages and number of repeats
     precisions: tuple[str, ...] = ("fp32", "bf16", "int8", "nf4"),  # precisions to try
-) -> dict:  # the fields of latency.json: "rows" and "notes"
+) -> dict:  # the fields of latency.json, see paper/results.md
     "Measure every precision this machine can run; note those it cannot."
     rows, notes = [], []
     for precision in tqdm(precisions, desc="latency", unit="precision"):

@@ -348,7 +348,7 @@ def _setup(record, preset):
 def train_study(
     study: Study,  # gives data, base, rank and seeds
     report_to: str = "none",  # see `train_adapter`
-) -> dict:  # the fields of training.json
+) -> dict:  # the fields of training.json, see paper/results.md
     "Train one adapter of the study's rank per seed."
     records = {str(seed): train_adapter(study, study.preset.lora_rank, seed, report_to) for seed in study.preset.seeds}
     first, preset = next(iter(records.values())), study.preset

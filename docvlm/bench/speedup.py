@@ -253,7 +253,7 @@ def with_first_fill(
 
 def measure_benchmark(
     study: Study,  # base model and settings
-) -> dict:  # the fields of benchmark.json
+) -> dict:  # the fields of benchmark.json, see paper/results.md
     "Check that results are equal, then measure scaling, training, evaluation, vision and share of the machine's rate."
     preset, splits, processor = study.preset, load_splits(study), load_processor(study.preset)
     train, test = (some_pages(splits[name], preset.benchmark_pages) for name in ("train", "test"))

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['ROW_FEATURES', 'TYPE_GROUPS', 'INVOICE_PROXY', 'NO_INVOICE', 'LAYOUTS', 'PageImage', 'rows_dataset', 'document_types',
-           'Source', 'read_sources', 'check_columns', 'read_ucsf', 'convert_hub', 'remedy', 'fetch', 'load_hub',
-           'first_look', 'missing_files', 'check_sources']
+           'Source', 'read_sources', 'check_columns', 'read_ucsf', 'convert_hub', 'remedy_for_source', 'fetch',
+           'load_hub', 'first_look', 'missing_files', 'check_sources']
 
 # %% ../../nbs/inputs/02_sources.ipynb #cell-002
 import csv
@@ -21,14 +21,16 @@ from huggingface_hub.errors import (DryRunError, GatedRepoError, HTTPError, Loca
 from pathlib import Path
 
 from ..files import root, StudyError
-from .images import decode_page
+from .images import check_shape, decode_page
 
 # %% ../../nbs/inputs/02_sources.ipynb #cell-004
 class PageImage(Image):
-    "An image feature that decodes with `images.decode_page`, as the rest of the library does."
+    "An image column whose images are decoded by `images.decode_page`, like every page of the library."
     def decode_example(self, value, token_per_repo_id=None):
         if not isinstance(value, dict): return super().decode_example(value, token_per_repo_id)
-        return decode_page(value["bytes"] or value["path"])[0]
+        page = decode_page(value["bytes"] or value["path"])[0]
+        check_shape(*page.size)
+        return page
 
 ROW_FEATURES = Features({
     "question_id": Value("string"), "doc_id": Value("string"), "image": PageImage(mode="RGB"),
@@ -118,6 +120,7 @@ def check_columns(
         raise StudyError(f"{source.name} ({source.hub_id}) lacks the columns {missing}; it has {sorted(columns)}. "
                          "Correct `layout` or `revision` in data/sources.csv.")
 
+# %% ../../nbs/inputs/02_sources.ipynb #texts
 def _texts(*values) -> list:
     "All values as one flat list of non-empty strings."
     flat = [item for value in values for item in (value if isinstance(value, list) else [value])]
@@ -152,9 +155,9 @@ def read_ucsf(
     if not Path(path).exists(): return {}
     with open(path, newline="", encoding="utf-8-sig") as file: lines = list(csv.DictReader(file))
     if not lines or not {"id", "type"} <= set(lines[0]):
-        raise StudyError(f"{path} needs a head with the columns id and type, and at least one document; "
+        raise StudyError(f"{path} needs a header with the columns id and type and at least one document; "
                          f"it has {list(lines[0]) if lines else 'no line'}. "
-                         "Correct it, or remove it to use the keyword proxy.")
+                         "Correct the file, or remove it to use the keyword proxy.")
     return {line["id"].strip().lower(): bool(re.search(r"\binvoice", line["type"] or "", re.I)) for line in lines}
 
 def _invoice_labels(dataset, invoices) -> list:
@@ -182,34 +185,36 @@ def convert_hub(
     return rows.select([number for number, (_, answers) in enumerate(named) if answers]), skipped
 
 # %% ../../nbs/inputs/02_sources.ipynb #74c38ddf
-def remedy(
+def remedy_for_source(
     source: Source,  # that failed
     error: Exception,  # from the hub's client, or from reading a file
 ) -> str:
     "One line that states what is wrong with a source and what to do."
     page, why = f"https://huggingface.co/datasets/{source.hub_id}", (str(error).strip() or "no message").splitlines()[0]
-    copy = (f"`hf download --repo-type dataset {source.hub_id} --revision {source.revision} --include '{source.files}' "
-            "--local-dir DIR` where there is a connection, and DIR as its hub_id in data/sources.csv")
+    copy = (f"run `hf download --repo-type dataset {source.hub_id} --revision {source.revision} "
+            f"--include '{source.files}' --local-dir DIR` on a machine with a connection, copy DIR here, and set it as "
+            "the hub_id in data/sources.csv")
     match error:
-        case GatedRepoError(): text = f"is gated. Accept its terms on {page}, then `hf auth login` or set HF_TOKEN"
+        case GatedRepoError(): text = f"is gated. Accept its terms on {page}, then run `hf auth login` or set HF_TOKEN"
         case RevisionNotFoundError():
             text = (f"no longer has the commit {source.revision}. "
-                    f"Take another from {page}/commits/main into data/sources.csv")
+                    f"Set `revision` in data/sources.csv to another one from {page}/commits/main")
         case RepositoryNotFoundError():
-            text = "does not exist, or is private. Correct its hub_id in data/sources.csv, or `hf auth login`"
+            text = "does not exist, or is private. Correct its hub_id in data/sources.csv, or run `hf auth login`"
         case LocalEntryNotFoundError() | OfflineModeIsEnabled() | HTTPError():
-            text = ("is not, or not wholly, on this disk, and the hub did not give it. "
-                    f"Connect (unset HF_HUB_OFFLINE), or use {copy}")
-        case _: text = f"could not be read. What is whole is kept: run the same command again, or use {copy}"
+            text = ("is not completely on this disk, and the hub did not provide it. "
+                    f"Connect to the internet (unset HF_HUB_OFFLINE), or {copy}")
+        case _: text = f"could not be read. Complete files are kept: run the same command again, or {copy}"
     return f"{source.name}: {source.hub_id} {text}. ({type(error).__name__}: {why})"
 
+# %% ../../nbs/inputs/02_sources.ipynb #explained
 @contextmanager
 def _explained(source):
     "Turn any error from the hub client or from files into a `StudyError` that says what to do."
     try: yield
     except StudyError: raise
-    except DryRunError as error: raise StudyError(remedy(source, error.__cause__ or error)) from error
-    except Exception as error: raise StudyError(remedy(source, error)) from error
+    except DryRunError as error: raise StudyError(remedy_for_source(source, error.__cause__ or error)) from error
+    except Exception as error: raise StudyError(remedy_for_source(source, error)) from error
 
 # %% ../../nbs/inputs/02_sources.ipynb #c36f3d19
 def _copy(source):
@@ -241,8 +246,8 @@ def load_hub(
         dataset = load_dataset("parquet", data_files={"rows": [glob.escape(str(file)) for file in files]}, split="rows")
         rows, skipped = convert_hub(dataset, source, read_ucsf(root()/"data"/"ucsf_metadata.csv"))
     if len(dataset) != source.samples:
-        raise StudyError(f"{source.name}: {len(dataset):,} rows, where data/sources.csv says {source.samples:,}: "
-                         "a copy in part, or another release. Complete it, or correct `samples` if that is meant")
+        raise StudyError(f"{source.name}: {len(dataset):,} rows, but data/sources.csv says {source.samples:,}: the "
+                         "copy is incomplete or of another release. Complete it, or correct `samples` if intended")
     return rows, skipped, commit
 
 # %% ../../nbs/inputs/02_sources.ipynb #c35b0186
@@ -269,8 +274,8 @@ def missing_files(
     except LocalEntryNotFoundError: pass
     return [(file.filename, file.file_size) for file in _snapshot(source, dry_run=True) if file.will_download]
 
-def _ask(source):
-    "Check a source's columns and return the bytes that it still needs: to download, and to unpack."
+def _bytes_needed(source):
+    "Check a source's columns and return the number of bytes that it still needs, to download and to unpack."
     with _explained(source):
         missing = missing_files(source)
         if not missing:
@@ -289,15 +294,15 @@ def check_sources(
     One StudyError lists every unavailable source; another reports a lack of disk space."""
     sizes, complaints = [], []
     for source in sources:
-        try: sizes.append(_ask(source))
+        try: sizes.append(_bytes_needed(source))
         except StudyError as error: complaints.append(str(error))
     if complaints:
-        raise StudyError("\n".join([f"{len(complaints)} of {len(sources)} sources cannot be had:", *complaints]))
+        raise StudyError("\n".join([f"{len(complaints)} of {len(sources)} sources are not available:", *complaints]))
     cache = Path(constants.HF_HUB_CACHE)
     place = next(folder for folder in (cache, *cache.parents) if folder.exists())
     download, unpack = (sum(part) for part in zip(*sizes))
     free = shutil.disk_usage(place).free
     if download + unpack > free:
         raise StudyError(f"The data sets need {(download + unpack)/1e9:.1f} GB more on the disk of {place}, which has "
-                         f"{free/1e9:.1f} GB free; free some, or set HF_HOME to a folder on a larger disk")
+                         f"{free/1e9:.1f} GB free; free some space, or set HF_HOME to a folder on a larger disk")
     return {"download": download, "unpack": unpack, "free": free}
