@@ -6,7 +6,6 @@ __all__ = ['FUSED_ATTENTION', 'PREFIX_TOKENS', 'ACCELERATORS', 'base_config', 'm
            'measure_machine', 'image_tokens', 'workload', 'question_costs', 'modelled_rows']
 
 # %% ../../nbs/bench/01_cost.ipynb #92abf513
-import math
 import time
 from dataclasses import dataclass
 from itertools import cycle

@@ -155,7 +155,8 @@ def gpu_rows(
     "Model each GPU of data/hardware.csv with its price from data/prices.csv."
     prices, rows = pd.read_csv(root()/"data"/"prices.csv").set_index("device"), []
     for gpu in pd.read_csv(root()/"data"/"hardware.csv").itertuples():
-        row, price = modelled_row(budget, preset, data_sheet_machine(gpu), int(1e9*gpu.memory_gb)), prices.loc[gpu.device]
+        price = prices.loc[gpu.device]
+        row = modelled_row(budget, preset, data_sheet_machine(gpu), int(1e9*gpu.memory_gb))
         rows.append(row | {"hardware_source": gpu.source, "hardware_verified": gpu.verified,
                            "study_usd": row["study_h"]*float(price.usd_per_hour),
                            "price_source": f"{price.usd_per_hour} USD/h, {price.provider}, {price.source}"})
