@@ -46,10 +46,8 @@ audit: install  ## known vulnerabilities of the locked packages
 study: install  ## the study of PRESET (nano), on DOCUMENTS if given, and its report
 	$(BIN)/docvlm-study --preset $(PRESET) --documents="$$DOCUMENTS"
 
-outputs: study  ## the outputs of the study's notebooks into nbs/
-	$(BIN)/python -c "from docvlm.core import open_study; from docvlm.files import root; from docvlm.paper.readme import keep_outputs; \
-		ran = open_study('$(PRESET)').run_dir/'notebooks'; \
-		[print(path.relative_to(ran), keep_outputs(path, root()/'nbs'/path.relative_to(ran))) for path in sorted(ran.rglob('*.ipynb'))]"
+outputs: study  ## run every notebook and store its outputs in nbs/
+	$(BIN)/python -c "from docvlm.core import open_study; from docvlm.paper.readme import write_outputs; write_outputs(open_study('$(PRESET)'))"
 	$(BIN)/nbdev_clean
 
 readme: install  ## README.md from nbs/index.ipynb and the published results

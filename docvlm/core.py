@@ -11,8 +11,7 @@ from pathlib import Path
 
 from .files import StudyError, digest_of, read_json, root
 from .inputs.folder import longest_answer
-from .presets import PRECISIONS, device_kind, has_bf16
-from .presets import Preset, get_preset
+from .presets import PRECISIONS, Preset, device_kind, get_preset, has_bf16
 from .steps import Step
 
 # %% ../nbs/00_core.ipynb #cell-013-0_core
@@ -27,10 +26,16 @@ class Study:
         """The preset's name. With documents, the folder's name and a short digest of its path are appended, so that two
         folders with the same name are two studies. The name is used in paths, glob patterns and URLs, so characters
         other than word characters, `.` and `-` become `-`."""
+        return self.name_in(root())
+    def name_in(
+        self,
+        home: Path,  # root folder of a clone or copy of the repository
+    ) -> str:
+        "The study's name there: the path of the documents is relative to the repository."
         if not self.documents: return self.preset.name
         folder = (root()/self.documents).resolve()
         plain = re.sub(r"[^\w.-]+", "-", folder.name)[:60]
-        mark = digest_of(os.path.relpath(folder, root()))
+        mark = digest_of(os.path.relpath(folder, home))
         return f"{self.preset.name}-{plain}-{mark[:4 if plain == folder.name else 8]}"
     @property
     def generated(self):

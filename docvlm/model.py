@@ -19,7 +19,7 @@ from transformers import AutoProcessor, Qwen2VLConfig, Qwen2VLForConditionalGene
 from .engine.attention import ATTENTION
 from .engine.attention import team
 from .files import StudyError, digest_of, read_json, root
-from .presets import PRECISIONS, emulation, in_bf16
+from .presets import PRECISIONS, emulation_warning, in_bf16
 from .presets import Preset
 
 # %% ../nbs/03_model.ipynb #cell-007-model
@@ -62,7 +62,7 @@ def load_base(
     source, revision = _source(preset)
     device = device or (f"cuda:{team().local_process_index}" if torch.cuda.is_available() else "cpu")
     kind, used = device.partition(":")[0], preset.precision if precision in ("int8", "nf4") else precision
-    if note := emulation(used, kind): warnings.warn(note, stacklevel=2)
+    if note := emulation_warning(used, kind): warnings.warn(note, stacklevel=2)
     half = torch.bfloat16 if in_bf16(used, kind) else torch.float32
     quantized = {"quantization_config": _quantization(precision, half)} if precision in ("int8", "nf4") else {}
     dtype = half if quantized or device != "cpu" else torch.float32

@@ -24,9 +24,9 @@ AT = {name: i for name, cells in CODE.items() for i, c in enumerate(cells) if "p
 
 
 def test_every_notebook_with_parameters_checks_them_first():
-    assert set(AT) >= {notebook for notebook, *_ in (steps.STEPS | steps.APART).values()} | {"inputs/02_sources", "10_nano_base"}
+    assert set(AT) >= {notebook for notebook, *_ in (steps.STEPS | steps.SEPARATE_STEPS).values()} | {"inputs/02_sources", "10_nano_base"}
     for name, at in AT.items():
-        assert f'settle_parameters("{name}", globals())' in "".join(CODE[name][at + 1]["source"]), name
+        assert f'validate_parameters("{name}", globals())' in "".join(CODE[name][at + 1]["source"]), name
 
 
 @pytest.fixture

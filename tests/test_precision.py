@@ -134,4 +134,4 @@ def test_a_run_says_that_bf16_is_emulated(repository, units, monkeypatch, capsys
     units("avx2")
     monkeypatch.setattr(steps, "run_step", lambda *step: None)
     steps.run_study(core.open_study("nano"))
-    assert capsys.readouterr().out.count("bf16 has no units on this machine") == 1
+    assert capsys.readouterr().out.count("This machine has no bf16 units") == 1

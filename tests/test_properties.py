@@ -20,7 +20,7 @@ from docvlm.analysis.metrics import (BENCHMARK_METRICS, METRICS, anls, clustered
 from docvlm.engine.attention import text_attention
 from docvlm.engine.packing import Template, block_mask, collate_pages, pack_page, page_positions
 from docvlm.steps import PROVENANCE, Step, content_digest
-from docvlm.provenance import leaves
+from docvlm.provenance import leaf_values
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=100)
 settings.load_profile("repeatable")
@@ -182,7 +182,7 @@ def test_what_a_step_found_does_not_depend_on_where_and_when(found, name, value)
 
 @given(json_values)
 def test_the_leaves_are_all_that_a_result_holds(value):
-    for path, leaf in leaves(value):
+    for path, leaf in leaf_values(value):
         found = value
         for key in path: found = found[int(key)] if isinstance(found, list) else found[key]
         assert found == leaf and not isinstance(leaf, (dict, list))

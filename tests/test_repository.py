@@ -28,7 +28,7 @@ def notebook_of(path):
 
 def imported(path):
     "The modules that a module imports itself."
-    return steps._imported(path.read_text(encoding="utf-8"), name_of(path).rpartition(".")[0])
+    return steps.imported_modules(path.read_text(encoding="utf-8"), name_of(path).rpartition(".")[0])
 
 
 def test_imports_run_one_way():

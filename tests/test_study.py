@@ -16,7 +16,7 @@ from docvlm.apps.ask import Asker
 from docvlm.files import StudyError, read_json, write_json
 from docvlm.core import open_study
 from docvlm.analysis.metrics import score
-from docvlm.steps import STEPS, alone, run_study
+from docvlm.steps import STEPS, study_lock, run_study
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -118,7 +118,7 @@ def test_an_edited_adapter_is_another_and_leaves_the_studys_answers(study):
 
 
 def test_two_studies_do_not_share_a_folder(study):
-    with alone(study):
+    with study_lock(study):
         with pytest.raises(StudyError, match="Another run"): run_study(study)
 
 

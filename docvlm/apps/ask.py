@@ -33,7 +33,7 @@ from ..inputs.folder import check_question
 from ..inputs.images import open_page
 from ..inputs.sources import TYPE_GROUPS
 from ..model import load_adapter, load_base, load_processor
-from ..presets import device_kind, emulation
+from ..presets import device_kind, emulation_warning
 from ..training import adapter_folder, check_base
 
 # %% ../../nbs/apps/00_ask.ipynb #a0dd63d7
@@ -43,7 +43,7 @@ class Asker:
         study: Study,  # study that determines base and adapter
     ):
         self.study, self.processor, device = study, load_processor(study.preset), device_kind()
-        emulated = emulation(study.preset.precision, device)  # emulated bf16 would be slow, so use fp32
+        emulated = emulation_warning(study.preset.precision, device)  # emulated bf16 would be slow, so use fp32
         self.precision = "fp32" if emulated else study.preset.precision
         self.model = load_base(study.preset, self.precision)
         self.template, self.systems = chat_template(self.processor), ["base"]

@@ -32,7 +32,7 @@ from ..core import Study
 from ..engine.features import pages_of
 from ..files import digest_of, root, StudyError
 from ..inputs.images import decode_page
-from ..execution import number
+from ..execution import check_number
 from ..presets import Preset
 
 # %% ../../nbs/baselines/00_endpoint.ipynb #refusals-05
@@ -214,9 +214,9 @@ class Endpoint:
         if not self.model.strip() or not self.model.isprintable():
             raise ValueError(f"Name the model that {parts.hostname} serves, in printable characters, "
                              f"not {self.model!r}")
-        number("concurrency", self.concurrency, 1, 1000)
-        number("requests_per_minute", self.requests_per_minute, 0.0, 1e6)
-        number("timeout_s", self.timeout_s, 0.001, 86400.0)
+        check_number("concurrency", self.concurrency, 1, 1000)
+        check_number("requests_per_minute", self.requests_per_minute, 0.0, 1e6)
+        check_number("timeout_s", self.timeout_s, 0.001, 86400.0)
 
     def key(self):
         "The API key from the environment, or `NO_KEY`; ValueError if it contains characters not allowed in a header."
