@@ -107,7 +107,8 @@ def add_system(
     answered, failures = frame[frame.failure.isna()], list(frame.failure.dropna())
     if answered.empty:
         raise StudyError(f"{name} answered none of {len(frame)} questions ({count_kinds(failures)}); the first reason "
-                         f"is: {frame.reason.iloc[0] or 'not given'}. No result is written; the same command tries again")
+                         f"is: {frame.reason.iloc[0] or 'not given'}. No result is written; run the command again to "
+                         "retry")
     evaluation, ours = _own_predictions(study)
     file_name = re.sub(r"[^\w .-]+", "-", name)[:80]
     path = study.run_dir/"predictions"/"systems"/f"{file_name}-{digest_of(name)[:6]}.parquet"
@@ -166,7 +167,8 @@ def measure_endpoint(
         total = token_cost(endpoint.model, answers)
         usd = total["cost_usd"] and 1000*total["cost_usd"]/len(answers)
         return {"cost_per_1000_questions_usd": usd, "price_source": total["price_source"],
-                "prompt_tokens": _sum_or_none(answers.prompt_tokens), "answer_tokens": _sum_or_none(answers.answer_tokens)}
+                "prompt_tokens": _sum_or_none(answers.prompt_tokens),
+                "answer_tokens": _sum_or_none(answers.answer_tokens)}
     answer = lambda rows: endpoint_answers(study, endpoint, rows, preset)
     return add_system(study, endpoint.model, "baselines/00_endpoint", settings, answer, cost)
 

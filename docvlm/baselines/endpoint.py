@@ -154,7 +154,7 @@ class Endpoint:
         if parts.username or parts.password or parts.query:
             raise ValueError(f"Put the key into the variable {self.key_variable}, not into the address")
         if not self.model.strip() or not self.model.isprintable():
-            raise ValueError(f"Name the model that {parts.hostname} serves, in printable characters, not {self.model!r}")
+            raise ValueError(f"Name the model that {parts.hostname} serves in printable characters, not {self.model!r}")
         check_number("concurrency", self.concurrency, 1, 1000)
         check_number("requests_per_minute", self.requests_per_minute, 0.0, 1e6)
         check_number("timeout_s", self.timeout_s, 0.001, 86400.0)
@@ -286,8 +286,8 @@ def _read_reply(reply, key):
     except (AttributeError, IndexError, KeyError, TypeError):
         said = masked_line(server_words(reply.to_dict() if hasattr(reply, "to_dict") else reply), key)
         return unreadable(f"the reply is not a chat completion: {said or 'it is empty'}")
-    text = getattr(getattr(choice, "message", None), "content", None)
-    if not isinstance(text, str): return unreadable(f"no text (finish_reason: {getattr(choice, 'finish_reason', None)})")
+    text, finish = getattr(getattr(choice, "message", None), "content", None), getattr(choice, "finish_reason", None)
+    if not isinstance(text, str): return unreadable(f"no text (finish_reason: {finish})")
     return {"prediction": text.encode(errors="replace").decode().strip(),
             "prompt_tokens": _tokens(getattr(usage, "prompt_tokens", None)),
             "answer_tokens": _tokens(getattr(usage, "completion_tokens", None))}
