@@ -50,8 +50,8 @@ def mask_key(
     sizes = range(len(key) - 1, 2, -1)
     heads = "|".join(re.escape(key[:size]) for size in sizes) or "(?!)"
     tails = "|".join(re.escape(key[-size:]) for size in sizes) or "(?!)"
-    dots = r"\s?(?:[*•·#]+|…|\.{2,}|x{3,})\s?"
-    text = re.sub(f"(?:{heads}){dots}(?:{tails})?|{dots}(?:{tails})", "(key)", text, flags=re.I)
+    dots = r"(?:[*•·#]+|…|\.{2,}|x{3,})"
+    text = re.sub(rf"(?:{heads})\s?{dots}(?:\s?(?:{tails}))?|{dots}\s?(?:{tails})", "(key)", text, flags=re.I)
     for size in range(len(key) - 1, LONGEST_PART, -1):
         for start in range(len(key) - size + 1): text = text.replace(key[start:start + size], "(key)")
     return text
