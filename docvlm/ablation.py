@@ -29,15 +29,13 @@ def ablation_row(
     return {k: record[k] for k in keep} | scores
 
 # %% ../nbs/06_ablation.ipynb #c6668b71
-#| eval: false
 def ablate_precision(
     study: Study,  # supplies data, rank and first seed
     precision: str,  # quantization of the base during training, "int8" or "nf4"
 ) -> list[dict]:  # two rows; "evaluated_on" is first the quantized base, then the study's own
     "Train an adapter on a quantized base; evaluate it on that base and on the unquantized one."
-    seed, rank = study.preset.seeds[0], study.preset.lora_rank
-    record, folder, rows = (train_adapter(study, rank, seed, precision=precision),
-                            adapter_folder(study, rank, seed, precision), [])
+    seed, rank, rows = study.preset.seeds[0], study.preset.lora_rank, []
+    record, folder = train_adapter(study, rank, seed, precision=precision), adapter_folder(study, rank, seed, precision)
     for on in (precision, ""):
         frames, _ = predict_systems(study, {folder.name: folder}, precision=on)
         rows.append(ablation_row(record, *frames.values(), study.preset.resamples) | {
@@ -45,7 +43,6 @@ def ablate_precision(
     return rows
 
 # %% ../nbs/06_ablation.ipynb #cell-010
-#| eval: false
 def ablate(
     study: Study,  # supplies ranks, precisions, data and base
 ) -> dict:  # the fields of ablation.json
@@ -58,8 +55,7 @@ def ablate(
     quantized, notes = [], []
     for precision in study.preset.ablation_precisions:
         try: quantized += ablate_precision(study, precision)
-        except (RuntimeError, ImportError, NotImplementedError, AttributeError) as error:  # no bitsandbytes kernel here
-            if isinstance(error, StudyError): raise
-            notes.append(cannot_run(precision, error))
+        except StudyError: raise
+        except Exception as error: notes.append(cannot_run(precision, error))
     return {"rows": rows, "quantized": quantized, "notes": notes,
             "artefacts": [record["adapter"] for _, record in records.values()]}

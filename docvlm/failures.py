@@ -7,18 +7,19 @@ __all__ = ['COVERAGES', 'Knowledge', 'read_knowledge', 'add_types', 'failure_sha
 
 # %% ../nbs/07_failures.ipynb #cell-002
 import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from collections import defaultdict
-from dataclasses import dataclass, field
 
-from .analysis.errors import changes, make_gallery
+from .analysis.errors import COMPUTED, TYPES, UNKNOWN, PageFacts, changes, classify, make_gallery, plain
 from .analysis.metrics import mean_ci, paired_delta
-from .analysis.errors import classify, COMPUTED, PageFacts, plain, TYPES, UNKNOWN
 from .core import Study
 from .data import load_splits, page_table, question_table
+from .paper.figures import BASE, OURS
 
 # %% ../nbs/07_failures.ipynb #cell-004
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Knowledge:
     kinds: dict[str, str] = field(default_factory=dict)  # question_id -> kind, see `docvlm.pages.questions.Question`
     evidence: dict[str, list | None] = field(default_factory=dict)  # question_id -> answer box (x0, y0, x1, y1), pixels
 
+# %% ../nbs/07_failures.ipynb #read-knowledge
 def read_knowledge(
     study: Study,  # whose test pages are read
 ) -> Knowledge:
@@ -140,7 +142,7 @@ def draw_risk_coverage(
 ):
     "Plot mean score against the share of questions answered."
     figure, axis = plt.subplots(figsize=(4.5, 2.8))
-    for name, color, label in (("base", "#999999", "base"), ("ours", "#0072B2", "fine-tuned")):
+    for name, color, label in (("base", BASE, "base"), ("ours", OURS, "fine-tuned")):
         points = pd.DataFrame(curves[name])
         axis.plot(100*points.coverage, 100*points.score, color=color, marker=".", label=label)
     axis.set(xlabel="questions answered, most confident first, percent", ylabel="mean score, percent",
@@ -192,7 +194,7 @@ def what_helps(
     "Sentences on the points lost, on abstaining at low confidence, and on the vote of the seeds."
     first, second = sorted(types, key=lambda row: -row["after"]["lost"])[:2]
     total = sum(row["after"]["lost"] for row in types)
-    told = [f"Of the {_percent(total)} points missing to full marks, {_percent(first['after']['lost'])} are lost "
+    told = [f"Of the {_percent(total)} points missing from a full score, {_percent(first['after']['lost'])} are lost "
             f"to {first['name']} and {_percent(second['after']['lost'])} to {second['name']}: no remedy for one "
             "type can gain more than that."]
     told += [f"Answering only the most confident {100*part['coverage']:.0f} % of questions gives a mean score "

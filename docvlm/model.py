@@ -16,22 +16,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoProcessor, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from .engine.attention import ATTENTION
-from .engine.attention import team
+from .engine.attention import ATTENTION, team
 from .files import StudyError, digest_of, read_json, root
-from .presets import PRECISIONS, emulation_warning, in_bf16
-from .presets import Preset
+from .presets import PRECISIONS, Preset, emulation_warning, in_bf16
 
-# %% ../nbs/03_model.ipynb #cell-007-model
-def _quantization(precision, half):
-    "The bitsandbytes configuration of `int8` or `nf4`; `half` is the compute dtype of NF4."
-    from transformers import BitsAndBytesConfig
-    # without this, int8 logs at every matmul that it casts bf16
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    keep = ["model.visual", "lm_head"]  # full module paths: "visual" alone would match nothing
-    if precision == "int8": return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=keep)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                              bnb_4bit_compute_dtype=half, llm_int8_skip_modules=keep)
+# %% ../nbs/03_model.ipynb #cell-009
+def _source(preset):
+    "Where to load the base from: a local folder and None, or a hub id and its revision."
+    folder = root()/preset.base
+    if folder.is_dir(): return str(folder), None
+    if preset.base.startswith("data/"):
+        raise StudyError(f"The base model folder {preset.base} is missing; restore it with git, or `make nano-base`")
+    return preset.base, preset.revision
+
+def _open(loader, preset, source, **options):
+    "Call `loader` on the hub id or folder; StudyError with advice if it fails."
+    try: return loader(source, **options)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise StudyError(f"Cannot open base model {preset.base!r}: "
+                         f"{(str(error) or type(error).__name__).splitlines()[0]} "
+                         "Check the files, the connection and HF_HUB_OFFLINE, "
+                         "or give a local folder as the preset's base") from error
 
 # %% ../nbs/03_model.ipynb #cell-008-model
 def load_processor(
@@ -50,6 +55,28 @@ def load_processor(
     processor.image_processor.size = {"shortest_edge": preset.min_pixels, "longest_edge": preset.max_pixels}
     return processor
 
+# %% ../nbs/03_model.ipynb #cell-007-model
+def _quantization(precision, half):
+    "The bitsandbytes configuration of `int8` or `nf4`; `half` is the compute dtype of NF4."
+    from transformers import BitsAndBytesConfig
+    # without this, int8 logs at every matmul that it casts bf16
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    keep = ["model.visual", "lm_head"]  # full module paths: "visual" alone would match nothing
+    if precision == "int8": return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=keep)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=half, llm_int8_skip_modules=keep)
+
+# %% ../nbs/03_model.ipynb #check-quantized
+def _check_quantized(model):
+    "StudyError unless exactly the linear layers of the language layers are quantized."
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    for name, layer in model.named_modules():
+        if (isinstance(layer, torch.nn.Linear)
+                and isinstance(layer, (Linear4bit, Linear8bitLt)) != ("language_model.layers." in name)):
+            raise StudyError(f"Quantization left {name} a {type(layer).__name__}; "
+                             "check llm_int8_skip_modules against this base")
+
+# %% ../nbs/03_model.ipynb #load-base
 def load_base(
     preset: Preset,  # gives the base model
     precision: str = "",  # "fp32", "bf16", "int8" or "nf4"; "" uses the preset's
@@ -74,33 +101,6 @@ def load_base(
     if quantized: _check_quantized(model)
     model.generation_config.update(do_sample=False, repetition_penalty=1.0, temperature=None, top_p=None, top_k=None)
     return model.eval()
-
-def _check_quantized(model):
-    "StudyError unless exactly the linear layers of the language layers are quantized."
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
-    for name, layer in model.named_modules():
-        if (isinstance(layer, torch.nn.Linear)
-                and isinstance(layer, (Linear4bit, Linear8bitLt)) != ("language_model.layers." in name)):
-            raise StudyError(f"Quantization left {name} a {type(layer).__name__}; "
-                             "check llm_int8_skip_modules against this base")
-
-# %% ../nbs/03_model.ipynb #cell-009
-def _source(preset):
-    "Where to load the base from: a local folder and None, or a hub id and its revision."
-    folder = root()/preset.base
-    if folder.is_dir(): return str(folder), None
-    if preset.base.startswith("data/"):
-        raise StudyError(f"The base model folder {preset.base} is missing; restore it with git, or `make nano-base`")
-    return preset.base, preset.revision
-
-def _open(loader, preset, source, **options):
-    "Call `loader` on the hub id or folder; StudyError with advice if it fails."
-    try: return loader(source, **options)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise StudyError(f"Cannot open base model {preset.base!r}: "
-                         f"{(str(error) or type(error).__name__).splitlines()[0]} "
-                         "Check the files, the connection and HF_HUB_OFFLINE, "
-                         "or give a local folder as the preset's base") from error
 
 # %% ../nbs/03_model.ipynb #cell-016
 def _adapted(model, config):
@@ -130,6 +130,7 @@ def add_lora(
         raise StudyError(f"LoRA reached {strays[:3] or 'no layer'}; check target_modules {preset.target_modules}")
     return model
 
+# %% ../nbs/03_model.ipynb #parameter-table
 def parameter_table(
     model,  # with or without LoRA
 ) -> pd.DataFrame:  # index: part of the model; columns: parameters, trainable
@@ -151,6 +152,21 @@ def adapter_digest(
               for name, value in read_json(folder/ADAPTER_FILES[0]).items() if name != "base_model_name_or_path"}
     return digest_of(config, folder/ADAPTER_FILES[1])
 
+# %% ../nbs/03_model.ipynb #faults
+def _faults(
+    weights: dict,  # tensors of an adapter file
+    expected: dict,  # tensors of an adapter that fits the base
+) -> list[str]:
+    "What is wrong with an adapter's tensors: names, shapes or values; empty if they fit."
+    faults = ([f"lacks {name}" for name in expected.keys() - weights.keys()]
+              + [f"unknown {name}" for name in weights.keys() - expected.keys()])
+    for name in expected.keys() & weights.keys():
+        if weights[name].shape != expected[name].shape:
+            faults.append(f"shape {tuple(weights[name].shape)} of {name}, needs {tuple(expected[name].shape)}")
+        elif not weights[name].isfinite().all(): faults.append(f"not finite: {name}")
+    return faults
+
+# %% ../nbs/03_model.ipynb #load-adapter
 def load_adapter(
     model,  # a base model
     folder: Path,  # with adapter_config.json and adapter_model.safetensors
@@ -169,13 +185,8 @@ def load_adapter(
     config.base_model_name_or_path = None  # may be a path of another machine; `check_base` compares the base's digest
     adapted = _adapted(model, config)
     expected = get_peft_model_state_dict(adapted)
-    faults = ([f"lacks {name}" for name in expected.keys() - weights.keys()]
-              + [f"unknown {name}" for name in weights.keys() - expected.keys()])
-    for name in expected.keys() & weights.keys():
-        if weights[name].shape != expected[name].shape:
-            faults.append(f"shape {tuple(weights[name].shape)} of {name}, needs {tuple(expected[name].shape)}")
-        elif not weights[name].isfinite().all(): faults.append(f"not finite: {name}")
-    if faults: raise StudyError(f"Adapter {folder.name} does not fit its base, {len(faults)} faults: {min(faults)}")
+    if faults := _faults(weights, expected):
+        raise StudyError(f"Adapter {folder.name} does not fit its base, {len(faults)} faults: {min(faults)}")
     set_peft_model_state_dict(adapted, weights)
     return adapted.requires_grad_(False).eval()
 

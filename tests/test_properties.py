@@ -18,7 +18,7 @@ from docvlm.core import open_study
 from docvlm.analysis.metrics import (BENCHMARK_METRICS, METRICS, anls, clustered_mean_ci, paired_delta,
                                      parse_number, score)
 from docvlm.engine.attention import text_attention
-from docvlm.engine.packing import Template, block_mask, collate_pages, pack_page, page_positions
+from docvlm.engine.packing import Template, block_mask, collate_pages, pack_page, rope_positions
 from docvlm.steps import PROVENANCE, Step, content_digest
 from docvlm.provenance import leaf_values
 
@@ -138,7 +138,7 @@ def test_pages_of_a_row_are_attended_as_if_alone(pages):
 @given(packed_pages())
 def test_positions_restart_after_the_page_and_labels_are_answers_only(pages):
     for page in pages:
-        after = int(page_positions(TEMPLATE, page.grid, 2).max()) + 1
+        after = int(rope_positions(TEMPLATE, page.grid, 2).max()) + 1
         for number in range(1, int(page.question.max()) + 1):
             own = page.question == number
             assert page.position_ids[:, own].tolist() == [list(range(after, after + int(own.sum())))]*3

@@ -7,7 +7,6 @@ __all__ = ['DTYPES', 'RECIPES', 'spread', 'in_turn', 'ratio', 'training_runs', '
 
 # %% ../../nbs/bench/02_speedup.ipynb #bf7c86b5
 import io
-import resource
 import tempfile
 import time
 from contextlib import redirect_stderr
@@ -26,7 +25,7 @@ from .throughput import (BATCH_SIZE, FreshFeatures, FullLogitsTrainer, ScratchSt
                                      one_question_a_page, some_pages, train_fast, train_plain, with_lengths)
 from ..core import Study
 from ..data import load_splits
-from ..engine.attention import ATTENTION, autocast, plain_model, text_attention
+from ..engine.attention import ATTENTION, autocast, peak_memory, plain_model, text_attention
 from ..engine.features import cache_features
 from ..inputs.images import pages_of
 from ..model import add_lora, load_base, load_processor
@@ -191,16 +190,6 @@ def machine_share(
             "share": spread(shares)["median"]}
 
 # %% ../../nbs/bench/02_speedup.ipynb #cb92ade9
-def _peak_memory(reset=False):
-    "Peak memory in bytes since the last reset: GPU memory if there is a GPU, else resident memory of the process."
-    if torch.cuda.is_available():
-        if reset: torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.max_memory_allocated()
-    marks = Path("/proc/self/clear_refs")
-    if reset and marks.exists():
-        marks.write_text("5")  # resets the peak resident set size to the current one, see proc(5)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
-
 def growth_point(
     study: Study,  # provides the settings
     model,  # with LoRA
@@ -208,7 +197,7 @@ def growth_point(
     rows,  # to train on and to answer
 ) -> dict:  # pages, questions, seconds in total and per part, peak_memory_bytes
     "Measure filling an empty cache, training for one epoch on the rows, and answering them."
-    _peak_memory(reset=True)
+    peak_memory(reset=True)
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
         scratch, clock = ScratchStudy(study.preset, folder=Path(folder)), [time.perf_counter()]
         for part in (cache_features, train_fast, answer_fast):
@@ -216,7 +205,7 @@ def growth_point(
             clock.append(time.perf_counter())
     parts = dict(zip(("vision_s", "training_s", "answers_s"), np.diff(clock).tolist()))
     return {"pages": len(pages_of(rows)), "questions": len(rows), "seconds": sum(parts.values()), **parts,
-            "peak_memory_bytes": _peak_memory()}
+            "peak_memory_bytes": peak_memory()}
 
 # %% ../../nbs/bench/02_speedup.ipynb #measure-growth
 def measure_growth(

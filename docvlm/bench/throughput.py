@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['BATCH_SIZE', 'load_plain', 'chat_prompts', 'question_batch', 'generate_answers', 'ExactFeatures', 'exact_features',
            'compare_losses', 'check_equivalence', 'some_pages', 'ScratchStudy', 'changed', 'FreshFeatures',
-           'one_question_a_page', 'full_logits_loss', 'FullLogitsTrainer', 'Stopwatch', 'train_rate', 'train_fast',
+           'one_question_a_page', 'full_logits', 'FullLogitsTrainer', 'Stopwatch', 'train_rate', 'train_fast',
            'train_plain', 'with_lengths', 'answer_fast', 'answer_plain', 'fill_cache']
 
 # %% ../../nbs/bench/00_throughput.ipynb #fa49ef41
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from ..core import Study
@@ -27,7 +26,7 @@ from ..files import StudyError
 from ..inputs.images import pages_of
 from ..model import add_lora, load_base, load_processor
 from ..presets import Preset, device_kind, in_bf16
-from ..training import AnswerTrainer, TrainingBatches, answer_loss, pack_rows
+from ..training import AnswerTrainer, TrainingBatches, answer_loss, pack_rows, page_inputs
 
 # %% ../../nbs/bench/00_throughput.ipynb #5974e753
 def load_plain(
@@ -233,24 +232,16 @@ def one_question_a_page(
     return rows.remove_columns("doc_id").add_column("doc_id", list(map(str, range(len(rows)))))
 
 # %% ../../nbs/bench/00_throughput.ipynb #full-logits
-def full_logits_loss(
+def full_logits(
     model,  # with or without LoRA
     batch: dict,  # from `TrainingBatches`
-    answer_tokens: float | None = None,  # divisor of the summed loss; None: number of answer tokens in the batch
-) -> torch.Tensor:  # scalar
-    "Same loss as `answer_loss`, but with the last layer and the vocabulary projection computed at every position."
-    vision = BaseModelOutputWithPooling(pooler_output=tuple(f.float() for f in batch["features"]))
-    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False,
-                   attention_mask=batch["attention_mask"], mm_encoder_outputs={"image": vision}).logits
-    answered = batch["labels"] != -100
-    loss = torch.nn.functional.cross_entropy(logits[answered].float(), batch["labels"][answered], reduction="sum")
-    return loss/(answer_tokens or answered.sum())
+) -> torch.Tensor:  # (answer tokens of the batch, vocabulary)
+    "Same logits as `answer_logits`, with the last layer and the vocabulary projection computed at every position."
+    return model(**page_inputs(batch)).logits[batch["labels"] != -100]
 
 class FullLogitsTrainer(AnswerTrainer):
-    "`AnswerTrainer` that uses `full_logits_loss`."
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss = full_logits_loss(model, inputs, inputs["answer_tokens"])
-        return (loss, {}) if return_outputs else loss
+    "`AnswerTrainer` that uses `full_logits`."
+    logits = staticmethod(full_logits)
 
 # %% ../../nbs/bench/00_throughput.ipynb #234ef3ce
 class Stopwatch(TrainerCallback):

@@ -59,6 +59,21 @@ def _pad(sequences):
     table = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
     return table, torch.arange(table.shape[1]) < torch.tensor(list(map(len, sequences)))[:, None]
 
+# %% ../../nbs/engine/03_answering.ipynb #prefill
+def _prefill(model, packed, features):
+    "Logits after the last token of every question, in the order of the row, and the cache of the row."
+    device, cache = model.device, Cache(layer_class_to_replicate=RoomyLayer)
+    row = send_to_device(collate_pages(packed), device)
+    ends = torch.cat([(page.question > 0) & (page.question.diff(append=torch.tensor([0])) != 0)
+                      for page in packed])[None].to(device)
+    vision = BaseModelOutputWithPooling(pooler_output=tuple(f.float().to(device) for f in features))
+    with last_layer_at(model, ends):
+        logits = model(**{name: row[name] for name in ("input_ids", "position_ids", "attention_mask")},
+                       mm_encoder_outputs={"image": vision}, past_key_values=cache, use_cache=True,
+                       logits_to_keep=ends).logits.float()
+    return logits, cache
+
+# %% ../../nbs/engine/03_answering.ipynb #ask-pages
 def ask_pages(
     model,  # a Qwen2-VL model, with or without LoRA
     template: Template,  # the model's chat template
@@ -73,24 +88,16 @@ def ask_pages(
     on_page = [[q for q, page in enumerate(page_of) if page == number] for number in range(len(grids))]
     packed = [pack_page(template, grid, [questions[q] for q in asked], merge_size=merge_size)
               for grid, asked in zip(grids, on_page)]
-    row, device, cache = (send_to_device(collate_pages(packed), model.device), model.device,
-                          Cache(layer_class_to_replicate=RoomyLayer))
-    ends = torch.cat([(page.question > 0) & (page.question.diff(append=torch.tensor([0])) != 0)
-                      for page in packed])[None].to(device)
-    vision = BaseModelOutputWithPooling(pooler_output=tuple(f.float().to(device) for f in features))
-    with last_layer_at(model, ends):
-        logits = model(**{name: row[name] for name in ("input_ids", "position_ids", "attention_mask")},
-                       mm_encoder_outputs={"image": vision}, past_key_values=cache, use_cache=True,
-                       logits_to_keep=ends).logits.float()
+    logits, cache = _prefill(model, packed, features)
     begins, seen, position = np.cumsum([0, *map(len, packed)]), [None]*len(questions), [None]*len(questions)
     for page, begin, asked in zip(packed, begins, on_page):
         for number, q in enumerate(asked, 1):
             seen[q] = begin + ((page.question == 0) | (page.question == number)).nonzero()[:, 0]
             position[q] = page.position_ids[:1, page.question == number].max(1).values + 1
-    places, held = (x.to(device) for x in _pad(seen))
+    places, held = (x.to(model.device) for x in _pad(seen))
     cache.layers = [layer.dealt(places) for layer in cache.layers]
-    order = torch.tensor(sum(on_page, []), device=device).argsort()
-    return logits[order], cache, held, torch.stack(position).to(device)
+    order = torch.tensor(sum(on_page, []), device=model.device).argsort()
+    return logits[order], cache, held, torch.stack(position).to(model.device)
 
 # %% ../../nbs/engine/03_answering.ipynb #cell-005
 def questions_at_a_time(
@@ -104,7 +111,27 @@ def questions_at_a_time(
     tokens = page_tokens + max(64, longest)
     return max(1, min(tokens_in_flight//tokens, tokens_per_batch//longest)), tokens
 
-LEAST_GOING = 0.75  # finished questions leave below this share of unfinished ones, because leaving copies the cache
+# %% ../../nbs/engine/03_answering.ipynb #answer
+LEAST_GOING = 0.75  # finished questions leave once the share of unfinished ones falls below this
+
+def _decode(model, logits, cache, seen, position, limit, end_token_id):
+    "Yield at each step the numbers of the unfinished questions, their next tokens and the tokens' probabilities."
+    active = torch.arange(len(logits), device=model.device)
+    going, number = torch.ones_like(active, dtype=torch.bool), 0
+    while True:
+        number, (probability, token) = number + 1, logits.softmax(-1).max(-1)
+        yield active[going].tolist(), token[going].tolist(), probability[going].tolist()
+        going = going & (token != end_token_id) & (number < limit)
+        if not going.any(): return
+        if going.float().mean() < LEAST_GOING:
+            active, token, seen, position, limit = (x[going] for x in (active, token, seen, position, limit))
+            cache.batch_select_indices(going.nonzero()[:, 0])
+            going = going[going]
+        seen = torch.cat([seen, torch.ones_like(token, dtype=torch.bool)[:, None]], 1)
+        logits = model(input_ids=token[:, None], position_ids=position.expand(3, -1, -1),
+                       attention_mask=seen[:, None, None], past_key_values=cache,
+                       use_cache=True).logits[:, -1].float()
+        position = position + 1
 
 def answer(
     model,  # a Qwen2-VL model, with or without LoRA
@@ -117,71 +144,17 @@ def answer(
     merge_size: int = 2,  # one image token covers merge_size × merge_size patches
 ) -> tuple[list[list[int]], list[float]]:  # answer ids without the end token; mean probability of the generated tokens
     "Decode greedy answers to questions about pages."
-    logits, cache, seen, position = ask_pages(model, template, features, grids, questions, page_of, merge_size)
-    number, limit = 0, torch.tensor(max_new_tokens, device=model.device).expand(len(questions))
-    active, going = (torch.arange(len(questions), device=model.device),
-                     torch.ones(len(questions), dtype=torch.bool, device=model.device))
+    asked = ask_pages(model, template, features, grids, questions, page_of, merge_size)
+    limit = torch.tensor(max_new_tokens, device=model.device).expand(len(questions))
     answers, probabilities = [[] for _ in questions], [[] for _ in questions]
-    while True:
-        number, (probability, token) = number + 1, logits.softmax(-1).max(-1)
-        for row, goes_on, t, p in zip(active.tolist(), going.tolist(), token.tolist(), probability.tolist()):
-            if goes_on:
-                answers[row].append(t)
-                probabilities[row].append(p)
-        going = going & (token != template.end_token_id) & (number < limit)
-        if not going.any(): break
-        if going.float().mean() < LEAST_GOING:
-            active, token, seen, position, limit = (
-                active[going], token[going], seen[going], position[going], limit[going])
-            cache.batch_select_indices(going.nonzero()[:, 0])
-            going = going[going]
-        seen = torch.cat([seen, torch.ones_like(token, dtype=torch.bool)[:, None]], 1)
-        logits = model(input_ids=token[:, None], position_ids=position.expand(3, -1, -1),
-                       attention_mask=seen[:, None, None], past_key_values=cache,
-                       use_cache=True).logits[:, -1].float()
-        position = position + 1
+    for step in _decode(model, *asked, limit, template.end_token_id):
+        for question, token, probability in zip(*step):
+            answers[question].append(token)
+            probabilities[question].append(probability)
     return ([a[:-1] if a[-1] == template.end_token_id else a for a in answers],
             [float(np.mean(p)) for p in probabilities])
 
-# %% ../../nbs/engine/03_answering.ipynb #cell-007
-def answer_rows(
-    study: Study,  # gives prompt suffix, answer lengths, token limits and precision
-    model,  # with or without LoRA
-    processor,  # tokenizer and chat template
-    rows,  # a datasets.Dataset in the row schema
-    features: PageFeatures,  # must hold every page of `rows`
-    precision: str = "",  # "bf16" or "fp32", see `in_bf16`; "" uses the study's
-    description: str = "answers",  # label of the progress bar
-) -> pd.DataFrame:  # one row per question; columns: prediction, confidence, answer_tokens
-    "Answer every question of `rows`, in order; StudyError if the model gives NaN."
-    template, tokenizer = chat_template(processor), processor.tokenizer
-    table, pages = rows.select_columns(["question", "benchmark", "doc_id"])[:], list(pages_of(rows).values())
-    asks = [encode_text(tokenizer, question + study.preset.prompt_suffix[benchmark])
-            for question, benchmark in zip(table["question"], table["benchmark"])]
-    found, merge_size = [None]*len(rows), processor.image_processor.merge_size
-    bar = tqdm(total=len(rows), desc=description, unit="question")
-
-    def run(tokens_in_flight):
-        for batch in _batches(pages, features, found, tokens_in_flight, merge_size, asks,
-                              study.preset.tokens_per_batch):
-            cached = [features.get(page["key"]) for page, _ in batch]
-            asked = [(number, row) for number, (_, some) in enumerate(batch) for row in some]
-            limits = [study.preset.max_new_tokens[table["benchmark"][row]] for _, row in asked]
-            with torch.no_grad(), autocast(model.device.type, precision or study.preset.precision):
-                ids, confidences = answer(model, template, *zip(*cached), [asks[row] for _, row in asked],
-                                          [number for number, _ in asked], limits, merge_size)
-            for (_, row), answered, confidence in zip(asked, ids, confidences):
-                if not math.isfinite(confidence):
-                    raise StudyError(f"The model gives NaN on page {table['doc_id'][row]}, which is no answer; "
-                                     "its cached features or the weights are damaged: delete data/cache/features "
-                                     "and try again, then train the adapter again")
-                found[row] = (tokenizer.decode(answered, skip_special_tokens=True).strip(), confidence, len(answered))
-            bar.update(len(asked))
-
-    within_memory(run, study.preset.tokens_in_flight)  # another attempt skips the answers that `found` already holds
-    bar.close()
-    return pd.DataFrame(found, columns=["prediction", "confidence", "answer_tokens"])
-
+# %% ../../nbs/engine/03_answering.ipynb #batches-of-pages
 def _batches(pages, features, found, budget, merge_size, asks, tokens_per_batch):
     """Yield batches of (page, unanswered rows), sorted by page size, of similar cost, with at most `budget` cached
     tokens (or one question)."""
@@ -201,3 +174,44 @@ def _batches(pages, features, found, budget, merge_size, asks, tokens_per_batch)
         batch.append((page, part))
         used += weight
     if batch: yield batch
+
+# %% ../../nbs/engine/03_answering.ipynb #cell-007
+def _found(tokenizer, answered, confidence, doc_id):
+    "An answer as text, its confidence and its number of tokens; StudyError if the confidence is NaN."
+    if not math.isfinite(confidence):
+        raise StudyError(f"The model gives NaN on page {doc_id}, which is no answer; its cached features or the "
+                         "weights are damaged: delete data/cache/features and try again, then train the adapter again")
+    return tokenizer.decode(answered, skip_special_tokens=True).strip(), confidence, len(answered)
+
+def answer_rows(
+    study: Study,  # gives prompt suffix, answer lengths, token limits and precision
+    model,  # with or without LoRA
+    processor,  # tokenizer and chat template
+    rows,  # a datasets.Dataset in the row schema
+    features: PageFeatures,  # must hold every page of `rows`
+    precision: str = "",  # "bf16" or "fp32", see `in_bf16`; "" uses the study's
+    description: str = "answers",  # label of the progress bar
+) -> pd.DataFrame:  # one row per question; columns: prediction, confidence, answer_tokens
+    "Answer every question of `rows`, in order; StudyError if the model gives NaN."
+    template, tokenizer, preset = chat_template(processor), processor.tokenizer, study.preset
+    table, pages = rows.select_columns(["question", "benchmark", "doc_id"])[:], list(pages_of(rows).values())
+    asks = [encode_text(tokenizer, question + preset.prompt_suffix[benchmark])
+            for question, benchmark in zip(table["question"], table["benchmark"])]
+    found, merge_size = [None]*len(rows), processor.image_processor.merge_size
+    bar = tqdm(total=len(rows), desc=description, unit="question")
+
+    def run(tokens_in_flight):
+        for batch in _batches(pages, features, found, tokens_in_flight, merge_size, asks, preset.tokens_per_batch):
+            cached = [features.get(page["key"]) for page, _ in batch]
+            asked = [(number, row) for number, (_, some) in enumerate(batch) for row in some]
+            limits = [preset.max_new_tokens[table["benchmark"][row]] for _, row in asked]
+            with torch.no_grad(), autocast(model.device.type, precision or preset.precision):
+                answered = answer(model, template, *zip(*cached), [asks[row] for _, row in asked],
+                                  [number for number, _ in asked], limits, merge_size)
+            for (_, row), ids, confidence in zip(asked, *answered):
+                found[row] = _found(tokenizer, ids, confidence, table["doc_id"][row])
+            bar.update(len(asked))
+
+    within_memory(run, preset.tokens_in_flight)  # another attempt skips the answers that `found` already holds
+    bar.close()
+    return pd.DataFrame(found, columns=["prediction", "confidence", "answer_tokens"])

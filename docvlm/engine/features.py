@@ -18,12 +18,10 @@ from tqdm.auto import tqdm
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from ..core import Study
-from .attention import encode_pages, prepare_images
-from .attention import autocast, team, within_memory
+from .attention import autocast, encode_pages, prepare_images, team, within_memory
 from ..files import StudyError, digest_of, replacing
 from ..inputs.images import page_size, pages_of
-from ..presets import device_kind, in_bf16
-from ..presets import base_digest
+from ..presets import base_digest, device_kind, in_bf16
 from ..steps import module_file
 
 # %% ../../nbs/engine/02_features.ipynb #2ecdb3c1
@@ -31,7 +29,7 @@ class PageFeatures:
     "Vision features by page key: a folder of safetensors files, filled by `cache_features`."
     def __init__(self, study: Study):
         preset, device = study.preset, device_kind()
-        code = map(module_file, ("inputs.images", "engine.attention", "engine.attention"))
+        code = map(module_file, ("inputs.images", "engine.attention"))
         versions = version("transformers"), version("torch")
         decided = base_digest(preset), preset.min_pixels, preset.max_pixels, *code, *versions, device
         self.folder = study.cache_dir/"features"/digest_of(*decided, in_bf16(preset.precision, device))
@@ -55,7 +53,7 @@ class PageFeatures:
             try: save_file({"features": features.to(torch.bfloat16).contiguous()}, partial, {"grid": json.dumps(grid)})
             except SafetensorError as error: raise OSError(f"{error} (page features grow with max_pixels)") from error
 
-# %% ../../nbs/engine/02_features.ipynb #62e0408e
+# %% ../../nbs/engine/02_features.ipynb #room
 def _image_tokens(page, images, processor):
     "Number of image tokens of a page, computed from its size without running the image processor."
     image, how = images[page["rows"][0]]["image"], processor.image_processor
@@ -72,6 +70,7 @@ def _check_room(study, pages, need):
                          f"{free/2**20:,.0f} MiB free; free space, or lower max_pixels, max_train_questions or "
                          "max_test_questions")
 
+# %% ../../nbs/engine/02_features.ipynb #ahead
 def _ahead(function, items):
     "Yield `function(item)` for each item; a thread computes the next result while the caller uses the current one."
     with ThreadPoolExecutor(1) as pool:
@@ -81,6 +80,7 @@ def _ahead(function, items):
             if len(waiting) > 1: yield waiting.pop(0).result()
         for last in waiting: yield last.result()
 
+# %% ../../nbs/engine/02_features.ipynb #cache-features
 def cache_features(
     study: Study,  # gives base model, pixel limits and cache folder
     model,  # the base, with or without an adapter, which leaves vision unchanged
