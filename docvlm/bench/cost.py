@@ -114,13 +114,12 @@ def _attended(count, *shapes, causal):
     *before, query, key, value = shapes
     return count(*before, query, *((*query[:2], *shape[2:]) for shape in (key, value)))//(1 + causal)
 
-@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)
-def _flash_on_cpu(query, key, value, dropout=0.0, causal=False, **_):
-    return _attended(sdpa_flop_count, query, key, value, causal=causal)
-
-@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward)
-def _flash_on_cpu_backward(grad, query, key, value, out, logsumexp, dropout, causal, **_):
-    return _attended(sdpa_backward_flop_count, grad, query, key, value, causal=causal)
+register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)(
+    lambda query, key, value, dropout=0.0, causal=False, **_:
+        _attended(sdpa_flop_count, query, key, value, causal=causal))
+register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward)(
+    lambda grad, query, key, value, out, logsumexp, dropout, causal, **_:
+        _attended(sdpa_backward_flop_count, grad, query, key, value, causal=causal))
 
 # %% ../../nbs/bench/01_cost.ipynb #language-pass
 def _language_pass(base, rows, tokens, wanted, seen=None):
