@@ -45,7 +45,8 @@ STEPS = {  # step: (notebook, earlier steps whose results it reads, glob pattern
 }
 
 SEPARATE_STEPS = {  # same layout as `STEPS`; run by separate commands, and shown in the report if they have run
-    "benchmark": ("bench/02_speedup", (), ("data/hardware.csv",)),
+    "benchmark": ("bench/02_speedup", (),
+                  ("data/hardware.csv", "data/workload.csv", "data/sources.csv", "data/pages.csv")),
 }
 
 # %% ../nbs/study/03_steps.ipynb #bare

@@ -2,31 +2,31 @@
 
 # %% auto #0
 __all__ = ['BATCH_SIZE', 'load_plain', 'chat_prompts', 'question_batch', 'generate_answers', 'ExactFeatures', 'exact_features',
-           'compare_losses', 'check_equivalence', 'some_pages', 'ScratchStudy', 'FreshFeatures', 'one_question_a_page',
-           'full_logits', 'FullLogitsTrainer', 'Stopwatch', 'train_rate', 'changed', 'train_fast', 'train_plain',
-           'with_lengths', 'answer_fast', 'answer_plain', 'fill_cache']
+           'compare_losses', 'check_equivalence', 'some_pages', 'ScratchStudy', 'changed', 'FreshFeatures',
+           'one_question_a_page', 'full_logits', 'FullLogitsTrainer', 'Stopwatch', 'train_rate', 'train_fast',
+           'train_plain', 'with_lengths', 'answer_fast', 'answer_plain', 'fill_cache']
 
 # %% ../../nbs/bench/00_throughput.ipynb #fa49ef41
-import numpy as np
 import tempfile
 import time
-import torch
-from accelerate.utils import send_to_device
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from ..core import Study
 from ..engine.answering import answer_rows
-from ..engine.attention import encode_pages, prepare_images
-from ..engine.attention import autocast
-from ..engine.features import cache_features, pages_of
+from ..engine.attention import autocast, encode_pages, prepare_images
+from ..engine.features import cache_features
 from ..files import StudyError
+from ..inputs.images import pages_of
 from ..model import add_lora, load_base, load_processor
-from ..presets import device_kind, in_bf16
-from ..presets import Preset
-from ..training import answer_loss, AnswerTrainer, pack_rows, page_inputs, TrainingBatches
+from ..presets import Preset, device_kind, in_bf16
+from ..training import AnswerTrainer, TrainingBatches, answer_loss, pack_rows, page_inputs
 
 # %% ../../nbs/bench/00_throughput.ipynb #5974e753
 def load_plain(
@@ -45,10 +45,11 @@ def chat_prompts(
     rows: list[dict],  # in the row schema
 ) -> list[str]:  # one prompt per row
     "Format each row's page and question with the chat template, ending where the answer begins."
-    ask = lambda row: [{"role": "user", "content": [{"type": "image"}, {
+    message = lambda row: [{"role": "user", "content": [{"type": "image"}, {
         "type": "text", "text": row["question"] + preset.prompt_suffix[row["benchmark"]]}]}]
-    return [processor.apply_chat_template(ask(row), tokenize=False, add_generation_prompt=True) for row in rows]
+    return [processor.apply_chat_template(message(row), tokenize=False, add_generation_prompt=True) for row in rows]
 
+# %% ../../nbs/bench/00_throughput.ipynb #question-batch
 def question_batch(
     processor,  # of the base model
     preset: Preset,  # provides the prompt suffixes
@@ -108,6 +109,7 @@ def exact_features(
     with torch.no_grad(): found = encode_pages(model, pixels, grids)
     return ExactFeatures((page["key"], pair) for page, pair in zip(pages, zip(found, grids)))
 
+# %% ../../nbs/bench/00_throughput.ipynb #summed
 def _summed(model, losses):
     "Sum the losses; return the sum and its gradient for each trainable parameter, by name."
     total, _ = 0.0, model.zero_grad()
@@ -116,8 +118,8 @@ def _summed(model, losses):
         total += loss.item()
     return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
-def _wake(model):
-    "Set the LoRA B matrices to small random values; at their initial zeros the gradients of the A matrices vanish."
+def _with_random_lora(model):
+    "Set the LoRA B matrices to small random values: while they are zero, the gradients of the A matrices are zero too."
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.copy_(0.02*torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
@@ -133,7 +135,7 @@ def compare_losses(
 ) -> dict:  # the loss and the relative differences of loss and gradients
     "Compare loss and gradients over all rows: questions packed onto shared pages against one question per row."
     preset, batch_size = study.preset.one_pass(), 8
-    ours, plain = (_wake(add_lora(model, preset, preset.lora_rank, 42)) for model in (ours, plain))
+    ours, plain = (_with_random_lora(add_lora(model, preset, preset.lora_rank, 42)) for model in (ours, plain))
     def packed(features):
         pages = pack_rows(study, processor, rows, features)
         return TrainingBatches(pages, features, preset, 42)
@@ -150,6 +152,7 @@ def compare_losses(
     return {"loss": loss, "loss_relative_difference": abs(loss/want - 1), "gradient_relative_difference": apart,
             "loss_relative_change_by_bf16_cache": abs(rounded/loss - 1)}
 
+# %% ../../nbs/bench/00_throughput.ipynb #check-equivalence
 def check_equivalence(
     study: Study,  # provides base model and settings
     train,  # rows whose loss and gradients are compared
@@ -167,7 +170,8 @@ def check_equivalence(
               **compare_losses(study, ours, plain, processor, train)}
     close = result["loss_relative_difference"] <= 1e-5 and result["gradient_relative_difference"] <= 1e-4
     if not close or found != want:
-        raise StudyError(f"The fast paths do not give the results of the plain ones: {result}; nothing is measured")
+        raise StudyError(f"The optimized code and the usual recipes give different results: {result}. Speed is not "
+                         "measured; run tests/test_equivalence.py to find the difference")
     return result
 
 # %% ../../nbs/bench/00_throughput.ipynb #d497532f
@@ -183,12 +187,20 @@ def some_pages(
     chosen = [every[i]["rows"] for i in np.linspace(0, len(every) - 1, min(pages, len(every))).astype(int)]
     return rows.select([page[i % len(page)] for page in chosen for i in range(questions or len(page))])
 
+# %% ../../nbs/bench/00_throughput.ipynb #scratch
 @dataclass(frozen=True)
 class ScratchStudy(Study):
     "A study with its own page-feature cache, initially empty."
     folder: Path = Path()
     @property
     def cache_dir(self): return self.folder
+
+def changed(
+    study: Study,
+    **changes,  # new values of preset settings
+) -> Study:
+    "A copy of the study with some settings of its preset changed."
+    return replace(study, preset=replace(study.preset, **changes))
 
 # %% ../../nbs/bench/00_throughput.ipynb #without
 class FreshFeatures:
@@ -212,12 +224,14 @@ class FreshFeatures:
             feature, = encode_pages(self.model, pixels, grids)
         return feature.to(torch.bfloat16), grids[0]
 
+# %% ../../nbs/bench/00_throughput.ipynb #unshared
 def one_question_a_page(
     rows,  # a datasets.Dataset in the row schema
 ):
     "Give every row its own page id, so that no two questions share a page."
     return rows.remove_columns("doc_id").add_column("doc_id", list(map(str, range(len(rows)))))
 
+# %% ../../nbs/bench/00_throughput.ipynb #full-logits
 def full_logits(
     model,  # with or without LoRA
     batch: dict,  # from `TrainingBatches`
@@ -238,6 +252,7 @@ class Stopwatch(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs): self.started = self._now()
     def on_train_end(self, args, state, control, **kwargs): self.seconds = self._now() - self.started
 
+# %% ../../nbs/bench/00_throughput.ipynb #train-rate
 def train_rate(
     trainer_class: type,  # Trainer or AnswerTrainer
     model,  # with LoRA
@@ -265,13 +280,6 @@ def train_rate(
     return questions/watch.seconds
 
 # %% ../../nbs/bench/00_throughput.ipynb #11f3382e
-def changed(
-    study: Study,
-    **changes,  # new values of preset settings
-) -> Study:
-    "A copy of the study with some settings of its preset changed."
-    return replace(study, preset=replace(study.preset, **changes))
-
 def train_fast(
     study: Study,  # provides the settings
     model,  # from `load_base`, with LoRA

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['RANGES', 'OVERSHOOT', 'FORMATS', 'MOST_FRAMES', 'MAX_PIXELS', 'MAX_ASPECT', 'DARKEST', 'FAINTEST', 'sample_range',
-           'to_rgb', 'UnfitPage', 'check_shape', 'decode_page', 'open_page', 'page_size']
+           'to_rgb', 'UnfitPage', 'check_shape', 'decode_page', 'open_page', 'page_size', 'page_key', 'pages_of']
 
 # %% ../../nbs/inputs/00_images.ipynb #images-import
 import io
@@ -11,8 +11,11 @@ import warnings
 from numbers import Real
 from pathlib import Path
 
+import datasets
 import numpy as np
 from PIL import Image as PILImage, ImageOps
+
+from ..files import digest_of
 
 # %% ../../nbs/inputs/00_images.ipynb #images-range
 RANGES = tuple(2**bits - 1 for bits in (1, 4, 8, 10, 12, 14, 16))  # largest sample values for common bit depths
@@ -222,3 +225,20 @@ def page_size(
     if kind == "PNG" and not turns: return size  # Pillow would have to decode the file to find EXIF
     if kind in ("JPEG", "WEBP") and image.getexif().get(0x0112, 1) == 1: return size
     return decode_page(content)[0].size
+
+# %% ../../nbs/inputs/00_images.ipynb #images-pages
+def page_key(
+    image: dict,  # an undecoded `datasets.Image` value, with bytes or path
+) -> str:  # hexadecimal
+    "A page's key in the cache: the digest of its image file."
+    return digest_of(image["bytes"] if image.get("bytes") else Path(image["path"]))
+
+def pages_of(
+    rows,  # a datasets.Dataset in the row schema
+) -> dict[str, dict]:  # by doc_id: "rows", indices of the rows about the page; "key", see `page_key`
+    "The pages of a data set, in order of appearance, with the rows that ask about each."
+    pages, images = {}, rows.cast_column("image", datasets.Image(decode=False))
+    for i, doc in enumerate(rows["doc_id"]): pages.setdefault(doc, {"rows": []})["rows"].append(i)
+    for page in pages.values():
+        page["key"] = page_key(images[page["rows"][0]]["image"])
+    return pages
