@@ -344,4 +344,4 @@ def shelf(
     sheet = Image.new("RGB", (columns*wide, math.ceil(len(images)/columns)*high), "#888888")
     for i, image in enumerate(images): sheet.paste(image, (i % columns*wide, i//columns*high))
     sheet.thumbnail((width, sheet.height))
-    return sheet.quantize(32, dither=Image.Dither.NONE)
+    return sheet.quantize(128, dither=Image.Dither.NONE)
