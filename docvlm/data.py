@@ -29,7 +29,7 @@ from .inputs.hub import check_sources, load_hub
 from .inputs.images import page_size
 from .inputs.leakage import find_leaks, fingerprints, page_positions
 from .inputs.sources import document_types, read_sources, rows_dataset
-from .steps import documents_digest, import_closure, module_file
+from .steps import documents_digest, import_closure, module_file, templates_digest
 
 # %% ../nbs/02_data.ipynb #cell-004
 def page_plan(
@@ -138,7 +138,7 @@ def prepared_folder(
     modules = import_closure("from docvlm.documents import make_page\nfrom docvlm.inputs.folder import load_folder")
     code = digest_of(*map(module_file, (*modules, "data")))
     content = (documents_digest(root()/study.documents) if study.documents else
-               digest_of(preset.train_pages, preset.test_pages, preset.data_seed))
+               digest_of(templates_digest(), preset.train_pages, preset.test_pages, preset.data_seed))
     folder = study.cache_dir/"data"/digest_of(code, content)
     if not folder.exists():
         check_started()

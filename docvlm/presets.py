@@ -32,7 +32,7 @@ def _each(docvqa, infovqa, chartqa): return {"docvqa": docvqa, "infovqa": infovq
 _phrase = "\nAnswer the question using a single word or phrase."
 _short = "\nPlease try to answer the question with short words or phrases if possible."
 PROTOCOLS = {protocol.name: protocol for protocol in (
-    Protocol("docvlm", 28*28, 512*28*28, _each("", "", ""), _each(40, 40, 24), "greedy",
+    Protocol("docvlm", 28*28, 1000*28*28, _each("", "", ""), _each(40, 40, 24), "greedy",
              "this project, for its nano model", ""),
     Protocol("lmms-eval", 3136, 602112, _each(_phrase, _phrase, "\nAnswer the question with a single word."),
              _each(32, 32, 16), "greedy",
@@ -103,13 +103,13 @@ _nano = dict(base="data/nano", revision="", source="generated", max_train_questi
              tokens_in_flight=32768, **PROTOCOLS["docvlm"].settings())
 PRESETS = {preset.name: preset for preset in (
     Preset("smoke", **_nano, train_pages=dict.fromkeys(_types, 2), test_pages=dict.fromkeys(_types, 2), epochs=1,
-           learning_rate=1e-3, tokens_per_page=512, tokens_per_batch=2048, min_steps=1, seeds=(42, 43),
+           learning_rate=1e-3, tokens_per_page=1536, tokens_per_batch=2048, min_steps=1, seeds=(42, 43),
            ablation_ranks=(16, 32), resamples=200, latency_pages=2, latency_repeats=2,
            benchmark_pages=2, benchmark_repeats=1),
     # one epoch: generating more pages costs less than a second pass over fewer
     Preset("nano", **_nano, train_pages=dict(zip(_types, (100, 120, 110, 80, 110, 130, 90, 90, 150))),
            test_pages=dict(zip(_types, (32, 32, 32, 24, 20, 40, 30, 30, 50))), epochs=1, learning_rate=5e-3,
-           tokens_per_page=512, tokens_per_batch=2048, latency_pages=8, benchmark_pages=48),
+           tokens_per_page=1536, tokens_per_batch=2048, latency_pages=8, benchmark_pages=48),
     Preset("qwen2-vl-2b", base="Qwen/Qwen2-VL-2B-Instruct",
            revision="895c3a49bc3fa70a340399125c650a463535e71c", **_hub),
     Preset("qwen2-vl-7b", base="Qwen/Qwen2-VL-7B-Instruct",

@@ -67,7 +67,8 @@ def trace(
     value, result = _enter(results, name), results.get(first)
     if first not in STEPS: return _trace_beside(study, name, value, result)
     step = study.step(first)
-    sources = {"base": study.preset.base, "files": ", ".join(STEPS[step.name][2]), "documents": study.documents} | {
+    sources = {"base": study.preset.base, "files": ", ".join(STEPS[step.name][2]), "documents": study.documents,
+               "templates": "data/templates"} | {
         earlier: str(study.step(earlier).path.relative_to(root())) for earlier in STEPS[step.name][1]}
     return {"name": name, "value": value, "file": str(step.path.relative_to(root())), "step": step.name,
             "notebook": f"nbs/{step.notebook}.ipynb", "state": step.state(),

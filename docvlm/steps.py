@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'APART', 'PROVENANCE', 'module_file', 'import_closure', 'notebook_code', 'code_digests', 'documents_digest',
-           'copies_digest', 'record_precision', 'content_digest', 'Step', 'git_state', 'environment', 'run_step',
-           'alone', 'run_study']
+           'templates_digest', 'copies_digest', 'record_precision', 'content_digest', 'Step', 'git_state',
+           'environment', 'run_step', 'alone', 'run_study']
 
 # %% ../nbs/study/05_steps.ipynb #cell-002
 import ast
@@ -125,6 +125,11 @@ def documents_digest(
         except OSError as error: found.append((name, error.strerror))
     return digest_of(found)
 
+def templates_digest() -> str:
+    "Digest of the templates that generated pages are drawn from."
+    files = sorted((root()/"data"/"templates").glob("*.typ"))
+    return digest_of([file.name for file in files], *files)
+
 @lru_cache(maxsize=None)  # data set files are large, and a study needs their digests several times
 def _digest_at(file, size, changed_ns): return digest_of(file)
 
@@ -172,7 +177,7 @@ class Step:
     def path(self): return self.study.results_dir/f"{self.name}.json"
 
     def inputs(self):
-        "Digest of each input: the base model, other files, the user's documents, and the results of earlier steps."
+        "Digest of each input: the base model, files, the user's documents or the templates, results of earlier steps."
         preset, found, (_, earlier, patterns) = self.study.preset, {}, (STEPS | APART)[self.name]
         found["base"] = base_digest(preset)
         named = (pattern.format(study=glob.escape(self.study.name)) for pattern in patterns)
@@ -180,6 +185,7 @@ class Step:
         from_hub = self.name == "data" and preset.source == "hub" and not self.study.documents
         if files: found["files"] = digest_of(*files, *([copies_digest()] if from_hub else []))
         if self.study.documents: found["documents"] = documents_digest(root()/self.study.documents)
+        elif self.name == "data" and preset.source == "generated": found["templates"] = templates_digest()
         for step in earlier: found[step] = content_digest(self.study.result(step))
         return found
 
@@ -246,8 +252,8 @@ def git_state() -> dict:
     def git(*args):
         try: return subprocess.run(("git", *args), cwd=root(), capture_output=True, text=True).stdout.strip()
         except OSError: return ""  # git is not installed
-    sources = ("nbs", "docvlm", "data/nano", "data/*.csv", "settings.ini", "paper/*.j2", "paper/*.css", "paper/*.bib",
-               "paper/*.typ", "paper/head.html", "paper/gallery.html")
+    sources = ("nbs", "docvlm", "data/nano", "data/templates", "data/*.csv", "settings.ini", "paper/*.j2",
+               "paper/*.css", "paper/*.bib", "paper/*.typ", "paper/head.html", "paper/gallery.html")
     return {"git_sha": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", *sources))}
 
 @lru_cache

@@ -67,7 +67,7 @@ def test_evidence_of_a_question_is_its_answer(kind):
     asked = 0
     for style in CHART_STYLES[kind]["seen"] + CHART_STYLES[kind]["unseen"]:
         for chart, drawn in drawn_charts(kind, style, 2, "test"):
-            for question in chart_questions(Cast(1, "test"), kind, chart):
+            for question in chart_questions(Cast(1, "test"), chart):
                 if question.where is None: continue
                 assert printed(drawn, question.where) == question.answers[0]
                 asked += 1
@@ -79,7 +79,7 @@ def test_an_equal_number_on_the_axis_is_not_the_evidence():
     chart = Chart("bar", "Jobs", "millions", ["Trade", "Mining", "Health"], {"2010": [50.0, 20.0, 80.0]}, True)
     drawn = draw_chart(chart, "whitegrid", "Lato", random.Random(3))
     assert sum(word == "20" for word, _ in drawn.words) == 2, "a value and a tick"
-    (question,) = [q for q in chart_questions(Cast(1, "train"), "bar", chart) if q.answers[0] == "20" and q.kind == "lookup"]
+    (question,) = [q for q in chart_questions(Cast(1, "train"), chart) if q.answers[0] == "20" and q.kind == "lookup"]
     box, name = drawn.marks[question.where], drawn.marks["category", 1]
     assert abs((box[0] + box[2]) - (name[0] + name[2])) < 4, "the label stands above its category"
 

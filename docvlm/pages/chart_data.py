@@ -11,7 +11,7 @@ from functools import lru_cache
 import pandas as pd
 from vega_datasets import local_data
 
-from .entities import Cast, pool, side
+from .entities import Cast, pool, split_of
 
 # %% ../../nbs/pages/04_chart_data.ipynb #cell-004
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def slices(
 ) -> tuple[Slice, ...]:
     "All series that a split may show; titles of the other split never occur."
     sources = (_cars, _barley, _energy, _weather, _markets, _jobs, _war, _history)
-    return tuple(part for source in sources for part in source() if side(part.title) == split
+    return tuple(part for source in sources for part in source() if split_of(part.title) == split
                  and len(part.values) >= 3)
 
 # %% ../../nbs/pages/04_chart_data.ipynb #cell-014
