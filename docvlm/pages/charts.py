@@ -333,9 +333,10 @@ def _around(s, x, y, reach, turn, lines):
     "Lines of text outside a slice, on its middle's ray."
     high = 1.25*s.px
     dx, dy = math.cos(turn), math.sin(turn)
-    top = y - reach*dy - high*len(lines)*(1 + dy)/2
+    align, rise = ((1 - np.sign(dx))/2 if abs(dx) > 0.25 else 0.5), ((1 + np.sign(dy))/2 if abs(dy) > 0.25 else 0.5)
+    top = y - reach*dy - high*len(lines)*rise
     for i, (text, key) in enumerate(lines):
-        box = s.text(x + reach*dx, top + high*(i + 0.5), text, key, (1 - dx)/2)
+        box = s.text(x + reach*dx, top + high*(i + 0.5), text, key, align)
         nearest = np.clip((x, y), box[:2], box[2:]) - (x, y)
         s.check(np.hypot(*nearest) > reach - 0.25*s.px)
 
@@ -376,7 +377,7 @@ def draw_chart(
         raise ValueError(f"Unknown style {style!r} of {chart.kind} charts; known: {', '.join(_STYLES[chart.kind])}")
     look = _STYLES[chart.kind][style]
     small, large = (11, 15) if rng.random() < SMALL_TEXT_SHARE else (16, 28)
-    px, columns, ratio = rng.randint(small, large), rng.randint(14, 20), rng.uniform(0.58, 0.76)
+    px, columns, ratio = rng.randint(small, large), rng.randint(14, 20), rng.uniform(0.54, 0.72)
     turn = rng.randrange(len(look.colors)) if look.colors is _TABLEAU else 0
     colors = look.colors[turn:] + look.colors[:turn]
     with rc_context(rcParamsDefault):

@@ -354,4 +354,4 @@ def shelf(
     for top, row in zip(tops, rows):
         for i, image in enumerate(row): sheet.paste(image, (i*wide, top))
     sheet.thumbnail((width, sheet.height))
-    return sheet.quantize(48, dither=Image.Dither.NONE)
+    return sheet.quantize(128, dither=Image.Dither.NONE)
