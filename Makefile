@@ -52,7 +52,7 @@ outputs: study  ## the outputs of the study's notebooks into nbs/
 		[print(path.relative_to(ran), keep_outputs(path, root()/'nbs'/path.relative_to(ran))) for path in sorted(ran.rglob('*.ipynb'))]"
 	$(BIN)/nbdev_clean
 
-readme: install  ## README.md from nbs/index.ipynb and the published results
+readme: install  ## README.md from nbs/index.ipynb and the published results, paper/results.md from its schema
 	$(BIN)/python -c "from docvlm.core import open_study; from docvlm.paper.readme import write_readme; print(write_readme(open_study('nano')))"
 
 bench: install  ## how much faster this is than the usual recipes
