@@ -45,7 +45,7 @@ outputs: study  ## run every notebook and store its outputs in nbs/
 	$(BIN)/python -c "from docvlm.core import open_study; from docvlm.paper.readme import write_outputs; write_outputs(open_study('$(PRESET)'))"
 	$(BIN)/nbdev_clean
 
-readme: install  ## README.md from nbs/index.ipynb and the published results
+readme: install  ## README.md from nbs/index.ipynb and the published results, paper/results.md from its schema
 	$(BIN)/python -c "from docvlm.core import open_study; from docvlm.paper.readme import write_readme; print(write_readme(open_study('nano')))"
 
 bench: install  ## how much faster this is than the usual recipes
