@@ -87,6 +87,8 @@ class Ledger(TorchDispatchMode):
 
     @property
     def flops(self): return sum(flops for flops, _ in self.kernels)
+    @property
+    def bytes_moved(self): return sum(moved for _, moved in self.kernels)
 
 # %% ../../nbs/bench/01_cost.ipynb #b9a9534a
 @dataclass(frozen=True)
