@@ -189,7 +189,7 @@ def _result_in(study, step, folder):
     path = there(study.step(step).path.relative_to(root()))
     if not path.exists(): raise StudyError(f"The rerun has no result for {step}; see its messages above")
     text = json.dumps(read_json(path), ensure_ascii=False)
-    result = json.loads(text.replace(json.dumps(name)[1:-1], json.dumps(study.name)[1:-1]))
+    result = json.loads(text.replace(name, study.name))
     kept = [] if step == "report" else [a for a in result.get("artefacts", []) if Path(a).suffix]
     return result | {"files": {a: artefact_digest(there(a)) for a in kept}}
 

@@ -104,8 +104,8 @@ def test_a_whole_study_in_a_nasty_folder_on_nasty_documents(tmp_path, documents)
 def test_a_check_finds_the_rerun_s_results_under_its_name_in_the_copy(clone, tmp_path, monkeypatch):
     "A study of documents is named after the way to them, which is another one from the copy."
     monkeypatch.setattr(provenance, "root", lambda: clone)
-    study, copy = Study(get_preset("smoke"), "../documents"), clone/"copy"
-    (tmp_path/"documents").mkdir()
+    study, copy = Study(get_preset("smoke"), "../é中"), clone/"copy"
+    (tmp_path/"é中").mkdir()
     common = {"env": {}, "code": {}, "params": {}}
     for home, name, page in ((clone, study.name, b"a page"), (copy, study.name_in(copy), b"a page")):
         file = f"data/runs/{name}/pages/1.png"

@@ -123,3 +123,8 @@ def test_outputs_that_pass_are_dropped(notebook):
     path = notebook(code("a", "1", shown("50%|####  | 1/2 [00:01<00:01, 1.0it/s]"), shown(f"wrote {ROOT}/a"), {"output_type": "stream", "name": "stderr", "text": ["x"]}),
                     code("b", "2", shown("2 s"), tags=["machine"]))
     assert not any(cell["outputs"] for cell in read_json(path)["cells"])
+
+
+def test_the_pieces_in_which_a_kernel_sends_a_text_do_not_matter(notebook):
+    one = read_json(notebook(code("a", "1", shown("first\nsecond\n"))))["cells"][0]["outputs"]
+    assert read_json(notebook(code("a", "1", shown("fir"), shown("st\nsecond"), shown("\n"))))["cells"][0]["outputs"] == one

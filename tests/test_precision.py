@@ -122,10 +122,10 @@ def test_emulated_bf16_is_said_and_not_asked_for(units, recwarn):
     study = core.open_study("smoke")
     study = replace(study, preset=replace(study.preset, precision="bf16"))
     units("avx2")
-    with pytest.warns(UserWarning, match="emulated.*remove its folder in data/runs"): load_base(study.preset)
+    with pytest.warns(UserWarning, match="emulates.*remove its folder in data/runs"): load_base(study.preset)
     recwarn.clear()
     asker = Asker(study)
-    assert asker.precision == "fp32" and not [w for w in recwarn if "emulated" in str(w.message)]
+    assert asker.precision == "fp32" and not [w for w in recwarn if "emulates" in str(w.message)]
 
 
 def test_a_run_says_that_bf16_is_emulated(repository, units, monkeypatch, capsys):

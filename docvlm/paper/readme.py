@@ -10,6 +10,7 @@ __all__ = ['START', 'END', 'JSON_TYPES', 'SCHEMA_HEAD', 'MODEL_CARD', 'MAX_OUTPU
 import csv
 import json
 import re
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -271,8 +272,20 @@ def _kept(output):
     text = json.dumps(kept)
     passing = output.get("name") == "stderr" or any("widget" in kind for kind in data) or _passing.search(text)
     shows = output.get("name") == "stdout" or kept.get("data")
+    places = str(root()), str(Path.home()), tempfile.gettempdir() + "/"
     return kept if (shows and not passing and len(text) <= MAX_OUTPUT_CHARACTERS
-                    and str(root()) not in text and str(Path.home()) not in text) else None
+                    and not any(place in text for place in places)) else None
+
+def _joined(outputs):
+    "The outputs with consecutive texts of one stream as one; a kernel sends them in pieces of random size."
+    found = []
+    for output in outputs:
+        last = found[-1] if found else {}
+        if "name" in output and output["name"] == last.get("name"):
+            last["text"] = "".join(last["text"]) + "".join(output["text"])
+        else: found.append(dict(output))
+    return [output | {"text": "".join(output["text"]).splitlines(keepends=True)} if "text" in output else output
+            for output in found]
 
 # %% ../../nbs/paper/02_readme.ipynb #out-digest
 def outputs_digest(
@@ -299,7 +312,7 @@ def keep_outputs(
         before = ran.get(cell["id"], {"source": [], "outputs": []})
         was, now = (code_without_comments("".join(each["source"])) for each in (before, cell))
         usable = was == now and "machine" not in cell["metadata"].get("tags", [])
-        cell["outputs"] = [kept for output in before["outputs"] if usable and (kept := _kept(output))]
+        cell["outputs"] = [kept for output in _joined(before["outputs"]) if usable and (kept := _kept(output))]
         count += len(cell["outputs"])
     notebook["metadata"]["docvlm"] = {"outputs_of": outputs_digest(source)}
     write_json(source, notebook)
