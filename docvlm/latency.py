@@ -62,6 +62,7 @@ def _image_tokens(processor, images):
     grids = processor.image_processor(images=images, return_tensors="pt")["image_grid_thw"]
     return float(grids.prod(1).float().mean()/processor.image_processor.merge_size**2)
 
+# %% ../nbs/08_latency.ipynb #measure
 def _measure(study, processor, model, chosen, questions, precision, size):
     "One row: time to first token and to the full answer, throughput and memory of batches of `size` pages."
     groups = [(chosen[i:i + size], questions[i:i + size]) for i in range(0, len(chosen) - size + 1, size)]

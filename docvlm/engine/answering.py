@@ -111,7 +111,7 @@ def questions_at_a_time(
     tokens = page_tokens + max(64, longest)
     return max(1, min(tokens_in_flight//tokens, tokens_per_batch//longest)), tokens
 
-# %% ../../nbs/engine/03_answering.ipynb #answer
+# %% ../../nbs/engine/03_answering.ipynb #decode
 LEAST_GOING = 0.75  # finished questions leave once the share of unfinished ones falls below this
 
 def _decode(model, logits, cache, seen, position, limit, end_token_id):
@@ -133,6 +133,7 @@ def _decode(model, logits, cache, seen, position, limit, end_token_id):
                        use_cache=True).logits[:, -1].float()
         position = position + 1
 
+# %% ../../nbs/engine/03_answering.ipynb #answer
 def answer(
     model,  # a Qwen2-VL model, with or without LoRA
     template: Template,  # the model's chat template
@@ -183,6 +184,7 @@ def _found(tokenizer, answered, confidence, doc_id):
                          "weights are damaged: delete data/cache/features and try again, then train the adapter again")
     return tokenizer.decode(answered, skip_special_tokens=True).strip(), confidence, len(answered)
 
+# %% ../../nbs/engine/03_answering.ipynb #answer-rows
 def answer_rows(
     study: Study,  # gives prompt suffix, answer lengths, token limits and precision
     model,  # with or without LoRA
