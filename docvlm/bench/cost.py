@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['FUSED_ATTENTION', 'PREFIX_TOKENS', 'ACCELERATORS', 'base_config', 'meta_base', 'fused_attention', 'StepCost',
            'Ledger', 'training_cost', 'answering_cost', 'page_cost', 'Machine', 'data_sheet_machine', 'median_s',
-           'measure_machine', 'image_tokens', 'workload', 'Architecture', 'question_costs', 'modelled_rows']
+           'measure_machine', 'image_tokens', 'workload', 'question_costs', 'modelled_rows']
 
 # %% ../../nbs/bench/01_cost.ipynb #92abf513
 import time
@@ -281,49 +281,6 @@ def workload(
     asked = frame.questions*frame.tokens_per_question
     return frame.assign(tokens=frame.pages*(frame.image_tokens + PREFIX_TOKENS) + asked + frame.answer_tokens)
 
-# %% ../../nbs/bench/01_cost.ipynb #e12ffd69
-@dataclass(frozen=True)
-class Architecture:
-    "Sizes of a Qwen2-VL model that determine its operation and byte counts."
-    vision_parameters: int  # parameters multiplied per patch, including the merger's share
-    language_parameters: int  # of all language layers, without embeddings
-    vocabulary_parameters: int  # of the vocabulary projection (logits)
-    vision_width: int  # channels in the vision tower
-    vision_depth: int  # layers of the vision tower
-    width: int  # hidden size of the language model
-    depth: int  # layers of the language model
-    kv_width: int  # channels of the keys, and of the values, in a layer
-    vocabulary: int  # tokens in the vocabulary
-
-    @classmethod
-    def of(cls, model):
-        "Read the sizes from a model, with or without weights."
-        text, vision = model.config.text_config, model.config.vision_config
-        count = lambda part: sum(p.numel() for p in part.parameters())
-        merger = count(model.model.visual.merger)  # runs once per image token, not once per patch
-        return cls(vision_parameters=count(model.model.visual) - merger + merger//vision.spatial_merge_size**2,
-                   language_parameters=count(model.model.language_model.layers),
-                   vocabulary_parameters=text.vocab_size*text.hidden_size,
-                   vision_width=vision.embed_dim, vision_depth=vision.depth,
-                   width=text.hidden_size, depth=text.num_hidden_layers,
-                   kv_width=text.hidden_size//text.num_attention_heads*text.num_key_value_heads,
-                   vocabulary=text.vocab_size)
-
-    def vision_flops(self, image_tokens):
-        "Operations of the vision tower for one page; an image token is merged from four patches."
-        patches = 4*image_tokens
-        return 2*self.vision_parameters*patches + 4*patches**2*self.vision_width*self.vision_depth
-
-    def attention_flops(self, tokens, seen):
-        "Operations of attention in all language layers: each of `tokens` attends to `seen` tokens on average."
-        return 4*tokens*seen*self.width*self.depth
-
-    def language_flops(self, tokens, seen, logits):
-        """Operations of the language model: `tokens` through all layers, attention included, and `logits` positions
-        projected to logits."""
-        return (2*self.language_parameters*tokens + self.attention_flops(tokens, seen)
-                + 2*self.vocabulary_parameters*logits)
-
 # %% ../../nbs/bench/01_cost.ipynb #abbebdec
 def question_costs(
     preset: Preset,  # base model, pixel limit, epochs and `tokens_in_flight`
@@ -344,25 +301,6 @@ def question_costs(
             ("evaluation", "loop"): (alone, [(1, vision), prefill(1), decode(1)]),
             ("evaluation", "batched"): (alone, [(1, vision), prefill(BATCH_SIZE), decode(BATCH_SIZE)]),
             ("evaluation", "fast"): (own, [(1/shared, vision), packed[1], decode(in_flight)])}
-
-# %% ../../nbs/bench/01_cost.ipynb #182f89ef
-def answering_cost(
-    model: Architecture,  # sizes of the model
-    work: Workload,  # sizes of pages, questions and answers
-) -> dict[str, dict]:  # for "loop", "batched" and "fast": tokens, flops and bytes per question
-    "Count the work of one answer; bytes are the weights, keys and values read while decoding, 2 bytes per number."
-    page, text, shared = work.image_tokens, work.question_tokens, work.questions_per_page
-    whole = page + text
-    weights = 2*(model.language_parameters + model.vocabulary_parameters)
-    keys = 2*2*model.kv_width*model.depth*whole
-    prompt = lambda tokens: model.language_flops(tokens, whole/2, 1)
-    alone, own = model.vision_flops(page) + prompt(whole), page/shared + text
-    rows = {"loop": (whole, alone, 1), "batched": (whole, alone, work.batch_size),
-            "fast": (own, model.vision_flops(page)/shared + prompt(own), max(1, work.tokens_in_flight//whole))}
-    return {name: {"tokens": tokens,
-                   "flops": flops + model.language_flops(work.answer_tokens, whole, work.answer_tokens),
-                   "bytes": work.answer_tokens*(weights/batch + keys)}
-            for name, (tokens, flops, batch) in rows.items()}
 
 # %% ../../nbs/bench/01_cost.ipynb #fb49e653
 ACCELERATORS = ("NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "Tesla T4")
