@@ -114,12 +114,15 @@ def _attended(count, *shapes, causal):
     *before, query, key, value = shapes
     return count(*before, query, *((*query[:2], *shape[2:]) for shape in (key, value)))//(1 + causal)
 
-register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)(
-    lambda query, key, value, dropout=0.0, causal=False, **_:
-        _attended(sdpa_flop_count, query, key, value, causal=causal))
-register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward)(
-    lambda grad, query, key, value, out, logsumexp, dropout, causal, **_:
-        _attended(sdpa_backward_flop_count, grad, query, key, value, causal=causal))
+def _forward(query, key, value, dropout=0.0, causal=False, **_):
+    return _attended(sdpa_flop_count, query, key, value, causal=causal)
+
+def _backward(grad, query, key, value, out, logsumexp, dropout, causal, **_):
+    return _attended(sdpa_backward_flop_count, grad, query, key, value, causal=causal)
+
+for _kernel, _formula in ((torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, _forward),
+                          (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward, _backward)):
+    if _kernel not in flop_registry: register_flop_formula(_kernel)(_formula)  # torch refuses a second registration
 
 # %% ../../nbs/bench/01_cost.ipynb #language-pass
 def _language_pass(base, rows, tokens, wanted, seen=None):
