@@ -257,7 +257,7 @@ def write_model_card(
     return path
 
 # %% ../../nbs/paper/02_readme.ipynb #out-4
-MAX_OUTPUT_CHARACTERS = 150_000  # maximum size of one output, in characters of JSON
+MAX_OUTPUT_CHARACTERS = 300_000  # maximum size of one output, in characters of JSON; a sheet of pages has 250,000
 KEPT_MIME_TYPES = ("text/markdown", "text/html", "text/plain", "image/svg+xml", "image/png")
 _passing = re.compile(r"(it/s|s/it)\b|\d%\|")  # progress bars
 
