@@ -5,6 +5,7 @@ __all__ = ['command', 'study', 'train', 'evaluate', 'bench', 'ask', 'demo', 'mea
 
 # %% ../nbs/11_cli.ipynb #cell-002
 import json
+import logging
 import signal
 import sys
 import threading
@@ -41,6 +42,7 @@ def _plainly(function, *args, **kwargs):
         print(f"docvlm: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt as stopped:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # no traceback of the abandoned cell at exit
         word, code = ("terminated", 143) if isinstance(stopped, _Terminated) else ("interrupted", 130)
         print(f"docvlm: {word}; what is done is kept, run the same command to continue", file=sys.stderr)
         raise SystemExit(code) from None
