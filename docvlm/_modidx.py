@@ -1257,4 +1257,5 @@ d = { 'settings': { 'branch': 'main',
                                  'docvlm.training.page_groups': ('training.html#page_groups', 'docvlm/training.py'),
                                  'docvlm.training.page_inputs': ('training.html#page_inputs', 'docvlm/training.py'),
                                  'docvlm.training.train_adapter': ('training.html#train_adapter', 'docvlm/training.py'),
-                                 'docvlm.training.train_study': ('training.html#train_study', 'docvlm/training.py')}}}
+                                 'docvlm.training.train_study': ('training.html#train_study', 'docvlm/training.py'),
+                                 'docvlm.training.training_rows': ('training.html#training_rows', 'docvlm/training.py')}}}
