@@ -113,6 +113,8 @@ class Preset:
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     ablation_ranks: tuple[int, ...] = (16, 32, 64)
     ablation_precisions: tuple[str, ...] = ("int8", "nf4")  # of the base model, with an adapter of rank `lora_rank`
+    curve_fractions: tuple[float, ...] = (1/8, 1/4, 1/2)  # of the training documents, for the learning curve
+    curve_minutes: float = 720  # limit of its estimated time; fractions beyond it are left out; 0: no curve
     min_steps: int = 150  # minimum optimizer steps; small training sets are repeated to reach it
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
@@ -137,7 +139,7 @@ _hub = dict(source="hub", train_pages={}, test_pages={}, max_train_questions=Non
             learning_rate=1e-4, tokens_per_page=4096, tokens_per_batch=8192, tokens_in_flight=65536,
             **PROTOCOLS["lmms-eval"].settings())
 _nano = dict(base="data/nano", revision="", source="generated", max_train_questions=None, max_test_questions=None,
-             tokens_in_flight=32768, **PROTOCOLS["docvlm"].settings())
+             tokens_in_flight=32768, curve_fractions=(1/4, 1/2), curve_minutes=10, **PROTOCOLS["docvlm"].settings())
 PRESETS = {preset.name: preset for preset in (
     Preset("smoke", **_nano, train_pages=dict.fromkeys(_types, 2), test_pages=dict.fromkeys(_types, 2), epochs=1,
            learning_rate=1e-3, tokens_per_page=1536, tokens_per_batch=2048, min_steps=1, seeds=(42, 43),
