@@ -108,11 +108,11 @@ WIDE = 0.1  # score between the ends of an interval that is too wide to plan by
 
 def _change(name, cell):
     "The expected change of a benchmark's score, in words."
-    if cell is None: return f"an unknown amount on {benchmark_name(name)} (an interval needs two test documents)"
+    if cell is None: return f"by an unknown amount on {benchmark_name(name)} (an interval needs two test documents)"
     low, high = cell["ci95"]
     remarks = (["the score falls"] if high < 0 else ["no clear gain"] if low <= 0 else []) + (
         ["too wide to plan by"] if high - low > WIDE else [])
-    return (f"{points(cell['value'])} points on {benchmark_name(name)} (95 % interval {interval(cell['ci95'], points)}"
+    return (f"by about {points(cell['value'])} points on {benchmark_name(name)} (95 % interval {interval(cell['ci95'], points)}"
             + "".join(f", {remark}" for remark in remarks) + ")")
 
 def pages_sentence(
@@ -125,7 +125,7 @@ def pages_sentence(
         return f"There is no learning curve, so the gain of more pages is not known: {reasons or 'no curve_fractions'}."
     changes = [_change(name, curve["doubling"][name]) for name in in_report_order(curve["doubling"])]
     first, last = trained[-LAST_POINTS:][0]["pages"], trained[-1]["pages"]
-    return (f"Twice the {last:,} training pages would change the score by about {'; '.join(changes)}. This continues "
+    return (f"Twice the {last:,} training pages would change the score {'; '.join(changes)}. This continues "
             f"the line from {first:,} to {last:,} pages, and says nothing about more than twice the pages.")
 
 # %% ../nbs/06_ablation.ipynb #learning-curve
