@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'BENCHMARK_METRICS', 'LAST_POINTS', 'composed', 'squeezed', 'anls', 'relaxed_accuracy', 'typed',
            'parse_number', 'relaxed_accuracy_strict', 'score', 'clustered_mean_ci', 'mean_ci', 'paired_delta',
-           'smallest_difference', 'gain_of_doubling']
+           'compare_scores', 'smallest_difference', 'gain_of_doubling']
 
 # %% ../../nbs/analysis/00_metrics.ipynb #cell-002
 import re
@@ -96,16 +96,18 @@ def parse_number(
     return -value if "-" in (outer_sign, inner_sign) else value
 
 # %% ../../nbs/analysis/00_metrics.ipynb #strict
+def _without_stop(text): return text.removesuffix(".") or text
+
 def relaxed_accuracy_strict(
     prediction: str,  # the model's answer
     answers: list,  # accepted answers (or one string); matching any of them is enough
     max_relative_change: float = 0.05,  # tolerance for numbers other than years, as a fraction of the target
 ) -> float:  # 0.0 or 1.0
     "Relaxed accuracy with exact years, parsed thousands separators and currencies, and zero as a number."
-    prediction = typed(prediction).removesuffix(".")
+    prediction = _without_stop(typed(prediction))
     value = parse_number(prediction)
     def correct(target):
-        target = typed(target).removesuffix(".")
+        target = _without_stop(typed(target))
         goal = parse_number(target)
         if value is None or goal is None or _YEAR.fullmatch(target): return prediction == target
         return abs(value - goal) <= max_relative_change * abs(goal)
@@ -207,6 +209,22 @@ def paired_delta(
     test = stats.permutation_test((page_gain,), np.sum, permutation_type="samples", vectorized=True,
                                   batch=200, n_resamples=resamples, rng=np.random.default_rng(seed))
     return clustered_mean_ci(gain, clusters, resamples, seed) | {"p_value": float(test.pvalue)}
+
+# %% ../../nbs/analysis/00_metrics.ipynb #compare-scores
+def compare_scores(
+    before,  # scores of the base, shape (questions,)
+    after,  # scores on the same questions in the same order, shape (seeds, questions)
+    clusters,  # the page or document of each question, shape (questions,)
+    seeds: list[int],  # training seeds, in the order of `after`
+    resamples: int,  # number of bootstrap draws, and of random sign patterns
+) -> dict:  # baseline, ours, delta; without intervals and p-value if there is a single page
+    "Scores of base and adapters with their intervals, the score of each seed, and the paired difference."
+    before, after = np.asarray(before, float), np.asarray(after, float)
+    mean = lambda values: mean_ci(values, clusters, resamples)
+    if len(set(clusters)) > 1: delta = paired_delta(before, after, clusters, resamples)
+    else: delta = mean(after - before) | {"p_value": None}
+    per_seed = {str(seed): float(scores.mean()) for seed, scores in zip(seeds, after)}
+    return {"baseline": mean(before), "ours": mean(after) | {"per_seed": per_seed}, "delta": delta}
 
 # %% ../../nbs/analysis/00_metrics.ipynb #smallest-difference
 def smallest_difference(
