@@ -25,6 +25,7 @@ from .engine.answering import answer_rows
 from .engine.attention import team
 from .engine.features import cache_features
 from .files import digest_of, replacing, root, write_json
+from .inputs.images import page_ids
 from .inputs.sources import Source, document_types, load_hub, read_sources
 from .model import adapter_digest, load_adapter, load_base, load_processor
 from .presets import base_digest
@@ -34,9 +35,9 @@ from .training import adapter_folder
 # %% ../nbs/05_evaluation.ipynb #cell-004
 QUESTIONS_PER_PART = 1000  # answers that an interruption may lose, at most, plus those of a page
 
-def _parts(doc_ids):
+def _parts(pages):
     "Row numbers in parts of about `QUESTIONS_PER_PART`; the rows of a page are in the same part."
-    page = pd.factorize(np.asarray(doc_ids))[0]
+    page = pd.factorize(np.asarray(pages))[0]
     on_page = np.bincount(page)
     part = ((on_page.cumsum() - on_page)//QUESTIONS_PER_PART)[page]
     return [np.flatnonzero(part == number) for number in np.unique(part)]
@@ -58,7 +59,7 @@ def _read_table(path):
 def _answer_part(study, model, processor, rows, features, description):
     "Answer `rows`; every process returns the answers of all, in order."
     workers = team()
-    page = pd.factorize(np.asarray(rows["doc_id"]))[0]
+    page = pd.factorize(np.asarray(page_ids(rows)))[0]
     mine = np.flatnonzero(page % workers.num_processes == workers.process_index)
     answered = answer_rows(study, model, processor, rows.select(mine), features, description=description)
     return pd.concat(gather_object([answered.set_index(mine)])).sort_index()
@@ -66,7 +67,7 @@ def _answer_part(study, model, processor, rows, features, description):
 def _answer_parts(study, system, rows, processor, load, folder):
     "Answer `rows` part by part, reading finished parts from `folder`; returns the answers and the seconds they took."
     answers, seconds, model, workers = [], 0.0, None, team()
-    for number, part in enumerate(_parts(rows["doc_id"])):
+    for number, part in enumerate(_parts(page_ids(rows))):
         path = folder/f"{number}.parquet"
         answered, about = _read_table(path)
         if answered is None:
@@ -98,7 +99,7 @@ def predict(
     parts = path.with_name(f"{system}.{key}")  # the key in the name keeps parts of different runs apart
     answers, seconds = _answer_parts(study, system, rows, processor, load, parts)
     frame = rows.remove_columns("image").to_pandas()[
-        ["question_id", "doc_id", "benchmark", "doc_types", "source", "question", "answers"]].join(answers)
+        ["question_id", "doc_id", "page", "field", "benchmark", "doc_types", "source", "question", "answers"]].join(answers)
     frame["score"] = [score(*row) for row in zip(frame.benchmark, frame.prediction, frame.answers)]
     if workers.is_main_process:
         _write_table(path, frame, {"key": key, "throughput": {"questions_per_s": len(rows)/seconds}})
@@ -141,7 +142,7 @@ def compare(
 ) -> dict | None:  # metric, counts, baseline, ours, delta; None if no question is included
     """Scores of base and adapters on the included questions, and the paired difference.
 
-    For questions of a single page every `ci95` and the `p_value` are None.
+    Intervals are by document, whose pages share a template and an author. For questions of a single document every `ci95` and the `p_value` are None.
     """
     keep = np.ones(len(base), bool) if keep is None else np.asarray(keep, bool)
     pages = base.doc_id[keep]
@@ -154,7 +155,7 @@ def compare(
     if pages.nunique() > 1: delta = paired_delta(before, after, pages, resamples)
     else: delta = mean(after - before) | {"p_value": None}
     return {"metric": metric.__name__ if metric else "/".join(names),
-            "questions": int(keep.sum()), "images": int(pages.nunique()), "baseline": mean(before),
+            "questions": int(keep.sum()), "images": len(set(page_ids(base[keep]))), "baseline": mean(before),
             "ours": mean(after) | {"per_seed": {str(s): float(a.mean()) for s, a in zip(seeds, after)}},
             "delta": delta}
 

@@ -253,7 +253,7 @@ def analyse_failures(
     "Classify every answer of the base and of each seed, and choose the gallery."
     known = read_knowledge(study)
     base, *ours = [add_types(frame, known, study.preset.max_new_tokens) for frame in read_predictions(study)]
-    pages = load_splits(study)["test"].select_columns(["doc_id", "image"])
+    pages = load_splits(study)["test"].select_columns(["doc_id", "page", "image"])
     gallery = make_gallery(base, ours[0], pages, known.evidence, study.figures_dir/"gallery")
     return failure_report(base, ours, study.preset.resamples) | {
         "pages_known": bool(known.pages), "gallery": gallery,

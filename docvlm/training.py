@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['page_inputs', 'answer_logits', 'answer_loss', 'pack_rows', 'TrainingBatches', 'page_groups', 'AnswerTrainer', 'Clock',
-           'LiveCurve', 'check_reporting', 'adapter_folder', 'check_base', 'lora_settings', 'train_adapter',
-           'train_study']
+           'LiveCurve', 'check_reporting', 'adapter_folder', 'check_base', 'training_rows', 'lora_settings',
+           'train_adapter', 'train_study']
 
 # %% ../nbs/04_training.ipynb #cell-002
 import shutil
@@ -229,9 +229,11 @@ def adapter_folder(
     lora_rank: int,  # rank of the adapter
     seed: int,  # random seed of the run
     how: str = "",  # "int8" or "nf4" for a quantized base, one of `VARIANTS`, or "" as the study's preset says
+    documents: int = 0,  # number of training documents; 0: all
 ) -> Path:
     "The folder of a trained adapter."
-    return study.run_dir/"adapters"/(f"lora-r{lora_rank}-seed{seed}" + (how and f"-{how}"))
+    part = f"-{documents}-documents" if documents else ""
+    return study.run_dir/"adapters"/(f"lora-r{lora_rank}-seed{seed}" + (how and f"-{how}") + part)
 
 def _finished(folder, key):
     "The record of the adapter in `folder` if it has this key and undamaged files, else None."
@@ -268,11 +270,19 @@ def check_base(
                          "run docvlm-study again")
 
 # %% ../nbs/04_training.ipynb #prepare-training
-def _trainer(study, lora_rank, seed, precision, work, report_to, variant=""):
+def training_rows(
+    study: Study,  # whose training split to use
+    doc_ids: tuple[str, ...] = (),  # documents to train on; (): all
+):  # a datasets.Dataset in the row schema
+    "The questions to train on."
+    rows = load_splits(study)["train"]
+    return rows.select(np.flatnonzero(np.isin(rows["doc_id"][:], doc_ids))) if doc_ids else rows
+
+def _trainer(study, lora_rank, seed, precision, work, report_to, doc_ids=(), variant=""):
     "The Trainer of one adapter, ready to start or resume in the folder `work`, and its number of questions."
     set_seed(seed)
     processor, base = load_processor(study.preset), load_base(study.preset, precision)
-    rows = load_splits(study)["train"]
+    rows = training_rows(study, doc_ids)
     features = cache_features(study, base, processor, rows)
     packed = pack_rows(study, processor, rows, features)
     batches = TrainingBatches(packed, features, study.preset, seed, team().num_processes)
@@ -323,11 +333,12 @@ def train_adapter(
     seed: int,  # random seed of initial weights and batch order
     report_to: str = "none",  # "wandb", "tensorboard", "mlflow", …: where to send the loss, see `check_reporting`
     precision: str = "",  # "int8", or "nf4" as in QLoRA, to quantize the base; "" uses the preset's
+    doc_ids: tuple[str, ...] = (),  # documents to train on, for a learning curve; (): all
     variant: str = "",  # one of `VARIANTS`; "" trains as the preset says
 ) -> dict:  # the adapter's record.json: loss curve, times, sizes
     "Fine-tune one adapter, or read its record if already trained; an interrupted run resumes from its last checkpoint."
-    key = digest_of(study.step("training").key(), lora_rank, seed, precision, variant)
-    folder, workers = adapter_folder(study, lora_rank, seed, precision or variant), team()
+    key = digest_of(study.step("training").key(), lora_rank, seed, precision, doc_ids, variant)
+    folder, workers = adapter_folder(study, lora_rank, seed, precision or variant, len(doc_ids)), team()
     if record := _finished(folder, key):
         if report_to != "none" and workers.is_main_process:
             print(f"{folder.name} is trained already: nothing is sent to {report_to}", file=sys.stderr)
@@ -335,7 +346,7 @@ def train_adapter(
     check_reporting(report_to)
     peak_memory(reset=True)
     work = folder.with_name(f"{folder.name}.{key}")  # the key in the name keeps checkpoints of different runs apart
-    trainer, questions = _trainer(study, lora_rank, seed, precision, work, report_to, variant)
+    trainer, questions = _trainer(study, lora_rank, seed, precision, work, report_to, doc_ids, variant)
     settings = lora_settings(with_variant(study.preset, variant), lora_rank)
     record = _record(trainer, settings, seed, questions, _fit(trainer, work)) | {
         "key": key, "precision": precision or study.preset.precision, "base_digest": base_digest(study.preset)}

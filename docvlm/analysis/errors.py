@@ -31,6 +31,7 @@ from rapidfuzz.distance import Levenshtein
 
 from .metrics import BENCHMARK_METRICS, typed
 from ..files import digest_of, root
+from ..inputs.images import page_id, page_ids
 from ..inputs.sources import TYPE_GROUPS
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-004
@@ -290,19 +291,19 @@ def save_page(
 def make_gallery(
     before: pd.DataFrame,  # predictions of the base, with the column `type`
     after: pd.DataFrame,  # predictions of one adapter for the same questions, with the column `type`
-    pages,  # a datasets.Dataset with the columns doc_id and image
+    pages,  # a datasets.Dataset with the columns doc_id, page and image
     evidence: dict[str, list | None],  # question_id -> box of the answer in pixels, if known
     folder: Path,  # where to write the PNGs; existing PNGs there are deleted
 ) -> list[dict]:  # one entry per chosen question
     "Choose failures, save their pages, and collect question, answers and error types of each."
     for old in folder.glob("*.png"): old.unlink()
     first, entries = {}, []
-    for position, doc in enumerate(pages["doc_id"][:]): first.setdefault(doc, position)
+    for position, name in enumerate(page_ids(pages)): first.setdefault(name, position)
     for number, i in enumerate(choose_failures(before, after), 1):
         base, ours = before.iloc[i], after.iloc[i]
         path = folder/f"{number:02d}-{digest_of(base.question_id)}.png"
         box, label = evidence.get(base.question_id), [*base.doc_types, base.benchmark][0]
-        save_page(pages[first[base.doc_id]]["image"], path, box)
+        save_page(pages[first[page_id(base.doc_id, base.page)]]["image"], path, box)
         entries.append({"question_id": base.question_id, "doc_id": base.doc_id, "benchmark": base.benchmark,
                         "doc_type": TYPE_GROUPS.get(label, label), "question": base.question,
                         "target": " | ".join(base.answers), "base": base.prediction, "ours": ours.prediction,

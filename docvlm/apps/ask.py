@@ -124,7 +124,7 @@ def example_pages(
         lambda label: TYPE_GROUPS.get(label, label))
     found = []
     for kind, part in table.groupby(kinds, sort=True):
-        asked = part[part.doc_id == part.doc_id.iloc[0]]
+        asked = part[(part.doc_id == part.doc_id.iloc[0]) & (part.page == part.page.iloc[0])]
         found.append({"name": kind, "image": rows[int(asked.index[0])]["image"],
                       "answers": {q: " | ".join(a) for q, a in zip(asked.question, asked.answers)}})
     return found
