@@ -122,7 +122,7 @@ def pages_sentence(
     trained = curve["learning_curve"][1:]
     if not trained:
         reasons = "; ".join(dict.fromkeys(left["reason"] for left in curve["fractions_left_out"]))
-        return f"There is no learning curve, so the gain of more pages is not known: {reasons or 'no curve_fractions'}."
+        return f"There is no learning curve, so the gain of more pages is not known: {reasons}."
     changes = [_change(name, curve["doubling"][name]) for name in in_report_order(curve["doubling"])]
     first, last = trained[-LAST_POINTS:][0]["pages"], trained[-1]["pages"]
     return (f"Twice the {last:,} training pages would change the score {'; '.join(changes)}. This continues "
