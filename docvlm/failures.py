@@ -309,9 +309,11 @@ def suspect_entries(
 # %% ../nbs/07_failures.ipynb #cell-025
 def read_predictions(
     study: Study,  # an evaluated study
-    systems: list[str],  # the base first, then the adapters
+    training: bool = False,  # the answers to a sample of the training questions, in place of all test questions
 ) -> list[pd.DataFrame]:  # the base first, then one table per seed; same questions in the same order
     "Load the predictions stored by the evaluation."
+    evaluation = study.result("evaluation")
+    systems = evaluation["training_sample"]["systems"] if training else evaluation["systems"]
     return [pd.read_parquet(study.run_dir/"predictions"/f"{system}.parquet") for system in systems]
 
 # %% ../nbs/07_failures.ipynb #cell-026
@@ -350,9 +352,8 @@ def analyse_failures(
     study: Study,  # an evaluated study
 ) -> dict:  # the fields of failures.json, see paper/results.md
     "Classify every answer of the base and of each seed, choose the gallery, and list labels that look wrong."
-    known, evaluation = read_knowledge(study), study.result("evaluation")
-    test = read_predictions(study, evaluation["systems"])
-    suspects = _suspect_labels(study, test, read_predictions(study, evaluation["training_sample"]["systems"]))
+    known, test = read_knowledge(study), read_predictions(study)
+    suspects = _suspect_labels(study, test, read_predictions(study, training=True))
     base, *ours = [add_types(frame, known, study.preset.max_new_tokens) for frame in test]
     pages = load_splits(study)["test"].select_columns(["doc_id", "page", "image"])
     gallery = make_gallery(base, ours[0], pages, known.evidence, study.figures_dir/"gallery")
