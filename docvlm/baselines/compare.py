@@ -71,7 +71,8 @@ MOST_LISTED = 20  # failures listed individually in `systems.json`; all are coun
 def _unanswered(frame):
     "List the first failures with question, page, kind and reason."
     failed = frame[frame.failure.notna()].head(MOST_LISTED)
-    return [{"question_id": row.question_id, "page": page_id(row.doc_id, row.page), "failure": row.failure, "reason": row.reason or ""}
+    return [{"question_id": row.question_id, "page": page_id(row.doc_id, row.page), "failure": row.failure,
+             "reason": row.reason or ""}
             for row in failed.itertuples()]
 
 def _own_predictions(study):
