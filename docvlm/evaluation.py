@@ -28,7 +28,7 @@ from .engine.features import cache_features
 from .files import digest_of, replacing, root, write_json
 from .inputs.images import page_ids
 from .inputs.sources import Source, document_types, load_hub, read_sources
-from .model import adapter_digest, load_adapter, load_base, load_processor
+from .model import adapter_digest, hold_weights, load_adapter, load_base, load_processor
 from .presets import base_digest
 from .steps import code_digests, content_digest
 from .training import adapter_folder
@@ -121,7 +121,7 @@ def predict_systems(
     others, processor, loaded = rows is not None and rows["question_id"][:], load_processor(study.preset), []
     rows = load_splits(study)["test"] if rows is None else rows
     def system(folder):
-        if not loaded: loaded.append(load_base(study.preset, precision))
+        if not loaded: loaded.append(hold_weights(load_base(study.preset, precision)))
         if folder is None: return loaded[0]
         if hasattr(loaded[0], "unload"): loaded[0] = loaded[0].unload()
         loaded[0] = load_adapter(loaded[0], folder)
