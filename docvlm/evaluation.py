@@ -29,7 +29,7 @@ from .engine.features import cache_features, pages_of
 from .files import StudyError, digest_of, replacing, root, write_json
 from .inputs.images import page_ids
 from .inputs.sources import Source, check_sources, document_types, load_hub, read_sources
-from .model import adapter_digest, load_adapter, load_base, load_processor
+from .model import adapter_digest, hold_weights, load_adapter, load_base, load_processor
 from .presets import base_digest
 from .steps import code_digests, content_digest
 from .training import adapter_folder
@@ -123,7 +123,7 @@ def predict_systems(
     if rows is None: rows = load_splits(study)["test"]
     else: others = [rows.remove_columns("image").to_pandas().to_json(), *(p["key"] for p in pages_of(rows).values())]
     def system(folder):
-        if not loaded: loaded.append(load_base(study.preset, precision))
+        if not loaded: loaded.append(hold_weights(load_base(study.preset, precision)))
         if folder is None: return loaded[0]
         if hasattr(loaded[0], "unload"): loaded[0] = loaded[0].unload()
         loaded[0] = load_adapter(loaded[0], folder)
