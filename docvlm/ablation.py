@@ -124,7 +124,8 @@ WIDE = 0.1  # score between the ends of an interval that is too wide to plan by
 
 def _change(name, cell):
     "The expected change of a benchmark's score, in words."
-    if cell is None: return f"by an unknown amount on {benchmark_name(name)} (an interval needs two test documents)"
+    if cell is None:
+        return f"by an unknown amount on {benchmark_name(name)} (a single test document, or the same scores everywhere)"
     low, high = cell["ci95"]
     remarks = (["the score falls"] if high < 0 else ["no clear gain"] if low <= 0 else []) + (
         ["too wide to plan by"] if high - low > WIDE else [])
