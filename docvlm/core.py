@@ -51,18 +51,20 @@ class Study:
         "The study's name there: the path of the documents is relative to the repository."
         parts, folder = [self.preset.name], (root()/self.documents).resolve()
         if self.documents: parts.append(_marked(folder.name, os.path.relpath(folder, home)))
-        if self.settings: parts.append(_marked("-".join(self.options()[1::2]).replace("=", "-"), self.settings))
+        if self.settings: parts.append(_marked("-".join(self.changes).replace("=", "-"), self.settings))
         return "-".join(parts)
-    def options(self):
-        "The settings as options of a command: --set, lora_rank=32, …"
-        return [part for name, value in self.settings.items() for part in ("--set", f"{name}={_as_text(value)}")]
+    @property
+    def changes(self):
+        "The settings as text: lora_rank=32, …"
+        return [f"{name}={_as_text(value)}" for name, value in self.settings.items()]
     def command(
         self,
         name: str,  # e.g. "docvlm-study"
     ) -> str:
         "A command line with the options that open this study."
         documents = [f"--documents={self.documents}"] if self.documents else []
-        return shlex.join([name, "--preset", self.preset.name, *documents, *self.options()])
+        chosen = [part for change in self.changes for part in ("--set", change)]
+        return shlex.join([name, "--preset", self.preset.name, *documents, *chosen])
     @property
     def given(self):
         "What opens this study: the arguments of `open_study` and the parameters of a notebook."
