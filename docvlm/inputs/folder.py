@@ -128,12 +128,14 @@ def clean_record(
         if len(values) > MAX_TEXTS: raise ValueError(f"{len(values):,} {name}: over {MAX_TEXTS:,}")
         if any(isinstance(value, (dict, list)) for value in values): raise ValueError(f"{name} is not a list of texts")
         return [text for value in values if (text := clean_text(value, name))]
-    answers, benchmark = texts("answers") or _absent(record.get("answers")), record.get("benchmark") or "docvqa"
+    answers = texts("answers") or _absent(record.get("answers"))
+    benchmark = record.get("benchmark") or "docvqa"
     if not answers: raise ValueError("zero answers")
     if benchmark not in BENCHMARKS:
         raise ValueError(f"unknown benchmark {benchmark!r}; known: {', '.join(BENCHMARKS)}")
     return {"file_name": file_name, "page": page_number(record.get("page")), "question": question, "answers": answers,
-            "benchmark": benchmark, "doc_types": texts("question_types"), "field": clean_text(record.get("field"), "field")}
+            "benchmark": benchmark, "doc_types": texts("question_types"),
+            "field": clean_text(record.get("field"), "field")}
 
 # %% ../../nbs/inputs/01_folder.ipynb #files-path
 MAX_PAGE_BYTES = 1_000_000_000  # largest image file
@@ -264,7 +266,8 @@ def document_files(
     "The documents in a folder and its subfolders, by their suffix; FileNotFoundError if the place does not exist."
     place, files, left_out = Path(place), [], []
     if place.is_file(): return [place], []
-    if not place.is_dir(): raise FileNotFoundError(f"{place} is neither a file nor a folder; give a document or a folder of them")
+    if not place.is_dir():
+        raise FileNotFoundError(f"{place} is neither a file nor a folder; give a document or a folder of them")
     def leave(path, reason): left_out.append({"row": path.relative_to(place).as_posix(), "reason": reason})
     for folder, folders, names in os.walk(place, onerror=lambda error: leave(Path(error.filename), one_line(error))):
         for name in folders:

@@ -172,7 +172,7 @@ def _file(source):
     return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
 
 def _pages(image, file) -> list:
-    "Indices of the frames that are pages; in the PPM family, where Pillow sees the first image only, there must be one."
+    "Indices of the frames that are pages. Of the PPM family, Pillow opens the first image only: there must be one."
     _check_size(*image.size)
     if _is_followed(image, file): raise UnfitPage("holds several pages; save each page as a file of its own")
     return _frames(image)

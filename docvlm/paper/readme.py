@@ -56,8 +56,9 @@ def results_block(
     study: Study,
     read=None,  # function from step name to result; None reads the up-to-date result, or raises StudyError
 ) -> str:
-    "Markdown of a study's headline table, headline figure and example pages."
-    evaluation, gallery = (read or study.result)("evaluation"), (read or study.result)("failures")["gallery"]
+    "Markdown of a study's headline table and figure, the gain of more pages, and example pages."
+    read = read or study.result
+    evaluation, gallery, pages = read("evaluation"), read("failures")["gallery"], read("ablation").get("pages_answer")
     figures = study.figures_dir.relative_to(root())
     seeds, code = len(evaluation["systems"]) - 1, evaluation["code"]
     state = f"code {code['git_sha'][:10]}" if code["git_sha"] else "code not committed"
@@ -65,9 +66,10 @@ def results_block(
                 f"({figures}/report_examples.svg)\n\n"
                 f"*Test pages and answers, chosen by rule from the {len(gallery)} in the report: one each that "
                 "fine-tuning fixed, left wrong or broke. An outline marks the printed answer.*\n\n") if gallery else ""
+    more = f"How many pages must I label? {pages}\n\n" if pages else ""
     return (f"{github_table(headline(evaluation))}\n\n"
             f"![Scores of base and fine-tuned model on each benchmark]({figures}/report_headline.svg)\n\n"
-            f"{examples}Preset `{study.preset.name}`, mean over {seeds} seeds, {evaluation['started'][:10]}, {state}"
+            f"{more}{examples}Preset `{study.preset.name}`, mean over {seeds} seeds, {evaluation['started'][:10]}, {state}"
             f"{' with uncommitted changes' if code['dirty'] else ''}.")
 
 # %% ../../nbs/paper/02_readme.ipynb #plan-block
