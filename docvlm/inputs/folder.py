@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['MAX_LINE_BYTES', 'MAX_CHARACTERS', 'MAX_TEXTS', 'REQUIRED', 'BENCHMARKS', 'MAX_PAGE_BYTES', 'SUFFIXES', 'one_line',
            'clean_text', 'check_question', 'read_metadata', 'page_number', 'clean_record', 'page_path', 'page_name',
-           'named_pages', 'files_read', 'longest_answer', 'document_files', 'store_page', 'load_split', 'load_folder']
+           'named_pages', 'files_read', 'longest_answer', 'document_files', 'Documents', 'store_page', 'load_split',
+           'load_folder']
 
 # %% ../../nbs/inputs/01_folder.ipynb #cell-002
 import json
@@ -12,8 +13,9 @@ import os
 import re
 import shutil
 import unicodedata
+from functools import cached_property
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from ..files import digest_of
 from .images import open_page, page_id
@@ -81,7 +83,7 @@ def read_metadata(
     if not path.is_file():
         present = sorted(file.name for file in path.parent.iterdir())[:5]
         raise FileNotFoundError(f"{path} is missing (the folder holds {present}). Write one line of JSON per "
-                                f"question with {', '.join(REQUIRED)}.")
+                                f"question with {', '.join(REQUIRED)}, or let docvlm-import make it from your table.")
     records, skipped = [], []
     for number, line in _lines(path):
         place = f"{path.parent.name}/{path.name}:{number}"
@@ -103,14 +105,14 @@ def page_number(
     try: number = int(str(value).strip().removesuffix(".0"))
     except ValueError: number = 0
     if isinstance(value, bool) or number < 1:
-        raise ValueError(f"page {clean_text(str(value)[:40], 'page')!r} is not a page number; pages are numbered from 1")
+        raise ValueError(f"{str(value)[:40]!r} is not a page number; pages are numbered from 1")
     return number
 
 # %% ../../nbs/inputs/01_folder.ipynb #absent
 def _listed(value): return value if isinstance(value, list) else [value]
 
 def _absent(values):
-    "The answer of a question that its page does not answer: one empty text, if an answer is given that is blank."
+    "The answer to a question that its page does not answer: one empty text, if a blank answer is given."
     return [""] if any(isinstance(value, str) and not value.strip() for value in _listed(values)) else []
 
 # %% ../../nbs/inputs/01_folder.ipynb #1e359a3a
@@ -278,6 +280,37 @@ def document_files(
             else: files.append(path)
     return sorted(files), sorted(left_out, key=lambda item: item["row"])
 
+# %% ../../nbs/inputs/01_folder.ipynb #documents
+def _called(name): return unicodedata.normalize("NFC", name).casefold()
+
+class Documents:
+    "The documents in a folder and below, found as tables name them."
+    def __init__(self, folder: Path): self.folder = folder.resolve()
+
+    @cached_property
+    def by_name(self) -> dict[str, list[Path]]:
+        "Documents by name, and by name without suffix; only files that really lie below the folder."
+        found = {}
+        for path in document_files(self.folder)[0]:
+            if not path.resolve().is_relative_to(self.folder): continue
+            for name in {_called(path.name), _called(path.stem)}: found.setdefault(name, []).append(path.resolve())
+        return found
+
+    def find(self,
+        name: str,  # as a table gives it
+        beside: Path,  # folder of the table
+    ) -> Path:
+        "The document that a table means; ValueError if there is none, or more than one."
+        if not isinstance(name, str) or not name.strip(): raise ValueError("no document; name its file")
+        for place in (beside, self.folder):
+            if not place.resolve().is_relative_to(self.folder): continue
+            try: return page_path(place, name)
+            except ValueError as error: reason = error
+        alike = self.by_name.get(_called(PureWindowsPath(name.strip()).name), [])
+        if len(alike) == 1: return alike[0]
+        if not alike: raise ValueError(f"document {name!r} not found: {reason}")
+        raise ValueError(f"{len(alike)} documents are called {name!r}; give the path from {self.folder.name}/")
+
 # %% ../../nbs/inputs/01_folder.ipynb #cell-013
 def store_page(
     path: Path,  # document: an image file or a PDF
@@ -301,11 +334,13 @@ def load_split(
 ) -> tuple:  # list of row dicts, list of skipped {"row", "reason"}
     "Load the usable rows of one split of a user's folder; an error if the split has none."
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is missing: a documents folder needs train/ and test/.")
+        raise FileNotFoundError(f"{folder} is missing: a documents folder needs train/ and test/; docvlm-import makes "
+                                "them from a table of questions.")
     lines, skipped = read_metadata(folder/"metadata.jsonl")
     missing = [name for name in REQUIRED if lines and not any(name in record for _, record in lines)]
     if missing: raise ValueError(f"{folder/'metadata.jsonl'} lacks the column(s) {', '.join(missing)}; its "
-                                 f"first line has {one_line(', '.join(lines[0][1]))}. Rename or add columns.")
+                                 f"first line has {one_line(', '.join(lines[0][1]))}. Rename or add columns, or run "
+                                 "docvlm-import.")
     rows, ids, stored = [], set(), {}
     for place, record, fields, name, path in named_pages(folder, lines):
         try: rows.append(_row(record, fields, f"{folder.name}/{name}", path, (pages, max_pixels), ids, stored))
@@ -349,7 +384,7 @@ def load_folder(
     documents, pages = Path(documents), Path(pages)
     if not documents.is_dir():
         raise FileNotFoundError(f"Documents folder {documents} does not exist. Give a folder with train/ and "
-                                "test/, each with metadata.jsonl and images.")
+                                "test/, each with metadata.jsonl and pages, such as docvlm-import writes.")
     train, skipped_train = load_split(documents/"train", pages, max_pixels)
     test, skipped_test = load_split(documents/"test", pages, max_pixels)
     return {"train": train, "test": test}, skipped_train + skipped_test
