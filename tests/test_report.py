@@ -342,3 +342,22 @@ def test_readme_shows_the_published_results():
     study = core.open_study("nano")
     if not (study.results_dir / "evaluation.json").exists(): pytest.skip("nothing published yet: run `make study`")
     assert readme.readme_drift(study) is None
+
+
+def test_the_report_names_the_settings_and_the_kind_of_adapter(study):
+    (files.root()/"data/nano").mkdir(parents=True)
+    own = core.open_study("nano", settings={"use_rslora": True, "use_dora": True, "prompt_suffix.docvqa": "<b>*short*</b>"})
+    results = synthetic_results(["page.png"])
+    results["training"]["model"] |= {"use_rslora": True, "use_dora": True}
+    results["ablation"]["variants"] = [{"variant": name} | results["ablation"]["rows"][0] for name in ("rslora", "dora", "mlp")]
+    for step in (s for s in steps.STEPS if s != "report"): own.step(step).run(lambda: results[step])
+    text = html_of(own)
+    assert "<code>use_rslora=true</code>" in text and "<code>prompt_suffix.docvqa=&lt;b&gt;*short*&lt;/b&gt;</code>" in text
+    assert "(<em>α</em>/√<em>r</em>)" in text and "The length of each row of the sum is a parameter of its own (DoRA)" in text
+    for name in ("rsLoRA", "DoRA", "LoRA, MLP layers too", "as in the study"): assert name in text
+
+
+def test_the_report_of_a_preset_names_no_settings(study):
+    fill(study)
+    text = html_of(study)
+    assert "with other settings" not in text and "(<em>α</em>/<em>r</em>)" in text and "Variants of LoRA" not in text

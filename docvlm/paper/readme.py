@@ -11,6 +11,7 @@ import csv
 import json
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -218,10 +219,17 @@ def model_card(
     return meta, MODEL_CARD.format(
         name=name, base=study.preset.base, rank=training["model"]["lora_rank"],
         targets=", ".join(training["model"]["target_modules"]),
+        kind=("DoRA" if training["model"].get("use_dora") else "rsLoRA" if training["model"].get("use_rslora") else "LoRA"),
+        settings=_settings_sentence(study), command=replace(study, documents="").command("docvlm-ask"),
         seed=seed, table=github_table(headline(evaluation)), digest=training["seeds"][str(seed)]["adapter_digest"],
         note="The base is docvlm's own small model, trained from scratch; it is not Qwen2-VL-2B. " if own else "")
 
 # %% ../../nbs/paper/02_readme.ipynb #scored-on
+def _settings_sentence(study):
+    "What the study has in place of its preset's settings; "" if nothing."
+    changes = ", ".join(f"`{change}`" for change in study.changes)
+    return f"Preset `{study.preset.name}` with {changes}. " if changes else ""
+
 def _scored_on(study, benchmark):
     "The data set entry of the hub's metadata for a benchmark's test pages."
     name = benchmark_name(benchmark)
@@ -234,16 +242,16 @@ def _scored_on(study, benchmark):
 
 MODEL_CARD = """# {name}
 
-A LoRA adapter (rank {rank} on {targets}; the vision tower is unchanged) of `{base}` for questions about documents,
-trained with seed {seed}. {note}Made with [docvlm](https://github.com/docvlm/docvlm). Digest of the adapter after
-training: `{digest}`.
+A {kind} adapter (rank {rank} on {targets}; the vision tower is unchanged) of `{base}` for questions about documents,
+trained with seed {seed}. {settings}{note}Made with [docvlm](https://github.com/docvlm/docvlm). Digest of the adapter
+after training: `{digest}`.
 
 {table}
 
 The table shows the mean over all seeds, the metadata above the scores of this seed. The adapter is meant for research:
 check every answer before you rely on it. The report lists the kinds of error and how often they occur.
 
-    docvlm-ask PAGE.jpg "What is the total amount?"
+    {command} PAGE.jpg "What is the total amount?"
 """
 
 # %% ../../nbs/paper/02_readme.ipynb #write-model-card
