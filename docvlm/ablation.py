@@ -129,8 +129,8 @@ def _change(name, cell):
     low, high = cell["ci95"]
     remarks = (["the score falls"] if high < 0 else ["no clear gain"] if low <= 0 else []) + (
         ["too wide to plan by"] if high - low > WIDE else [])
-    return (f"by about {points(cell['value'])} points on {benchmark_name(name)} (95 % interval {interval(cell['ci95'], points)}"
-            + "".join(f", {remark}" for remark in remarks) + ")")
+    told = ", ".join([f"95 % interval {interval(cell['ci95'], points)}", *remarks])
+    return f"by about {points(cell['value'])} points on {benchmark_name(name)} ({told})"
 
 def pages_sentence(
     curve: dict,  # the fields that `learning_curve` gives

@@ -7,7 +7,7 @@ __all__ = ['NOT_MEASURED', 'ONE_PAGE', 'NO_TEST', 'BENCHMARK_NAMES', 'METRIC_NAM
            'main_results', 'by_group', 'by_template', 'forgotten_table', 'field_scores', 'field_rates',
            'answered_share', 'measured_systems', 'published_systems', 'published_gap_table', 'other_systems',
            'without_answer', 'empty_answers', 'data_tables', 'ablation_table', 'quantized_table', 'variants_table',
-           'curve_table', 'power_table', 'failure_types', 'latency_table', 'price_table', 'plan_tables']
+           'failure_types', 'latency_table', 'price_table', 'plan_tables']
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-002
 import re
@@ -336,26 +336,6 @@ def variants_table(result: dict) -> Markup:
                    "alpha": row["lora_alpha"], "trainable parameters": amount(row["trainable_parameters"]),
                    "training, s": amount(row["train_s"]), **_scores(row, scored)} for row in rows],
                  "Variants of LoRA: scores with 95 % intervals, at the study's learning rate")
-
-# %% ../../nbs/paper/00_tables.ipynb #curve-table
-def curve_table(result: dict) -> Markup:
-    "Table of the learning curve, from the base up; the caption tells the cost."
-    rows = result["learning_curve"]
-    scored = in_report_order({b for row in rows for b in BENCHMARK_NAMES if row.get(b)})
-    minutes = sum(row["train_s"] for row in rows if row["estimated_s"])/60
-    return table([{"training pages": amount(row["pages"]), "documents": amount(row["documents"]),
-                   "optimizer steps": amount(row["steps"]), "epochs": amount(row["epochs"], 1),
-                   **_scores(row, scored)} for row in rows],
-                 f"Learning curve: scores with 95 % intervals; zero pages is the base. The parts took {minutes:.1f} "
-                 "minutes to train")
-
-def power_table(result: dict) -> Markup:
-    "Table of the smallest difference to the base that the test questions can show, by benchmark."
-    return table([{"benchmark": benchmark_name(b),
-                   "standard error of the difference": percent(cell and cell["standard_error"]),
-                   "smallest difference": percent(cell and cell["smallest_difference"])}
-                  for b in in_report_order(result["power"]) for cell in [result["power"][b]]],
-                 "Smallest true difference found with 80 % power at the 5 % level, in points")
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-021
 def failure_types(failures: dict) -> Markup:
