@@ -142,8 +142,10 @@ def pages_sentence(
         return f"There is no learning curve, so the gain of more pages is not known: {reasons}."
     changes = [_change(name, curve["doubling"][name]) for name in in_report_order(curve["doubling"])]
     first, last = trained[-LAST_POINTS:][0]["pages"], trained[-1]["pages"]
-    return (f"Twice the {last:,} training pages would change the score {'; '.join(changes)}. This continues "
-            f"the line from {first:,} to {last:,} pages, and says nothing about more than twice the pages.")
+    limits = (f" This continues the line from {first:,} to {last:,} pages, and says nothing about more than twice the "
+              "pages.")
+    return (f"Twice the {last:,} training pages would change the score {'; '.join(changes)}."
+            + (limits if any(curve["doubling"].values()) else ""))
 
 # %% ../nbs/06_ablation.ipynb #learning-curve
 def _announce(planned, documents):

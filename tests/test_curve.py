@@ -1,4 +1,5 @@
 "How many pages must I label? The parts, their cost, the estimate and its sentence; what a test set can show; what was forgotten."
+# ruff: noqa: F811 (imported fixtures)
 import json
 import re
 import sys
@@ -10,7 +11,7 @@ import pytest
 from datasets import Dataset
 
 from docvlm import ablation, evaluation, training
-from docvlm.ablation import estimated_minutes, learning_curve, nested_documents, pages_sentence, plan_curve, power
+from docvlm.ablation import estimated_minutes, learning_curve, nested_documents, plan_curve, power
 from docvlm.analysis.metrics import gain_of_doubling, smallest_difference
 from docvlm.core import Study, open_study
 from docvlm.files import StudyError
@@ -88,8 +89,17 @@ def test_a_noisy_test_set_is_said_to_be_too_wide_to_plan_by(curve_of):
 
 def test_a_single_test_document_gives_no_interval(curve_of):
     found, *_ = curve_of(64, lambda count: .5, test_documents=1)
-    assert found["doubling"] == {"docvqa": None} and "an interval needs two test documents" in found["pages_answer"]
+    assert found["doubling"] == {"docvqa": None} and found["pages_answer"].endswith("by an unknown amount on DocVQA (a single test document, or the same scores everywhere).")
     assert found["learning_curve"][-1]["docvqa"]["ci95"] is None
+
+
+def test_the_same_scores_everywhere_are_no_estimate_of_zero(curve_of, monkeypatch):
+    run = curve_of
+    run(64, lambda count: .5)
+    same = ablation.predict_systems(None, {})[0]["base"]
+    monkeypatch.setattr(ablation, "predict_systems", lambda study, adapters: (dict.fromkeys(["base", *adapters], same), {}))
+    found, _ = learning_curve(made())
+    assert found["doubling"] == {"docvqa": None}
 
 
 def test_every_benchmark_is_told_in_the_order_of_the_report(curve_of, monkeypatch):

@@ -29,7 +29,8 @@ def curves(monkeypatch):
         patch.setattr(Study, "result", lambda self, name: done[name])
         patch.setattr(ablation, "load_splits", lambda study: {"train": rows})
         patch.setattr(ablation, "train_adapter", lambda *args, **options: {"steps": 3, "epochs": 1.5, "train_s": 1., "adapter": "lora"})
-        patch.setattr(ablation, "predict_systems", lambda study, adapters: ({"base": answers} | dict.fromkeys(adapters, better), {}))
+        patch.setattr(ablation, "predict_systems", lambda study, adapters: (
+            {"base": answers} | {name: answers if "documents" in name else better for name in adapters}, {}))
         curve, _ = ablation.learning_curve(open_study("smoke"))
         yield json.loads(json.dumps(curve | {"power": ablation.power(open_study("smoke"))}))
 
