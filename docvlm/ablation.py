@@ -67,7 +67,7 @@ def ablate_variants(
     for variant in preset.ablation_variants:
         if with_variant(preset, variant) == preset: continue
         rank = max(preset.ablation_ranks) if variant == "rslora" else preset.lora_rank
-        trained[variant] = (adapter_folder(study, rank, seed, variant), train_adapter(study, rank, seed, variant=variant))
+        trained[variant] = adapter_folder(study, rank, seed, variant), train_adapter(study, rank, seed, variant=variant)
     frames, _ = predict_systems(study, {folder.name: folder for folder, _ in trained.values()})
     rows = [{"variant": variant} | ablation_row(record, frames["base"], frames[folder.name], preset.resamples)
             for variant, (folder, record) in trained.items()]

@@ -165,8 +165,8 @@ def record_precision(
     if not record.exists() or read_json(record) != now: write_json(record, now)
 
 # %% ../nbs/study/03_steps.ipynb #cell-008
-PROVENANCE = ("step", "preset", "study", "settings", "params", "inputs", "code", "env", "started", "wall_s", "key", "content",
-              "artefact_digests")
+PROVENANCE = ("step", "preset", "study", "settings", "params", "inputs", "code", "env", "started", "wall_s", "key",
+              "content", "artefact_digests")
 
 def content_digest(
     result: dict,  # of a step, as in its file

@@ -219,7 +219,8 @@ def model_card(
     return meta, MODEL_CARD.format(
         name=name, base=study.preset.base, rank=training["model"]["lora_rank"],
         targets=", ".join(training["model"]["target_modules"]),
-        kind=("DoRA" if training["model"].get("use_dora") else "rsLoRA" if training["model"].get("use_rslora") else "LoRA"),
+        kind=("rs" if training["model"].get("use_rslora") else "") + (
+            "DoRA" if training["model"].get("use_dora") else "LoRA"),
         settings=_settings_sentence(study), command=replace(study, documents="").command("docvlm-ask"),
         seed=seed, table=github_table(headline(evaluation)), digest=training["seeds"][str(seed)]["adapter_digest"],
         note="The base is docvlm's own small model, trained from scratch; it is not Qwen2-VL-2B. " if own else "")

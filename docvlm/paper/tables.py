@@ -6,8 +6,8 @@ __all__ = ['NOT_MEASURED', 'ONE_PAGE', 'NO_TEST', 'BENCHMARK_NAMES', 'METRIC_NAM
            'mib', 'table', 'benchmark_name', 'metric_name', 'in_report_order', 'comparison_row', 'headline',
            'main_results', 'by_group', 'by_template', 'forgotten_table', 'field_scores', 'field_rates',
            'answered_share', 'measured_systems', 'published_systems', 'published_gap_table', 'other_systems',
-           'without_answer', 'empty_answers', 'data_tables', 'ablation_table', 'quantized_table', 'variants_table',
-           'failure_types', 'latency_table', 'price_table', 'plan_tables']
+           'without_answer', 'empty_answers', 'data_tables', 'ablation_table', 'quantized_table', 'failure_types',
+           'latency_table', 'price_table', 'plan_tables']
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-002
 import re
@@ -300,14 +300,18 @@ def data_tables(data: dict) -> dict:
             "leakage": table(leaks, "Leakage from training to test")}
 
 # %% ../../nbs/paper/00_tables.ipynb #ablation-table
+VARIANT_NAMES = {"rslora": "rsLoRA", "dora": "DoRA", "mlp": "MLP layers too"}
+
 def ablation_table(result: dict) -> Markup:
-    "Table of the LoRA rank ablation, one row per setting."
+    "Table of the LoRA ranks and variants, one row per adapter."
     scored = in_report_order({b for row in result["rows"] for b in BENCHMARK_NAMES if row.get(b)})
     return table([{"rank": row["lora_rank"], "alpha": row["lora_alpha"],
+                   "variant": VARIANT_NAMES.get(row.get("variant"), "none"),
                    "trainable parameters": amount(row["trainable_parameters"]),
                    "share, %": amount(row["trainable_percent"], 2),
                    "seed": row["seed"], "training, s": amount(row["train_s"]),
-                   **_scores(row, scored)} for row in result["rows"]], "LoRA rank: scores with 95 % intervals")
+                   **_scores(row, scored)} for row in result["rows"] + result.get("variants", [])],
+                 "LoRA ranks, and variants at the same learning rate: scores with 95 % intervals")
 
 def _scores(row, scored):
     "The scores of an ablation row with their intervals, by column."
@@ -323,19 +327,6 @@ def quantized_table(result: dict) -> Markup:
     return table([{"base in training": row["precision"], "base in evaluation": row["evaluated_on"],
                    "training, s": amount(row["train_s"]), **_scores(row, scored)} for row in rows],
                  "Adapters trained on quantized bases: scores with 95 % intervals")
-
-# %% ../../nbs/paper/00_tables.ipynb #variants-table
-VARIANT_NAMES = {"rslora": "rsLoRA", "dora": "DoRA", "mlp": "LoRA, MLP layers too"}
-
-def variants_table(result: dict) -> Markup:
-    "Table of the variants of LoRA. The first rows show the study's own kind of adapter at the same ranks."
-    ranks = {row["lora_rank"] for row in result["variants"]}
-    rows = [row for row in result["rows"] if row["lora_rank"] in ranks] + result["variants"]
-    scored = in_report_order({b for row in rows for b in BENCHMARK_NAMES if row.get(b)})
-    return table([{"adapter": VARIANT_NAMES.get(row.get("variant"), "as in the study"), "rank": row["lora_rank"],
-                   "alpha": row["lora_alpha"], "trainable parameters": amount(row["trainable_parameters"]),
-                   "training, s": amount(row["train_s"]), **_scores(row, scored)} for row in rows],
-                 "Variants of LoRA: scores with 95 % intervals, at the study's learning rate")
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-021
 def failure_types(failures: dict) -> Markup:
