@@ -210,15 +210,16 @@ def bench(
 # %% ../nbs/11_cli.ipynb #ask
 @command
 def ask(
-    image: str,  # image file of the page
+    document: str,  # image file or PDF
     questions: Param("one or more questions", str, nargs="+"),
     preset: str = "nano",  # one of smoke, nano, qwen2-vl-2b or qwen2-vl-7b
     documents: str = "",  # folder of your own documents that the adapter was trained on
+    page: int = None,  # number of the page, from 1; needed if the document has several
 ):
     "Ask questions about a page; print the answers of the base model and, if one is trained, of the adapter."
     from docvlm.apps.ask import ask_page
     opened = _opened(preset, documents)
-    for row in ask_page(opened, Path(image), questions):
+    for row in ask_page(opened, Path(document), questions, page):
         print(f"{row['question']}\n  {row['system']:>5}: {row['answer']}   "
               f"(confidence {row['confidence']:.2f}, {row['seconds']:.2f} s)")
 
@@ -241,20 +242,21 @@ MOST_SKIPS_SHOWN = 20
 
 @command
 def import_table(
-    source: str,  # a table of questions (.jsonl, .csv, .parquet, .json), or a folder with one or with one for each split
+    source: str,  # a table of questions (.jsonl, .csv, .parquet, .json), or a folder with one, or one for each split
     target: str,  # documents folder to write
     fields: str = None,  # CSV with the columns field and question; default: fields.csv beside the table
     pages: str = None,  # folder of the documents; default: the table's
     test_share: float = 0.2,  # share of the documents to test on, if the source has no test split
     seed: int = 42,  # random seed for the choice of these documents
 ):
-    "Turn a table of questions and its pages (PDF, TIFF, images) into a documents folder; print what was left out and why."
+    "Turn a table of questions and its pages (PDF, TIFF, images) into a documents folder; print what was left out."
     if not 0 < test_share < 1: raise ValueError(f"--test_share must be between 0 and 1, not {test_share}")
     check_number("--seed", seed, 0, 2**32 - 1)
     from docvlm.inputs.tables import import_documents
     report = import_documents(source, target, fields, pages, test_share, seed)
     for skip in report["skipped"][:MOST_SKIPS_SHOWN]: print(f"skipped {skip['row']}: {skip['reason']}")
-    if (more := len(report["skipped"]) - MOST_SKIPS_SHOWN) > 0: print(f"{more:,} more are listed in {target}/import.json")
+    more = len(report["skipped"]) - MOST_SKIPS_SHOWN
+    if more > 0: print(f"{more:,} more are listed in {target}/import.json")
     for note in report["notes"]: print(note)
     for split in ("train", "test"):
         print("{}/: {documents:,} documents, {questions:,} questions, {absent:,} of them with an empty answer".format(

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from ..files import write_json
-from .folder import Documents, check_question, clean_record, clean_text, one_line, read_metadata
+from .folder import (REPORT, Documents, check_question, clean_record, clean_text, one_line,
+                                  read_metadata)
 from .images import open_page
 
 # %% ../../nbs/inputs/03_tables.ipynb #tables-csv
@@ -238,7 +239,7 @@ def split_in(
 def _tables(folder):
     "The tables in a folder: its metadata if there is one, else all."
     found = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in READERS and path.is_file()
-             and path.name != "fields.csv" and not path.name.startswith(".")]
+             and path.name not in ("fields.csv", REPORT) and not path.name.startswith(".")]
     metadata = [path for path in found if path.stem == "metadata"]
     if len(metadata) > 1:
         raise ValueError(f"{folder} holds {' and '.join(path.name for path in metadata)}; keep the one that is meant")
@@ -324,7 +325,8 @@ def check_rows(
     for split, table in tables:
         records, bad = read_table(table)
         skipped += bad
-        unread = check_columns(list(dict.fromkeys(name for _, record in records for name in record)), fields, table)
+        columns = list(dict.fromkeys(name for _, record in records for name in record))
+        unread = check_columns(columns, fields, table) if columns else []
         if unread: notes.append(one_line(f"{table.parent.name}/{table.name}: not read: {', '.join(unread)}"))
         for place, record in tqdm(records, desc=table.name, leave=False):
             try: lines = question_rows(record, fields)
@@ -363,18 +365,11 @@ def _write(target, splits, top, report):
         for split, rows in splits.items():
             (partial/split).mkdir(parents=True)
             report[split] = _write_split(partial/split, rows, top)
-        write_json(partial/"import.json", report)
+        write_json(partial/REPORT, report)
         partial.rename(target)
     finally: shutil.rmtree(partial, ignore_errors=True)
 
 # %% ../../nbs/inputs/03_tables.ipynb #tables-import-documents
-def _check_target(source, target):
-    "ValueError if the documents folder cannot be written there."
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise ValueError(f"{target} is there already; name a folder that is not, or that is empty")
-    if target.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"{target} lies in {source}, so that the next import would read it; name a folder elsewhere")
-
 def import_documents(
     source: Path,  # a table of questions, or a folder with one, or with a folder for each split
     target: Path,  # documents folder to write; it must not exist, or be empty
@@ -387,7 +382,8 @@ def import_documents(
     source, target = Path(source), Path(target)
     tables, folder = find_tables(source), source if source.is_dir() else source.parent
     documents = Documents(Path(pages) if pages else folder)
-    for place in (folder, documents.folder): _check_target(place, target)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise ValueError(f"{target} is there already; name a folder that is not, or that is empty")
     if fields is None and (folder/"fields.csv").is_file(): fields = folder/"fields.csv"
     rows, skipped, notes = check_rows(tables, read_fields(fields) if fields else {}, documents)
     if not rows:
