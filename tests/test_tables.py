@@ -200,6 +200,18 @@ def test_an_object_of_fields(desk, tmp_path, write):
     assert [row["answers"] for row in rows[:2]] == [["9.00", "9"], [""]]
 
 
+def test_documents_without_a_row_are_told(desk, tmp_path):
+    as_csv(desk/"metadata", records(8))
+    assert import_documents(desk, tmp_path/"mine")["notes"][0] == "2 documents have no usable row: scans/8.png, scans/9.png"
+
+
+def test_pages_in_folders_of_splits_and_one_table(tmp_path):
+    pages(tmp_path/"desk", *(f"{split}/{n}.png" for split in ("train", "test") for n in range(3)))
+    as_csv(tmp_path/"desk"/"metadata", [{"file_name": f"{split}/{n}.png", "question": "Total?", "answers": "9"} for split in ("train", "test") for n in range(3)])
+    report = import_documents(tmp_path/"desk", tmp_path/"mine")
+    assert report["notes"] == [] and [line["file_name"] for line in lines(tmp_path/"mine", "test")] == ["0.png", "1.png", "2.png"]
+
+
 def test_fields_elsewhere_and_pages_elsewhere(desk, tmp_path):
     (tmp_path/"labels").mkdir()
     (tmp_path/"labels"/"values.csv").write_text("document,total,date\n" + "".join(f"{n}.png,{n},\n" for n in range(10)))

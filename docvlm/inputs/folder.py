@@ -313,6 +313,13 @@ class Documents:
         if not alike: raise ValueError(f"document {name!r} not found: {reason}")
         raise ValueError(f"{len(alike)} documents are called {name!r}; give the path from {self.folder.name}/")
 
+    def all_but(self,
+        used: set,  # documents that a table names
+    ) -> list[str]:
+        "Names of the other documents, from the folder, sorted."
+        every = {path for paths in self.by_name.values() for path in paths}
+        return sorted(path.relative_to(self.folder).as_posix() for path in every - used)
+
 # %% ../../nbs/inputs/01_folder.ipynb #cell-013
 def store_page(
     path: Path,  # document: an image file or a PDF

@@ -303,6 +303,8 @@ class _Checker:
     def row(self, line, split, beside):
         "A checked row with its document's path, `path`; ValueError if it cannot be used."
         path = self.documents.find(line.get("file_name"), beside)
+        folder, *inner = path.relative_to(self.documents.folder).parts
+        split = split or (SPLITS.get(folder.lower()) if inner else None)
         known = clean_record(line | {"file_name": path.name})
         place = path, known["page"]
         if place not in self.pages: self.pages[place] = self._page(*place)
@@ -388,6 +390,8 @@ def import_documents(
     if not rows:
         reasons = "; ".join(f"{skip['row']}: {skip['reason']}" for skip in skipped[:3]) or "it is empty"
         raise ValueError(f"No usable row in {source} ({reasons})")
+    if unused := documents.all_but({row["path"] for row in rows}) if source.is_dir() or pages else ():
+        notes.append(one_line(f"{len(unused)} documents have no usable row: {', '.join(unused)}"))
     splits, decided = divide(rows, test_share, seed)
     shared = {row["document"] for row in splits["train"]} & {row["document"] for row in splits["test"]}
     if shared: notes.append(f"{len(shared)} documents are in both train/ and test/; docvlm-study reports such leaks")
