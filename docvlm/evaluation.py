@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate.utils import gather_object
 
-from .analysis.metrics import BENCHMARK_METRICS, mean_ci, paired_delta, relaxed_accuracy_strict, score
+from .analysis.metrics import BENCHMARK_METRICS, compare_scores, relaxed_accuracy_strict, score
 from .core import Study
 from .data import load_splits, page_table, question_table
 from .engine.answering import answer_rows
@@ -168,13 +168,8 @@ def compare(
         [metric(*pair) for pair in zip(frame.prediction[keep], frame.answers[keep])])
     before, after = scores(base), np.stack([scores(frame) for frame in ours])
     names = sorted({BENCHMARK_METRICS[b] for b in base.benchmark[keep]})
-    mean = lambda values: mean_ci(values, pages, resamples)
-    if pages.nunique() > 1: delta = paired_delta(before, after, pages, resamples)
-    else: delta = mean(after - before) | {"p_value": None}
-    return {"metric": metric.__name__ if metric else "/".join(names),
-            "questions": int(keep.sum()), "images": len(set(page_ids(base[keep]))), "baseline": mean(before),
-            "ours": mean(after) | {"per_seed": {str(s): float(a.mean()) for s, a in zip(seeds, after)}},
-            "delta": delta}
+    return {"metric": metric.__name__ if metric else "/".join(names), "questions": int(keep.sum()),
+            "images": len(set(page_ids(base[keep]))), **compare_scores(before, after, pages, seeds, resamples)}
 
 # %% ../nbs/05_evaluation.ipynb #compare-groups
 def compare_groups(

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'BENCHMARK_METRICS', 'composed', 'squeezed', 'anls', 'relaxed_accuracy', 'typed', 'parse_number',
-           'relaxed_accuracy_strict', 'score', 'clustered_mean_ci', 'mean_ci', 'paired_delta']
+           'relaxed_accuracy_strict', 'score', 'clustered_mean_ci', 'mean_ci', 'paired_delta', 'compare_scores']
 
 # %% ../../nbs/analysis/00_metrics.ipynb #cell-002
 import re
@@ -196,3 +196,19 @@ def paired_delta(
     test = stats.permutation_test((page_gain,), np.sum, permutation_type="samples", vectorized=True,
                                   batch=200, n_resamples=resamples, rng=np.random.default_rng(seed))
     return clustered_mean_ci(gain, clusters, resamples, seed) | {"p_value": float(test.pvalue)}
+
+# %% ../../nbs/analysis/00_metrics.ipynb #compare-scores
+def compare_scores(
+    before,  # scores of the base, shape (questions,)
+    after,  # scores on the same questions in the same order, shape (seeds, questions)
+    clusters,  # the page or document of each question, shape (questions,)
+    seeds: list[int],  # training seeds, in the order of `after`
+    resamples: int,  # number of bootstrap draws, and of random sign patterns
+) -> dict:  # baseline, ours, delta; without intervals and p-value if there is a single page
+    "Scores of base and adapters with their intervals, the score of each seed, and the paired difference."
+    before, after = np.asarray(before, float), np.asarray(after, float)
+    mean = lambda values: mean_ci(values, clusters, resamples)
+    if len(set(clusters)) > 1: delta = paired_delta(before, after, clusters, resamples)
+    else: delta = mean(after - before) | {"p_value": None}
+    per_seed = {str(seed): float(scores.mean()) for seed, scores in zip(seeds, after)}
+    return {"baseline": mean(before), "ours": mean(after) | {"per_seed": per_seed}, "delta": delta}
