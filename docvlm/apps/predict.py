@@ -197,7 +197,7 @@ def document_row(
     threshold: float,  # values of lower confidence are for a person
 ) -> dict:  # by column, see `columns_of`
     "The row of a document; `review` names the fields that are for a person."
-    reasons = [errors[document]]*(document in errors) + [
+    reasons = [errors[document]] if document in errors else [
         f"page {number}: {errors[key]}" for key, _, number in pages if key in errors]
     row, review = {"document": document}, []
     for place, field in enumerate(fields):
