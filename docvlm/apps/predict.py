@@ -52,7 +52,7 @@ def find_pages(
     ValueError if there is no document."""
     place, (paths, left_out), found, errors = Path(place), document_files(place), {}, {}
     if not paths: raise ValueError(f"No document in {place}; give a folder with PDFs or images, or one such file")
-    for path in paths:
+    for path in tqdm(paths, desc="documents", unit="document", leave=False):
         name = _name(path, place)
         try: pages, content = page_count(path), digest_of(path)
         except (ValueError, OSError) as error: found[name], errors[name] = [], one_line(error)
@@ -290,8 +290,7 @@ def explain_promise(
     if not found["same_questions"]:
         lines.append("The test set does not ask all of these questions; the promise holds as far as they are like its own")
     if several:
-        lines.append(f"{several:,} documents have several pages, and the best answer of many pages is not covered by the "
-                     "promise")
+        lines.append(f"Documents of several pages: {several:,}; the best answer of many pages is not covered by the promise")
     return lines
 
 # %% ../../nbs/apps/01_predict.ipynb #write-table
@@ -299,7 +298,7 @@ def check_output(
     output: Path,  # table to write
 ) -> Path:
     "ValueError unless the file's suffix names a kind of table."
-    if output.suffix not in (".csv", ".parquet", ".jsonl") or output.is_dir():
+    if output.suffix.lower() not in (".csv", ".parquet", ".jsonl") or output.is_dir():
         raise ValueError(f"--output must be a file ending in .csv, .parquet or .jsonl, not {str(output)!r}")
     return output
 
@@ -309,7 +308,7 @@ def write_table(
 ) -> None:
     "Write a table to a file at once; StudyError if that fails."
     write = {".csv": partial(frame.to_csv, index=False), ".parquet": partial(frame.to_parquet, index=False),
-             ".jsonl": partial(frame.to_json, orient="records", lines=True, force_ascii=False)}[output.suffix]
+             ".jsonl": partial(frame.to_json, orient="records", lines=True, force_ascii=False)}[output.suffix.lower()]
     with replacing(output) as partial_file: write(partial_file)
 
 @contextmanager
@@ -350,9 +349,9 @@ def _summary(frame, documents, fields, left_out, output):
     "What the table holds, in lines."
     values, review = len(frame)*len(fields), int(frame.review.map(lambda names: len(names.split("; ")) if names else 0).sum())
     failed = int((frame.error != "").sum())
-    yield (f"{output}: {len(frame):,} documents, {sum(map(len, documents.values())):,} pages, {len(fields):,} fields; "
-           f"{review:,} of {values:,} values ({100*review/values:.0f} %) are for a person, see the column review")
-    if failed: yield f"{failed:,} documents have an error, see the column error"
+    yield (f"{output}: documents {len(frame):,}, pages {sum(map(len, documents.values())):,}, fields {len(fields):,}; for a "
+           f"person: {review:,} of {values:,} values ({100*review/values:.0f} %), see the column review")
+    if failed: yield f"Documents with an error: {failed:,}, see the column error"
     if left_out: yield f"Left out: {', '.join(left_out[:5])}{f' and {len(left_out) - 5:,} more' if len(left_out) > 5 else ''}"
 
 # %% ../../nbs/apps/01_predict.ipynb #predict-documents-2
