@@ -288,7 +288,7 @@ def test_the_promise_holds(risk, documents, answers, correlation):
 def test_the_threshold_is_useful():
     draw = np.random.default_rng(1)
     found = [choose_threshold(*simulated(draw, 500, 2, lambda u: np.where(u < .5, .01, .5), 0), .05) for _ in range(20)]
-    assert np.median([answer["threshold"] for answer in found]) < .6, "about half of the answers can be accepted"
+    assert np.median([answer["threshold"] or 1 for answer in found]) < .6, "about half of the answers can be accepted"
     assert all(answer["wrong"] <= .05*answer["accepted"] for answer in found)
 
 
