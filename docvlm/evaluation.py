@@ -140,7 +140,7 @@ def stored_predictions(
     system: str,  # "base" or the name of an adapter, as `predict_systems` was given
     adapter: Path | None,  # the adapter's folder; None for the base
 ) -> pd.DataFrame:  # as `predict` returns
-    "The stored test answers of a system; StudyError if it has not been evaluated since it, or the study, last changed."
+    "The stored test answers of a system; StudyError if there are none or the system or study has changed since."
     frame, about = _read_table(study.run_dir/"predictions"/f"{system}.parquet")
     if frame is None: state = "has no test answers yet"
     elif about.get("key") == digest_of(*_decided(study), adapter and adapter_digest(adapter)): return frame

@@ -47,7 +47,7 @@ def _name(path, place):
 def find_pages(
     place: Path,  # folder of documents, or one document
 ) -> tuple[dict[str, list], dict[str, str], list[str]]:
-    """The pages of every document, each (key, path, number), the reason why a document has none, and other files' names.
+    """The pages of every document, each (key, path, number), the reason why a document has none, and other files.
 
     ValueError if there is no document."""
     place, (paths, left_out), found, errors = Path(place), document_files(place), {}, {}
@@ -87,7 +87,8 @@ def answer_pages_of(
     precision: str,  # "bf16" or "fp32", see `in_bf16`
 ):  # yields per chunk: by key, a list of (answer, confidence), or an error
     "Ask every question on every page, chunk by chunk."
-    asks = [encode_text(processor.tokenizer, question + study.preset.prompt_suffix[BENCHMARK]) for question in questions]
+    suffix = study.preset.prompt_suffix[BENCHMARK]
+    asks = [encode_text(processor.tokenizer, question + suffix) for question in questions]
     chunks = [pages[start:start + PAGES_AT_A_TIME] for start in range(0, len(pages), PAGES_AT_A_TIME)]
     prepared = ahead(lambda chunk: [_read_page(study, processor, *page[1:]) for page in chunk], chunks)
     with tqdm(total=len(pages)*len(asks), desc="answers", unit="question") as bar:
@@ -205,7 +206,7 @@ def document_row(
         row[field], row[f"{field}_confidence"], row[f"{field}_page"] = chosen = choose_answer(told)
         if reasons or chosen[1] < threshold: review.append(field)
     more = [f"and {len(reasons) - 3} more"]*(len(reasons) > 3)
-    return row | {"review": "; ".join(review), "error": "; ".join(reasons[:3] + more)}
+    return row | {"review": review, "error": "; ".join(reasons[:3] + more)}
 
 # %% ../../nbs/apps/01_predict.ipynb #within-documents
 CERTAINTY = 0.95  # that the share of wrong values is kept
@@ -238,7 +239,7 @@ def choose_threshold(
     wrong,  # whether it is wrong
     documents,  # its document
     accept_error: float,  # the share of accepted values that may be wrong
-) -> dict:  # "threshold", or None; "accepted" and "wrong" test answers; "worth" of all, and "needed" independent answers
+) -> dict:  # "threshold", or None; numbers of "accepted" and "wrong" answers; independent answers: "worth" and "needed"
     "The lowest confidence above which, with 95 % certainty, at most a share `accept_error` of the answers is wrong."
     order = np.argsort(-np.asarray(confidence, float), kind="stable")
     confidence, wrong, documents = (np.asarray(values)[order] for values in (confidence, wrong, documents))
@@ -279,18 +280,19 @@ def explain_promise(
     several: int,  # number of documents with several pages
 ) -> list[str]:
     "What is promised, or why nothing is, in lines for the summary."
-    error, base = f"{100*found['accept_error']:g} %", f"{found['answers']:,} test answers on {found['documents']:,} documents"
+    error = f"{100*found['accept_error']:g} %"
+    base = f"{found['answers']:,} test answers on {found['documents']:,} documents"
     if found["threshold"] is None:
         reason = (f"they are worth {found['worth']:.0f} independent answers and {math.ceil(found['needed'])} are needed"
                   if found["worth"] < found["needed"] else "too many of the most confident ones are wrong")
         return [f"An error of at most {error} cannot be promised from {base}: {reason}; every value is for review "
                 f"({METHOD})"]
-    lines = [f"At most {error} of the values of confidence {found['threshold']:.4f} or more are wrong ({METHOD}; {base}, of "
-             f"which {found['accepted']:,} are accepted and {found['wrong']:,} of these are wrong)"]
+    lines = [f"At most {error} of the values of confidence {found['threshold']:.4f} or more are wrong ({METHOD}; "
+             f"{base}, of which {found['accepted']:,} are accepted and {found['wrong']:,} of these are wrong)"]
     if not found["same_questions"]:
-        lines.append("The test set does not ask all of these questions; the promise holds as far as they are like its own")
+        lines.append("The test set does not ask all of these questions; the promise holds if they are like its own")
     if several:
-        lines.append(f"Documents of several pages: {several:,}; the best answer of many pages is not covered by the promise")
+        lines.append(f"Documents of several pages: {several:,}; the promise does not cover the best of many answers")
     return lines
 
 # %% ../../nbs/apps/01_predict.ipynb #write-table
@@ -334,8 +336,8 @@ def _told(kept, pages):
     "Say on stderr whether the run goes on or starts anew."
     done = len({key for key, *_ in pages} & kept.answers.keys())
     if done: note = f"{done:,} pages are answered already, in {kept.path.name}; asking the others"
-    elif kept.others: note = (f"model, adapter, questions or settings differ from those of {kept.others[0].name}, which "
-                              "is left as it is; starting anew")
+    elif kept.others: note = (f"model, adapter, questions or settings differ from those of {kept.others[0].name}, "
+                              "which is left as it is; starting anew")
     else: return
     print(f"docvlm: {note}", file=sys.stderr, flush=True)
 
@@ -343,16 +345,17 @@ def _table(documents, fields, answers, errors, threshold):
     "A row a document."
     frame = pd.DataFrame([document_row(name, pages, list(fields), answers, errors, threshold)
                           for name, pages in documents.items()], columns=columns_of(list(fields)))
-    return frame.astype({f"{field}_page": "Int64" for field in fields} | {f"{field}_confidence": float for field in fields})
+    return frame.astype({f"{field}{part}": kind for field in fields for part, kind in (("_page", "Int64"),
+                                                                                      ("_confidence", float))})
 
 def _summary(frame, documents, fields, left_out, output):
     "What the table holds, in lines."
-    values, review = len(frame)*len(fields), int(frame.review.map(lambda names: len(names.split("; ")) if names else 0).sum())
-    failed = int((frame.error != "").sum())
-    yield (f"{output}: documents {len(frame):,}, pages {sum(map(len, documents.values())):,}, fields {len(fields):,}; for a "
-           f"person: {review:,} of {values:,} values ({100*review/values:.0f} %), see the column review")
+    values, review, failed = len(frame)*len(fields), frame.review.map(len).sum(), (frame.error != "").sum()
+    yield (f"{output}: documents {len(frame):,}, pages {sum(map(len, documents.values())):,}, fields {len(fields):,}; "
+           f"for a person: {review:,} of {values:,} values ({100*review/values:.0f} %), see the column review")
     if failed: yield f"Documents with an error: {failed:,}, see the column error"
-    if left_out: yield f"Left out: {', '.join(left_out[:5])}{f' and {len(left_out) - 5:,} more' if len(left_out) > 5 else ''}"
+    more = [f"and {len(left_out) - 5:,} more"]*(len(left_out) > 5)
+    if left_out: yield f"Left out: {', '.join(left_out[:5] + more)}"
 
 # %% ../../nbs/apps/01_predict.ipynb #predict-documents-2
 def predict_documents(
@@ -380,7 +383,7 @@ def predict_documents(
         _told(kept, pages)
         errors |= ask_missing(study, adapter, pages, questions, kept, precision)
         frame = _table(documents, fields, kept.answers, errors, threshold)
-        try: write_table(frame, output)
+        try: write_table(frame.assign(review=frame.review.map("; ".join)), output)
         except StudyError as error:
             raise StudyError(f"{error}, or close the file where it is open; the answers are kept in {kept.path.name}, "
                              "so running the same command again only writes the table") from error

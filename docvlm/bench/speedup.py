@@ -290,9 +290,9 @@ def _equal_answers(study, processor, pages):
     "Number of answers compared with `generate` in fp32; StudyError unless all are equal."
     found = predicted(study, load_base(study.preset, "fp32"), processor, pages, "fp32")
     want = generate_answers(load_plain(study.preset, "fp32"), processor, study.preset, field_rows(pages), 1, "fp32")
-    if found != want: raise StudyError(f"docvlm-predict and generate give {sum(map(ne, found, want))} different answers; "
-                                       "speed is not measured; run tests/test_predict.py to find the difference")
-    return len(found)
+    if found == want: return len(found)
+    raise StudyError(f"docvlm-predict and generate give {sum(map(ne, found, want))} different answers; speed is not "
+                     "measured; run tests/test_predict.py to find the difference")
 
 # %% ../../nbs/bench/02_speedup.ipynb #measure-predict-2
 def measure_predict(

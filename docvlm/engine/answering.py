@@ -193,7 +193,7 @@ def answer_pages(
     asks: list[list[int]],  # token ids of every question, prompt suffix included
     limits: list[int],  # most tokens of every answer
     features,  # `PageFeatures` or `FeaturesInMemory`; must hold every page
-    keep,  # called with the number of a question, the answer's text, its confidence and its tokens; returns what to keep
+    keep,  # called with a question's number and its answer's text, confidence and tokens; returns what to keep
     bar,  # progress bar, updated by the number of questions answered
     precision: str = "",  # "bf16" or "fp32", see `in_bf16`; "" uses the study's
 ) -> list:  # what `keep` returned, by question

@@ -55,7 +55,7 @@ class PageFeatures:
 
 # %% ../../nbs/engine/02_features.ipynb #in-memory
 class FeaturesInMemory(dict):
-    "Features (image tokens, hidden size) and grid of each page, by key; used in place of `PageFeatures`, without a disk."
+    "Features (image tokens, hidden size) and grid of each page, by key; takes the place of `PageFeatures`."
     def grid(self, key): return self[key][1]
 
 # %% ../../nbs/engine/02_features.ipynb #room
