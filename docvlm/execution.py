@@ -74,6 +74,9 @@ def _fitting(name, value, default):
     "The value, with flags converted to bool; ValueError if its type is not that of the default."
     if isinstance(default, bool): return parse_flag(name, value)
     if isinstance(value, type(default)): return value
+    if isinstance(default, dict):
+        raise ValueError(f"{name} must be names with values, not {value!r}; with papermill give "
+                         f"-y '{name}: {{lora_rank: 32}}'")
     kind = "text" if isinstance(default, str) else "a number"
     raise ValueError(f"{name} must be {kind}, not {value!r}; leave it out for {default!r}, or with papermill give "
                      f"-r {name} VALUE, which stays text")

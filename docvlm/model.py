@@ -111,7 +111,7 @@ def _adapted(model, config):
 
 def add_lora(
     model,  # a base model
-    preset: Preset,  # gives target modules, alpha per rank and dropout
+    preset: Preset,  # gives target modules, alpha per rank, dropout, rsLoRA and DoRA
     lora_rank: int,  # rank of every adapter
     seed: int,  # random seed of the initial adapter weights
 ):
@@ -120,7 +120,8 @@ def add_lora(
     StudyError if LoRA matches no layer or the vision tower."""
     torch.manual_seed(seed)
     config = LoraConfig(r=lora_rank, lora_alpha=preset.lora_alpha_per_rank*lora_rank, lora_dropout=preset.lora_dropout,
-                        target_modules=list(preset.target_modules), task_type="CAUSAL_LM")
+                        target_modules=list(preset.target_modules), use_rslora=preset.use_rslora,
+                        use_dora=preset.use_dora, task_type="CAUSAL_LM")
     model.requires_grad_(False)
     model = _adapted(model, config)
     model.active_peft_config.base_model_name_or_path = preset.base  # the hub id, not a local path

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['GAIN_SENTENCES', 'QUESTION_KINDS', 'verdict', 'answer_gain', 'answer_types', 'answer_failures', 'provenance',
-           'settings', 'scores_at_scale', 'is_right', 'answer_mark', 'slug', 'first_page', 'picture', 'code_span',
+           'settings_table', 'scores_at_scale', 'is_right', 'answer_mark', 'slug', 'first_page', 'picture', 'code_span',
            'render', 'to_html', 'to_pdf', 'current_systems', 'read_results', 'report_values', 'build_report']
 
 # %% ../nbs/09_report.ipynb #cell-002
@@ -108,7 +108,7 @@ def provenance(results: dict) -> Markup:
                   for step, r in results.items()],
                  "Provenance of each result (a digest is the first 16 hexadecimal digits of SHA-256)")
 
-def settings(
+def settings_table(
     values: dict,  # setting: value
     caption: str,
 ) -> Markup:
@@ -265,8 +265,8 @@ def _result_values(results):
             "answers": [answer_gain(evaluation), answer_types(evaluation), answer_failures(failures)],
             "example": first_page(failures["gallery"]), "dirty": any(r["code"]["dirty"] for r in results.values()),
             "last": max(r["started"] for r in results.values())[:10],
-            "model": settings(training["model"], "Model"), "setup": settings(training["setup"], "Training"),
-            "environment": settings(evaluation["env"], "Machine and versions of the evaluation")}
+            "model": settings_table(training["model"], "Model"), "setup": settings_table(training["setup"], "Training"),
+            "environment": settings_table(evaluation["env"], "Machine and versions of the evaluation")}
 
 def _published_plan():
     "The published plan of preset qwen2-vl-2b, or None."

@@ -331,7 +331,7 @@ def write_outputs(
              if path.parent.name[0] != "." and path != nbs/"index.ipynb"]
     counts, failed = {}, []
     for name in found if names is None else names:
-        given = {"preset": study.preset.name, "documents": study.documents} if name in steps else {}
+        given = study.given if name in steps else {}
         executed = study.run_dir/"outputs"/f"{name}.ipynb"
         try: execute(name, given, executed, study.run_dir/"outputs.log", name)
         except StudyError as error: failed.append(str(error))
