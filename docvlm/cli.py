@@ -240,8 +240,8 @@ def evaluate(
     cells = compare_groups(frames["base"], [frames[name]], [seed], opened.preset.resamples, frames["base"].benchmark)
     if not team().is_main_process: return
     for benchmark, cell in cells.items():
-        if cell["images"] < 2:
-            print(f"docvlm: {benchmark} has one test page, so no interval and no p-value; they need two",
+        if cell["delta"]["ci95"] is None:
+            print(f"docvlm: {benchmark} has one test document, so no interval and no p-value; they need two",
                   file=sys.stderr)
     print(json.dumps(cells, indent=1))
 
