@@ -50,8 +50,8 @@ def question_rows(
     image: str,  # path of the page image
 ) -> list:  # of row dicts
     "One row per question of a page. The first of a row's `doc_types` is the page's own type."
-    return [{"question_id": f"{page.doc_id}-q{number}", "doc_id": page.doc_id, "image": image,
-             "question": question.question, "answers": list(question.answers),
+    return [{"question_id": f"{page.doc_id}-q{number}", "doc_id": page.doc_id, "page": 1, "image": image,
+             "question": question.question, "field": "", "answers": list(question.answers),
              "doc_types": list(dict.fromkeys([page.doc_type, *question.doc_types])),
              "benchmark": page.benchmark, "split": split, "source": "generated"}
             for number, question in enumerate(page.questions)]
@@ -265,7 +265,8 @@ def fingerprints(
     "Compute both fingerprints of every page, decoding each page once."
     pages = dataset.select(first_rows_of_pages(dataset)).select_columns(["doc_id", "page", "image"])
     return pd.DataFrame([
-        {"page_id": page_id(row["doc_id"], row["page"]), "pixels": pixel_digest(row["image"]), "bits": perceptual_bits(row["image"])}
+        {"page_id": page_id(row["doc_id"], row["page"]), "pixels": pixel_digest(row["image"]),
+         "bits": perceptual_bits(row["image"])}
         for row in tqdm(_decoded(pages), total=len(pages), desc=f"fingerprints of {label}", leave=False)])
 
 def _decoded(pages):

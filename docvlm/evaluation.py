@@ -98,8 +98,8 @@ def predict(
     if about.get("key") == key: return stored, about["throughput"]
     parts = path.with_name(f"{system}.{key}")  # the key in the name keeps parts of different runs apart
     answers, seconds = _answer_parts(study, system, rows, processor, load, parts)
-    frame = rows.remove_columns("image").to_pandas()[
-        ["question_id", "doc_id", "page", "field", "benchmark", "doc_types", "source", "question", "answers"]].join(answers)
+    columns = ["question_id", "doc_id", "page", "field", "benchmark", "doc_types", "source", "question", "answers"]
+    frame = rows.remove_columns("image").to_pandas()[columns].join(answers)
     frame["score"] = [score(*row) for row in zip(frame.benchmark, frame.prediction, frame.answers)]
     if workers.is_main_process:
         _write_table(path, frame, {"key": key, "throughput": {"questions_per_s": len(rows)/seconds}})
@@ -159,7 +159,8 @@ def compare(
 ) -> dict | None:  # metric, counts, baseline, ours, delta; None if no question is included
     """Scores of base and adapters on the included questions, and the paired difference.
 
-    Intervals are by document, whose pages share a template and an author. For questions of a single document every `ci95` and the `p_value` are None.
+    Intervals are by document, whose pages share a template and an author. For questions about a single document every
+    `ci95` and the `p_value` are None.
     """
     keep = np.ones(len(base), bool) if keep is None else np.asarray(keep, bool)
     pages = base.doc_id[keep]

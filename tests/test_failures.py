@@ -59,7 +59,7 @@ def test_an_unknown_benchmark_is_named():
 
 def predictions(texts, scores, pages):
     ids = [f"q{i}" for i in range(len(texts))]
-    return pd.DataFrame({"question_id": ids, "doc_id": pages, "benchmark": "docvqa", "doc_types": [["form"]] * len(ids), "question": "?",
+    return pd.DataFrame({"question_id": ids, "doc_id": pages, "page": 1, "benchmark": "docvqa", "doc_types": [["form"]] * len(ids), "question": "?",
                          "answers": [["Oak Shelf"]] * len(ids), "prediction": texts, "score": scores,
                          "confidence": np.linspace(.1, .9, len(ids)), "answer_tokens": 3})
 

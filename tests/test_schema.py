@@ -30,7 +30,7 @@ def rare_objects(tmp_path):
         (tmp_path/split/"metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     rows, skipped = load_folder(tmp_path, tmp_path/"pages")
     pages = rows_dataset(rows["train"])
-    failed = pd.DataFrame([{"question_id": "q", "doc_id": "d", "failure": "HTTP 400", "reason": None}])
+    failed = pd.DataFrame([{"question_id": "q", "doc_id": "d", "page": 1, "failure": "HTTP 400", "reason": None}])
     cells = {"docvqa": {"baseline": {"value": .5}}}
     yield "benchmark.json", {"predict": synthetic_benchmark()["predict"]}
     yield from (("skipped_row", row) for row in skipped)

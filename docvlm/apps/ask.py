@@ -109,14 +109,15 @@ def read_upload(
 # %% ../../nbs/apps/00_ask.ipynb #ask-page
 def ask_page(
     study: Study,  # study that determines base and adapter
-    image: Path,  # image file of the page
+    document: Path,  # image file or PDF
     questions: list[str],  # questions about the page
+    page: int | None = None,  # number of the page, from 1; None: the document must have one page
 ) -> list[dict]:  # as `Asker.ask` returns
     "Answer questions about a page on disk; ValueError if the file or a question is unusable."
     questions = [check_question(question) for question in questions]  # fail before the model is loaded
-    try: page = open_page(image)[0]
-    except ValueError as error: raise ValueError(f"{image}: {error}") from error
-    return Asker(study).ask(page, questions)
+    try: image = open_page(document, page, study.preset.max_pixels)[0]
+    except ValueError as error: raise ValueError(f"{document}: {error}") from error
+    return Asker(study).ask(image, questions)
 
 # %% ../../nbs/apps/00_ask.ipynb #0e087fb3
 def example_pages(

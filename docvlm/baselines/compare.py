@@ -20,7 +20,7 @@ from ..core import Study
 from ..data import load_splits
 from ..evaluation import compare
 from ..files import StudyError, digest_of, read_json, replacing, root, write_json
-from ..inputs.images import page_ids
+from ..inputs.images import page_id, page_ids
 from ..latency import CPU_PRICE, cost_per_1000_images
 from ..presets import get_preset
 from ..steps import code_digests, content_digest, environment, git_state, run_study
@@ -71,7 +71,8 @@ MOST_LISTED = 20  # failures listed individually in `systems.json`; all are coun
 def _unanswered(frame):
     "List the first failures with question, page, kind and reason."
     failed = frame[frame.failure.notna()].head(MOST_LISTED)
-    return [{"question_id": row.question_id, "page": row.doc_id, "failure": row.failure, "reason": row.reason or ""}
+    return [{"question_id": row.question_id, "page": page_id(row.doc_id, row.page), "failure": row.failure,
+             "reason": row.reason or ""}
             for row in failed.itertuples()]
 
 def _own_predictions(study):

@@ -172,7 +172,7 @@ def _file(source):
     return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
 
 def _pages(image, file) -> list:
-    "Indices of the frames that are pages; in the PPM family, where Pillow sees the first image only, there must be one."
+    "Indices of the frames that are pages. Of the PPM family, Pillow opens the first image only: there must be one."
     _check_size(*image.size)
     if _is_followed(image, file): raise UnfitPage("holds several pages; save each page as a file of its own")
     return _frames(image)
@@ -247,6 +247,10 @@ def _is_pdf(source) -> bool:
         except Exception: pass  # an image, for `_open_image` to explain
         return False
 
+def _is_encrypted(source) -> bool:
+    "Whether a PDF that did not open names a way of encryption; the error code that PDFium keeps may be an older one."
+    with _file(source) as file: return b"/Encrypt" in file.read()
+
 def _is_cut(source) -> bool:
     "Whether the mark that ends a PDF is missing. PDFium opens such a file with the pages that it can find."
     with _file(source) as file:
@@ -261,10 +265,10 @@ def _pdf(source):
         if _is_cut(source): raise UnfitPage("PDF without an end: it was cut short; copy or export it again")
         try: document = pdfium.PdfDocument(source)
         except pdfium.PdfiumError as error:
-            if error.err_code == FPDF_ERR_PASSWORD:
+            if error.err_code == FPDF_ERR_PASSWORD and _is_encrypted(source):
                 raise UnfitPage("encrypted PDF: save a copy without its password, for example "
                                 "`qpdf --decrypt --password=… FILE COPY`") from error
-            raise UnfitPage(f"unreadable PDF ({error}); export it again") from error
+            raise UnfitPage("unreadable PDF: damaged, or without pages; export it again") from error
         with document:
             if not len(document): raise UnfitPage("PDF without pages; export it again")
             if len(document) > MOST_PAGES:

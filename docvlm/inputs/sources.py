@@ -34,8 +34,9 @@ class PageImage(Image):
 
 ROW_FEATURES = Features({
     "question_id": Value("string"), "doc_id": Value("string"), "page": Value("int32"), "image": PageImage(mode="RGB"),
-    "question": Value("string"), "field": Value("string"), "answers": List(Value("string")), "doc_types": List(Value("string")),
-    "benchmark": Value("string"), "split": Value("string"), "source": Value("string")})
+    "question": Value("string"), "field": Value("string"), "answers": List(Value("string")),
+    "doc_types": List(Value("string")), "benchmark": Value("string"), "split": Value("string"),
+    "source": Value("string")})
 
 def rows_dataset(
     records: list,  # dicts with the columns of ROW_FEATURES; image: a path, or encoded bytes as {"bytes", "path"};
