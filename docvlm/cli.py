@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['SET', 'MOST_SKIPS_SHOWN', 'command', 'named_values', 'read_config', 'study', 'train', 'evaluate', 'bench', 'ask',
-           'predict', 'demo', 'import_table', 'measure', 'plan']
+           'predict_table', 'demo', 'import_table', 'measure', 'plan']
 
 # %% ../nbs/11_cli.ipynb #cell-002
 import json
@@ -253,7 +253,7 @@ def bench(
     set: SET = None,
     config: str = "",  # YAML file of settings; --set wins over it
 ):
-    "Measure how much faster the study trains and answers than standard recipes (nano: a quarter of an hour on two cores)."
+    "Measure how much faster the study trains and answers than standard recipes (nano: 25 minutes on two cores)."
     from docvlm.bench.speedup import measure_benchmark
     opened = _opened(preset, documents, set, config)
     result = opened.step("benchmark").run(lambda: measure_benchmark(opened))
@@ -294,7 +294,7 @@ def _fields(path, questions, output):
     return {question: question for question in asked}
 
 @command
-def predict(
+def predict_table(
     place: str,  # folder of documents (PDFs and images), subfolders included, or one document
     output: Param("table to write, ending in .csv, .parquet or .jsonl", str, required=True) = "",
     fields: str = "",  # CSV with the columns field and question

@@ -250,7 +250,7 @@ def test_a_wrong_option_is_one_clear_line(tmp_path, monkeypatch, capsys, options
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Study, "run_dir", tmp_path/"run")
     (tmp_path/"empty").mkdir()
-    with pytest.raises(SystemExit) as stop: cli.predict(**{"place": ".", "preset": "smoke", "adapter": "base"} | options)
+    with pytest.raises(SystemExit) as stop: cli.predict_table(**{"place": ".", "preset": "smoke", "adapter": "base"} | options)
     said = capsys.readouterr().err
     assert stop.value.code == 1 and said.count("\n") == 1 and said.startswith("docvlm: ") and message in said, said
 
@@ -261,7 +261,7 @@ def test_the_command_takes_hyphens_and_several_questions(folder, tmp_path, monke
     for option in ("--accept-error", "--accept_error"):
         monkeypatch.setattr(sys, "argv", ["docvlm-predict", str(folder), "--question", "Total?", "--question=Date?", "--output", "a.csv",
                                           option, "0.02", "--preset", "smoke", "--adapter", "base"])
-        cli.predict()
+        cli.predict_table()
         assert given["rest"][1:] == (folder, {"Total?": "Total?", "Date?": "Date?"}, Path("a.csv"), None, "base", .02)
     assert capsys.readouterr().out == "done\ndone\n"
 
