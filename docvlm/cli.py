@@ -78,7 +78,7 @@ def command(
     return run
 
 # %% ../nbs/11_cli.ipynb #set
-SET = Param("another value for a setting of the preset, as in lora_rank=32 or max_new_tokens.docvqa=64; may be repeated",
+SET = Param("another value for a setting of the preset, as in lora_rank=32 or max_new_tokens.docvqa=64; repeatable",
             str, action="append")
 
 def named_values(

@@ -21,9 +21,9 @@ from .presets import BOUNDS, CHOICES, PRECISIONS, PROTOCOLS, Preset, device_kind
 from .steps import Step
 
 # %% ../nbs/00_core.ipynb #cell-013-0_core
-def _marked(text, exact):
-    "A text in word characters, `.` and `-`, and a short digest of what it exactly stands for."
-    plain = re.sub(r"[^\w.-]+", "-", text)[:60]
+def _marked(text, exact, most=60):
+    "A text in at most so many word characters, `.` and `-`, and a short digest of what it exactly stands for."
+    plain = re.sub(r"[^\w.-]+", "-", text)[:most]
     return f"{plain}-{digest_of(exact)[:4 if plain == text else 8]}"
 
 def _as_text(value):
@@ -50,19 +50,23 @@ class Study:
     ) -> str:
         "The study's name there: the path of the documents is relative to the repository."
         parts, folder = [self.preset.name], (root()/self.documents).resolve()
-        if self.documents: parts.append(_marked(folder.name, os.path.relpath(folder, home)))
-        if self.settings: parts.append(_marked("-".join(self.options()[1::2]).replace("=", "-"), self.settings))
+        most = 30 if self.settings else 60  # a file's name may have 255 bytes
+        if self.documents: parts.append(_marked(folder.name, os.path.relpath(folder, home), most))
+        changes = "-".join(self.changes).replace("=", "-").encode("ascii", "replace").decode()
+        if self.settings: parts.append(_marked(changes, self.settings))
         return "-".join(parts)
-    def options(self):
-        "The settings as options of a command: --set, lora_rank=32, …"
-        return [part for name, value in self.settings.items() for part in ("--set", f"{name}={_as_text(value)}")]
+    @property
+    def changes(self):
+        "The settings as text: lora_rank=32, …"
+        return [f"{name}={_as_text(value)}" for name, value in self.settings.items()]
     def command(
         self,
         name: str,  # e.g. "docvlm-study"
     ) -> str:
         "A command line with the options that open this study."
         documents = [f"--documents={self.documents}"] if self.documents else []
-        return shlex.join([name, "--preset", self.preset.name, *documents, *self.options()])
+        chosen = [part for change in self.changes for part in ("--set", change)]
+        return shlex.join([name, "--preset", self.preset.name, *documents, *chosen])
     @property
     def given(self):
         "What opens this study: the arguments of `open_study` and the parameters of a notebook."
@@ -153,7 +157,7 @@ def _value(name, value):
     if len(set(found)) < len(found): raise ValueError(f"{name} names a value twice: {_as_text(found)}")
     if not found and name not in ("ablation_precisions", "ablation_variants"):
         raise ValueError(f"{name} needs at least one value")
-    return found
+    return sorted(found, key=CHOICES[name].index) if name in CHOICES else found  # the order of choices says nothing
 
 # %% ../nbs/00_core.ipynb #names
 _settable = [f.name for f in fields(Preset) if f.name not in ("name", "protocol")]
@@ -195,15 +199,16 @@ def _present(preset, name):
     return list(value) if isinstance(value, tuple) else value[key] if key else value
 
 # %% ../nbs/00_core.ipynb #with-settings
-def _check_fit(preset):
-    "ValueError if settings that are well on their own do not fit together."
+def _check_fit(preset, changed):
+    "ValueError if settings that are well on their own do not fit together; `changed` names those that are set."
     if preset.min_pixels > preset.max_pixels:
         raise ValueError(f"min_pixels ({preset.min_pixels:,}) must be at most max_pixels ({preset.max_pixels:,})")
     if preset.source == "generated" and not (preset.train_pages and preset.test_pages):
         raise ValueError(f"source=generated needs a preset that generates pages, such as nano, not {preset.name}")
-    if not (root()/preset.base).is_dir() and not (preset.revision and re.fullmatch(r"[\w.-]+/[\w.-]+", preset.base)):
-        raise ValueError(f"base must be a folder of the repository, or a hub id with a commit as revision, "
-                         f"not {preset.base!r} with revision {preset.revision!r}")
+    hub_id = preset.revision and re.fullmatch(r"[\w.-]+/[\w.-]+", preset.base)
+    if {"base", "revision"} & {*changed} and not (root()/preset.base/"config.json").is_file() and not hub_id:
+        raise ValueError("base must be a folder of the repository that holds a model, or a hub id with a commit as "
+                         f"revision, not {preset.base!r} with revision {preset.revision!r}")
 
 def with_settings(
     preset: Preset,  # the preset of that name
@@ -218,7 +223,7 @@ def with_settings(
         changed[setting] = tuple(value) if isinstance(value, list) else value
     if own := sorted(changed.keys() & PROTOCOLS["docvlm"].settings().keys()):
         changed["protocol"] = f"{preset.protocol} with its own {', '.join(own)}"
-    _check_fit(found := replace(preset, **changed))
+    _check_fit(found := replace(preset, **changed), changed)
     return found
 
 # %% ../nbs/00_core.ipynb #open-study

@@ -125,6 +125,8 @@ class Preset:
     ablation_ranks: tuple[int, ...] = (16, 32, 64)
     ablation_precisions: tuple[str, ...] = ("int8", "nf4")  # of the base model, with an adapter of rank `lora_rank`
     ablation_variants: tuple[str, ...] = ()  # names of `VARIANTS`, each an adapter more
+    curve_fractions: tuple[float, ...] = (1/8, 1/4, 1/2)  # of the training documents, for the learning curve
+    curve_minutes: float = 720  # limit of its estimated time; fractions beyond it are left out; 0: no curve
     min_steps: int = 150  # minimum optimizer steps; small training sets are repeated to reach it
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
@@ -157,7 +159,7 @@ _hub = dict(source="hub", train_pages={}, test_pages={}, max_train_questions=Non
             learning_rate=1e-4, tokens_per_page=4096, tokens_per_batch=8192, tokens_in_flight=65536,
             **PROTOCOLS["lmms-eval"].settings())
 _nano = dict(base="data/nano", revision="", source="generated", max_train_questions=None, max_test_questions=None,
-             tokens_in_flight=32768, **PROTOCOLS["docvlm"].settings())
+             tokens_in_flight=32768, curve_fractions=(1/4, 1/2), curve_minutes=10, **PROTOCOLS["docvlm"].settings())
 PRESETS = {preset.name: preset for preset in (
     Preset("smoke", **_nano, train_pages=dict.fromkeys(_types, 2), test_pages=dict.fromkeys(_types, 2), epochs=1,
            learning_rate=1e-3, tokens_per_page=1536, tokens_per_batch=2048, min_steps=1, seeds=(42, 43),
@@ -194,7 +196,8 @@ BOUNDS = {  # setting, or each value of one: smallest and largest number
     "max_new_tokens": (1, 4096), "epochs": (1e-3, 1e4), "learning_rate": (1e-9, 1e2), "tokens_per_page": (64, 2**24),
     "tokens_per_batch": (64, 2**24), "tokens_in_flight": (64, 2**30), "seeds": (0, 2**32 - 1),
     "data_seed": (0, 2**32 - 1), "lora_rank": (1, 1024), "lora_alpha_per_rank": (1, 1024), "lora_dropout": (0.0, 0.9),
-    "ablation_ranks": (1, 1024), "min_steps": (1, 10**7), "warmup_ratio": (0.0, 1.0), "weight_decay": (0.0, 10.0),
+    "ablation_ranks": (1, 1024), "curve_fractions": (0.01, 0.99), "curve_minutes": (0.0, 1e6),
+    "min_steps": (1, 10**7), "warmup_ratio": (0.0, 1.0), "weight_decay": (0.0, 10.0),
     "max_grad_norm": (1e-6, 1e6), "resamples": (100, 10**6), "latency_pages": (1, 10**6), "latency_repeats": (1, 10**4),
     "patches_per_batch": (4, 2**30), "benchmark_pages": (1, 10**6), "benchmark_repeats": (1, 10**4),
 }

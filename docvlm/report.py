@@ -262,7 +262,8 @@ def _result_values(results):
     "The template's variables that depend only on the results of the steps."
     evaluation, failures, training = results["evaluation"], results["failures"], results["training"]
     return {"r": results, "data": tables.data_tables(results["data"]),
-            "answers": [answer_gain(evaluation), answer_types(evaluation), answer_failures(failures)],
+            "answers": [answer_gain(evaluation), answer_types(evaluation), answer_failures(failures),
+                        *filter(None, [results["ablation"].get("pages_answer")])],
             "example": first_page(failures["gallery"]), "dirty": any(r["code"]["dirty"] for r in results.values()),
             "last": max(r["started"] for r in results.values())[:10],
             "model": settings_table(training["model"], "Model"), "setup": settings_table(training["setup"], "Training"),

@@ -165,8 +165,8 @@ def record_precision(
     if not record.exists() or read_json(record) != now: write_json(record, now)
 
 # %% ../nbs/study/03_steps.ipynb #cell-008
-PROVENANCE = ("step", "preset", "study", "settings", "params", "inputs", "code", "env", "started", "wall_s", "key", "content",
-              "artefact_digests")
+PROVENANCE = ("step", "preset", "study", "settings", "params", "inputs", "code", "env", "started", "wall_s", "key",
+              "content", "artefact_digests")
 
 def content_digest(
     result: dict,  # of a step, as in its file
@@ -203,7 +203,8 @@ def inputs(self: Step, seen: dict | None = None):
     if self.study.documents:
         if "documents" not in seen: seen["documents"] = documents_digest(root()/self.study.documents)
         found["documents"] = seen["documents"]
-    elif self.name == "data" and preset.source == "generated": found["templates"] = templates_digest()
+    generates = "evaluation" if self.study.documents else "data"  # with documents, for what was forgotten
+    if self.name == generates and preset.source == "generated": found["templates"] = templates_digest()
     for step in earlier: found[step] = content_digest(Step(self.study, step).read(seen))
     return found
 

@@ -25,7 +25,7 @@ from .engine.attention import last_layer_at, peak_memory, team, within_memory
 from .engine.features import PageFeatures, cache_features, pages_of
 from .engine.packing import PackedPage, chat_template, collate_pages, encode_text, pack_page
 from .files import StudyError, digest_of, flush, read_json, root, set_seed, write_json
-from .model import adapter_digest, add_lora, load_base, load_processor
+from .model import adapter_digest, add_lora, hold_weights, load_base, load_processor
 from .presets import Preset, base_digest, device_kind, in_bf16, with_variant
 
 # %% ../nbs/04_training.ipynb #page-inputs
@@ -281,7 +281,7 @@ def training_rows(
 def _trainer(study, lora_rank, seed, precision, work, report_to, doc_ids=(), variant=""):
     "The Trainer of one adapter, ready to start or resume in the folder `work`, and its number of questions."
     set_seed(seed)
-    processor, base = load_processor(study.preset), load_base(study.preset, precision)
+    processor, base = load_processor(study.preset), hold_weights(load_base(study.preset, precision))
     rows = training_rows(study, doc_ids)
     features = cache_features(study, base, processor, rows)
     packed = pack_rows(study, processor, rows, features)

@@ -14,9 +14,11 @@ SCHEMA = results_schema()
 PUBLISHED = sorted((ROOT/"data/results").glob("*/*.json"))
 
 
-def rare_objects(tmp_path):
+def rare_objects(tmp_path, monkeypatch):
     "Objects that no published file happens to hold, from the code that writes them."
     from test_benchmark import synthetic_benchmark
+    from docvlm import failures
+    from docvlm.analysis.extraction import extraction_scores
     from docvlm.baselines.compare import _unanswered
     from docvlm.data import find_leaks
     from docvlm.evaluation import against_published
@@ -38,13 +40,24 @@ def rare_objects(tmp_path):
     yield from (("published_gap", gap) for gap in against_published(get_preset("qwen2-vl-2b@vlmevalkit"), cells))
     yield from (("unanswered_question", row) for row in _unanswered(failed))
     yield "other_system", {"failures": dict(Counter(failed.failure))}
+    frame = pd.DataFrame({"question_id": list("abcd"), "doc_id": list("xxyy"), "page": 1, "field": ["total", "date"]*2, "question": "?",
+                          "benchmark": "docvqa", "answers": [["9"], [""], ["8"], ["May"]], "prediction": ["9", "", "7", "May"], "confidence": .9})
+    yield "evaluation.json", {"fields": extraction_scores(frame, [frame], [42], 20),
+                              "training_sample": {"questions": 4, "of": 9, "systems": ["base@train"]}}
+    pages = rows_dataset([row | {"question_id": name} for name, row in zip("abcd", rows["train"]*4)])
+    with monkeypatch.context() as patch:
+        patch.setattr(failures, "root", lambda: tmp_path)
+        listed = failures.suspect_entries(frame, [frame], pages, tmp_path/"suspects")
+    assert listed["listed"][0]["answer"] == "7"
+    yield "failures.json", {"suspect_labels": {"test": listed, "training": listed, "training_questions": 9, "seeds": 1,
+                                               "detection": failures.measure_detection([frame])}}
 
 
-def test_every_field_is_described_and_every_description_names_a_field(tmp_path):
+def test_every_field_is_described_and_every_description_names_a_field(tmp_path, monkeypatch):
     if not PUBLISHED: pytest.skip("nothing published yet: run `make study`")
     used, errors = set(), []
     for path in PUBLISHED: errors += schema_errors(json.loads(path.read_text(encoding="utf-8")), path.name, SCHEMA, used)
-    for name, value in rare_objects(tmp_path): errors += schema_errors(value, name, SCHEMA, used)
+    for name, value in rare_objects(tmp_path, monkeypatch): errors += schema_errors(value, name, SCHEMA, used)
     assert not errors, sorted(set(errors))
     described = {(name, field) for name in SCHEMA for field in SCHEMA[name]}
     assert described == used, f"paper/results.csv describes what no file has: {sorted(described - used)}"

@@ -96,16 +96,18 @@ def parse_number(
     return -value if "-" in (outer_sign, inner_sign) else value
 
 # %% ../../nbs/analysis/00_metrics.ipynb #strict
+def _without_stop(text): return text.removesuffix(".") or text
+
 def relaxed_accuracy_strict(
     prediction: str,  # the model's answer
     answers: list,  # accepted answers (or one string); matching any of them is enough
     max_relative_change: float = 0.05,  # tolerance for numbers other than years, as a fraction of the target
 ) -> float:  # 0.0 or 1.0
     "Relaxed accuracy with exact years, parsed thousands separators and currencies, and zero as a number."
-    prediction = typed(prediction).removesuffix(".")
+    prediction = _without_stop(typed(prediction))
     value = parse_number(prediction)
     def correct(target):
-        target = typed(target).removesuffix(".")
+        target = _without_stop(typed(target))
         goal = parse_number(target)
         if value is None or goal is None or _YEAR.fullmatch(target): return prediction == target
         return abs(value - goal) <= max_relative_change * abs(goal)

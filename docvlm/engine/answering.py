@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate.utils import send_to_device
+from peft.helpers import DoraCaching
 from tqdm.auto import tqdm
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -149,10 +150,11 @@ def answer(
     asked = ask_pages(model, template, features, grids, questions, page_of, merge_size)
     limit = torch.tensor(max_new_tokens, device=model.device).expand(len(questions))
     answers, probabilities = [[] for _ in questions], [[] for _ in questions]
-    for step in _decode(model, *asked, limit, template.end_token_id):
-        for question, token, probability in zip(*step):
-            answers[question].append(token)
-            probabilities[question].append(probability)
+    with DoraCaching():  # a DoRA adapter computes the norms of its weights once, not for every token
+        for step in _decode(model, *asked, limit, template.end_token_id):
+            for question, token, probability in zip(*step):
+                answers[question].append(token)
+                probabilities[question].append(probability)
     return ([a[:-1] if a[-1] == template.end_token_id else a for a in answers],
             [float(np.mean(p)) for p in probabilities])
 

@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['BASE', 'OURS', 'THIRD', 'DIFFICULTY_FIELDS', 'FIGURES', 'RECIPES', 'use_style', 'draw_headline', 'draw_gains',
-           'draw_data', 'draw_loss', 'draw_ablation', 'draw_failures', 'draw_reliability', 'draw_difficulty',
-           'draw_examples', 'draw_latency', 'draw_quality_cost', 'draw_all', 'draw_benchmark', 'speed_tables',
-           'speed_values']
+           'draw_data', 'draw_loss', 'draw_ablation', 'draw_learning_curve', 'draw_failures', 'draw_reliability',
+           'draw_difficulty', 'draw_examples', 'draw_latency', 'draw_quality_cost', 'draw_all', 'draw_benchmark',
+           'speed_tables', 'speed_values']
 
 # %% ../../nbs/paper/01_figures.ipynb #cell-002
 import matplotlib.pyplot as plt
@@ -125,6 +125,30 @@ def draw_ablation(
     axis.set_xticks(x, [f"{n:,}\n(rank {row['lora_rank']})" for n, row in zip(x, rows)])
     axis.minorticks_off()
     axis.legend(loc="upper center", bbox_to_anchor=(.5, 1.17), ncols=3)
+    return figure, "; ".join(told)
+
+# %% ../../nbs/paper/01_figures.ipynb #draw-learning-curve
+def draw_learning_curve(
+    ablation: dict,  # result of the ablation step
+):  # figure and its alternative text
+    "Draw the scores against the number of training pages, one panel per benchmark; the base is a dashed line."
+    base, *points = ablation["learning_curve"]
+    names, told, pages = in_report_order(ablation["doubling"]), [], [point["pages"] for point in points]
+    figure, axes = plt.subplots(1, len(names), figsize=(1.5 + 2*len(names), 2.4), squeeze=False, layout="constrained")
+    for axis, name, color in zip(axes[0], names, sns.color_palette()):
+        values, errors = _errors(points, name)
+        sns.lineplot(x=pages, y=values, marker="o", color=color, ax=axis, label="fine-tuned")
+        axis.fill_between(pages, values - errors[0], values + errors[1], color=color, alpha=.2, linewidth=0)
+        axis.axhline(100*base[name]["value"], color=BASE, linestyle="--", label="base")
+        axis.set(title=benchmark_name(name), xlabel="training pages", ylabel="")
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(pages, [amount(count) for count in pages])
+        axis.minorticks_off()
+        axis.legend_.remove()
+        told.append(f"{benchmark_name(name)}: base {percent(base[name]['value'])}, " + ", ".join(
+            f"{percent(point[name]['value'])} with {amount(point['pages'])} pages" for point in points))
+    axes[0, 0].set_ylabel("score, percent")
+    axes[0, -1].legend()
     return figure, "; ".join(told)
 
 # %% ../../nbs/paper/01_figures.ipynb #cell-013
@@ -251,7 +275,9 @@ def draw_quality_cost(
 FIGURES = {  # name: (function that draws it, step whose result it shows, field without which there is nothing to draw)
     "data": (draw_data, "data", "splits"), "headline": (draw_headline, "evaluation", "benchmarks"),
     "gains": (draw_gains, "evaluation", "by_document_type"), "loss": (draw_loss, "training", "seeds"),
-    "ablation": (draw_ablation, "ablation", "rows"), "failure_shares": (draw_failures, "failures", "types"),
+    "ablation": (draw_ablation, "ablation", "rows"),
+    "learning_curve": (draw_learning_curve, "ablation", "learning_curve"),
+    "failure_shares": (draw_failures, "failures", "types"),
     "examples": (draw_examples, "failures", "gallery"), "reliability": (draw_reliability, "evaluation", "reliability"),
     "difficulty": (draw_difficulty, "evaluation", "by_answer_length"), "latency": (draw_latency, "latency", "rows"),
     "quality_cost": (draw_quality_cost, "evaluation", "benchmarks")}
