@@ -152,8 +152,8 @@ def stored_predictions(
     if frame is None: state = "has no test answers yet"
     elif about.get("key") == digest_of(*_decided(study), adapter and adapter_digest(adapter)): return frame
     else: state = "has changed since its test answers were stored"
-    raise StudyError(f"The system {system} of the study {study.name} {state}; run docvlm-study, or docvlm-evaluate with "
-                     "--adapter for an adapter of your own")
+    raise StudyError(f"The system {system} of the study {study.name} {state}; run docvlm-study, or docvlm-evaluate "
+                     "with --adapter for an adapter of your own")
 
 # %% ../nbs/05_evaluation.ipynb #training-sample
 TRAINING_SAMPLE = 1000  # training questions, at most, whose labels are checked
