@@ -253,7 +253,7 @@ def bench(
     set: SET = None,
     config: str = "",  # YAML file of settings; --set wins over it
 ):
-    "Measure how much faster the study trains and answers than standard recipes (nano: a quarter of an hour on two cores)."
+    "Measure how much faster the study trains and answers than standard recipes (nano: a quarter of an hour, two cores)."
     from docvlm.bench.speedup import measure_benchmark
     opened = _opened(preset, documents, set, config)
     result = opened.step("benchmark").run(lambda: measure_benchmark(opened))
