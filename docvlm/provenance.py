@@ -79,7 +79,8 @@ def origin_of(
             "inputs": {which: f"{sources[which]} ({digest})" for which, digest in result["inputs"].items()},
             "code": result["code"] | {"modules": ", ".join(import_closure(notebook_code(step.notebook)))},
             "environment": result["env"], "preset": result["preset"], "settings": study.settings,
-            "started": result["started"], "wall_s": result["wall_s"], "key": result["key"], "artefacts": ", ".join(result.get("artefacts", []))}
+            "started": result["started"], "wall_s": result["wall_s"], "key": result["key"],
+            "artefacts": ", ".join(result.get("artefacts", []))}
 
 # %% ../nbs/study/04_provenance.ipynb #origin-other
 def _origin_of_other(study, name, value, result):

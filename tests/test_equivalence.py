@@ -12,8 +12,8 @@ from docvlm.engine.answering import answer_rows
 from docvlm.core import Study, open_study
 from docvlm.data import load_splits
 from docvlm.bench.throughput import exact_features
-from docvlm.engine.attention import ATTENTION
-from docvlm.model import add_lora, load_adapter, load_base, load_processor, parameter_table
+from docvlm.engine.attention import ATTENTION, autocast
+from docvlm.model import add_lora, hold_weights, load_adapter, load_base, load_processor, parameter_table
 from docvlm.engine.packing import collate_pages
 from docvlm.bench.throughput import generate_answers, load_plain, question_batch
 from docvlm.engine.features import PageFeatures, cache_features, pages_of
@@ -92,6 +92,22 @@ def test_packed_pages_give_the_loss_and_gradients_of_plain_rows(rows, processor,
     assert abs(found[0]/want[0] - 1) < 1e-5
     assert len(found[1]) == len(want[1]) == tensors*base.config.text_config.num_hidden_layers
     for name, gradient in found[1].items(): assert (gradient - want[1][name]).norm() <= 1e-4*want[1][name].norm(), name
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU dequantizes in its kernel")
+@pytest.mark.parametrize("variant", ["", "dora", "mlp"])
+def test_held_nf4_weights_train_as_quantized_layers_do_and_answer_as_trained(rows, processor, variant):
+    study = small_pages(64)
+    some = rows.select([i for page in list(pages_of(rows).values())[::12] for i in page["rows"]])
+    models = [change(load_base(study.preset, "nf4")) for change in (lambda model: model, hold_weights)]
+    features = exact_features(models[0], processor, some)
+    nf4, held = (adapted(base, study.preset, variant).train() for base in models)
+    batch = collate_pages(pack_rows(study, processor, some, features), features)
+    with autocast("cpu", study.preset.precision):
+        first, second = (loss_and_gradients(model, [answer_loss(model, batch)]) for model in (nf4, held))
+        with torch.no_grad(): answered = answer_loss(held.eval(), batch).item()
+    assert first[0] == second[0] == answered
+    for (name, one), other in zip(first[1].items(), second[1].values(), strict=True): assert torch.equal(one, other), name
 
 
 @pytest.mark.parametrize("variant", ["rslora", "dora", "mlp"])
