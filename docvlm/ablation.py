@@ -124,12 +124,13 @@ WIDE = 0.1  # score between the ends of an interval that is too wide to plan by
 
 def _change(name, cell):
     "The expected change of a benchmark's score, in words."
-    if cell is None: return f"by an unknown amount on {benchmark_name(name)} (an interval needs two test documents)"
+    if cell is None:
+        return f"by an unknown amount on {benchmark_name(name)} (a single test document, or the same scores everywhere)"
     low, high = cell["ci95"]
     remarks = (["the score falls"] if high < 0 else ["no clear gain"] if low <= 0 else []) + (
         ["too wide to plan by"] if high - low > WIDE else [])
-    return (f"by about {points(cell['value'])} points on {benchmark_name(name)} (95 % interval {interval(cell['ci95'], points)}"
-            + "".join(f", {remark}" for remark in remarks) + ")")
+    told = ", ".join([f"95 % interval {interval(cell['ci95'], points)}", *remarks])
+    return f"by about {points(cell['value'])} points on {benchmark_name(name)} ({told})"
 
 def pages_sentence(
     curve: dict,  # the fields that `learning_curve` gives
@@ -141,8 +142,10 @@ def pages_sentence(
         return f"There is no learning curve, so the gain of more pages is not known: {reasons}."
     changes = [_change(name, curve["doubling"][name]) for name in in_report_order(curve["doubling"])]
     first, last = trained[-LAST_POINTS:][0]["pages"], trained[-1]["pages"]
-    return (f"Twice the {last:,} training pages would change the score {'; '.join(changes)}. This continues "
-            f"the line from {first:,} to {last:,} pages, and says nothing about more than twice the pages.")
+    limits = (f" This continues the line from {first:,} to {last:,} pages, and says nothing about more than twice the "
+              "pages.")
+    return (f"Twice the {last:,} training pages would change the score {'; '.join(changes)}."
+            + (limits if any(curve["doubling"].values()) else ""))
 
 # %% ../nbs/06_ablation.ipynb #learning-curve
 def _announce(planned, documents):

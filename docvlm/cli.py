@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['SET', 'MOST_SKIPS_SHOWN', 'command', 'named_values', 'read_config', 'study', 'train', 'evaluate', 'bench', 'ask',
-           'demo', 'import_table', 'measure', 'plan']
+           'predict', 'demo', 'import_table', 'measure', 'plan']
 
 # %% ../nbs/11_cli.ipynb #cell-002
 import json
@@ -12,6 +12,7 @@ import sys
 import threading
 from contextlib import contextmanager, nullcontext
 from functools import partial, wraps
+from inspect import signature
 from pathlib import Path
 
 from fastcore.script import Param, anno_parser
@@ -55,6 +56,12 @@ def _refuse(parser, message):
         message += "; a value that starts with - follows an equals sign, as in --documents=-scans"
     type(parser).error(parser, message)
 
+def _spelt(argument, names):
+    "The argument; an option spelt with hyphens, as --accept-error, gets its name with underscores."
+    option, equals, value = argument.partition("=")
+    name = option.removeprefix("--").replace("-", "_")
+    return f"--{name}{equals}{value}" if option.startswith("--") and name in names else argument
+
 def command(
     function,  # its parameters are the options, their comments the help
 ):
@@ -64,7 +71,9 @@ def command(
         if not args and not kwargs:
             parser = anno_parser(function)
             parser.error = partial(_refuse, parser)
-            kwargs = {name: value for name, value in vars(parser.parse_args()).items() if name not in ("pdb", "xtra")}
+            arguments = [_spelt(argument, signature(function).parameters) for argument in sys.argv[1:]]
+            found = vars(parser.parse_args(arguments))
+            kwargs = {name: value for name, value in found.items() if name not in ("pdb", "xtra")}
         return _plainly(function, *args, **kwargs)
     return run
 
@@ -244,30 +253,67 @@ def bench(
     set: SET = None,
     config: str = "",  # YAML file of settings; --set wins over it
 ):
-    "Measure how much faster the study trains and answers than standard recipes (nano: about ten minutes on two cores)."
+    "Measure how much faster the study trains and answers than standard recipes (nano: a quarter of an hour on two cores)."
     from docvlm.bench.speedup import measure_benchmark
     opened = _opened(preset, documents, set, config)
     result = opened.step("benchmark").run(lambda: measure_benchmark(opened))
-    for name, value in result.items():
+    for name, value in (result | {"predict_vs_loop": result["predict"]["vs_loop"]}).items():
         if "_vs_" in name:
             print(f"{name}: {value['median']:.1f} times faster ({value['min']:.1f} to {value['max']:.1f})")
 
 # %% ../nbs/11_cli.ipynb #ask
 @command
 def ask(
-    image: str,  # image file of the page
+    document: str,  # image file or PDF
     questions: Param("one or more questions", str, nargs="+"),
     preset: str = "nano",  # one of smoke, nano, qwen2-vl-2b or qwen2-vl-7b
     documents: str = "",  # folder of your own documents that the adapter was trained on
+    page: int = None,  # number of the page, from 1; needed if the document has several
     set: SET = None,
     config: str = "",  # YAML file of settings; --set wins over it
 ):
     "Ask questions about a page; print the answers of the base model and, if one is trained, of the adapter."
     from docvlm.apps.ask import ask_page
     opened = _opened(preset, documents, set, config)
-    for row in ask_page(opened, Path(image), questions):
+    for row in ask_page(opened, Path(document), questions, page):
         print(f"{row['question']}\n  {row['system']:>5}: {row['answer']}   "
               f"(confidence {row['confidence']:.2f}, {row['seconds']:.2f} s)")
+
+# %% ../nbs/11_cli.ipynb #predict
+def _fields(path, questions, output):
+    "The question of each field, from a file or from `--question`; ValueError unless one of the two is given."
+    from docvlm.inputs.folder import check_question
+    from docvlm.inputs.tables import read_fields
+    if bool(path) == bool(questions): raise ValueError("Give either --fields or --question")
+    if path and Path(path).resolve() == Path(output).resolve():
+        raise ValueError("--output would replace the --fields file")
+    if path: return read_fields(Path(path))
+    asked = [check_question(question) for question in questions]
+    if twice := [question for question in asked if asked.count(question) > 1]:
+        raise ValueError(f"--question is given twice: {twice[0]!r}")
+    return {question: question for question in asked}
+
+@command
+def predict(
+    place: str,  # folder of documents (PDFs and images), subfolders included, or one document
+    output: Param("table to write, ending in .csv, .parquet or .jsonl", str, required=True) = "",
+    fields: str = "",  # CSV with the columns field and question
+    question: Param("a question instead of fields; may be repeated", str, action="append") = None,
+    preset: str = "nano",  # one of smoke, nano, qwen2-vl-2b or qwen2-vl-7b
+    documents: str = "",  # folder of your own documents that the adapter was trained on
+    set: SET = None,
+    config: str = "",  # YAML file of settings; --set wins over it
+    adapter: str = None,  # adapter folder; default: that of the study's first seed; "base" means none
+    accept_error: float = None,  # share of the values taken unseen that may be wrong, as in 0.02; others are for review
+):
+    "Ask fields of all documents of a folder; write a row a document and a column a field; resumes an interrupted run."
+    asked = _fields(fields, question, output)
+    from docvlm.apps.predict import predict_documents
+    opened = _opened(preset, documents, set, config)
+    folder = None if adapter == "base" else _found_adapter(opened, adapter)
+    system = _adapter(opened, folder)[0] if folder else "base"
+    print(*predict_documents(_affordable(opened), Path(place), asked, Path(output), folder, system, accept_error),
+          sep="\n")
 
 # %% ../nbs/11_cli.ipynb #480e42e2
 @command
@@ -290,20 +336,21 @@ MOST_SKIPS_SHOWN = 20
 
 @command
 def import_table(
-    source: str,  # a table of questions (.jsonl, .csv, .parquet, .json), or a folder with one or with one for each split
+    source: str,  # a table of questions (.jsonl, .csv, .parquet, .json), or a folder with one, or one for each split
     target: str,  # documents folder to write
     fields: str = None,  # CSV with the columns field and question; default: fields.csv beside the table
     pages: str = None,  # folder of the documents; default: the table's
     test_share: float = 0.2,  # share of the documents to test on, if the source has no test split
     seed: int = 42,  # random seed for the choice of these documents
 ):
-    "Turn a table of questions and its pages (PDF, TIFF, images) into a documents folder; print what was left out and why."
+    "Turn a table of questions and its pages (PDF, TIFF, images) into a documents folder; print what was left out."
     if not 0 < test_share < 1: raise ValueError(f"--test_share must be between 0 and 1, not {test_share}")
     check_number("--seed", seed, 0, 2**32 - 1)
     from docvlm.inputs.tables import import_documents
     report = import_documents(source, target, fields, pages, test_share, seed)
     for skip in report["skipped"][:MOST_SKIPS_SHOWN]: print(f"skipped {skip['row']}: {skip['reason']}")
-    if (more := len(report["skipped"]) - MOST_SKIPS_SHOWN) > 0: print(f"{more:,} more are listed in {target}/import.json")
+    more = len(report["skipped"]) - MOST_SKIPS_SHOWN
+    if more > 0: print(f"{more:,} more are listed in {target}/import.json")
     for note in report["notes"]: print(note)
     for split in ("train", "test"):
         print("{}/: {documents:,} documents, {questions:,} questions, {absent:,} of them with an empty answer".format(

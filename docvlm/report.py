@@ -17,7 +17,7 @@ from markupsafe import Markup
 from .core import Study
 from .files import StudyError, read_json, root
 from .paper import tables
-from .paper.figures import draw_all, speed_values
+from .paper.figures import curve_tables, draw_all, speed_values
 from .paper.tables import (NOT_MEASURED, amount, benchmark_name, interval, markdown, percent, points,
                                  in_report_order, quoted, table)
 from .presets import PRESETS
@@ -261,7 +261,7 @@ def read_results(
 def _result_values(results):
     "The template's variables that depend only on the results of the steps."
     evaluation, failures, training = results["evaluation"], results["failures"], results["training"]
-    return {"r": results, "data": tables.data_tables(results["data"]),
+    return {"r": results, "data": tables.data_tables(results["data"]), "curve": curve_tables(results["ablation"]),
             "answers": [answer_gain(evaluation), answer_types(evaluation), answer_failures(failures),
                         *filter(None, [results["ablation"].get("pages_answer")])],
             "example": first_page(failures["gallery"]), "dirty": any(r["code"]["dirty"] for r in results.values()),

@@ -1,4 +1,8 @@
 "How many pages must I label? The parts, their cost, the estimate and its sentence; what a test set can show; what was forgotten."
+# ruff: noqa: F811 (imported fixtures)
+import json
+import re
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -7,13 +11,14 @@ import pytest
 from datasets import Dataset
 
 from docvlm import ablation, evaluation, training
-from docvlm.ablation import estimated_minutes, learning_curve, nested_documents, pages_sentence, plan_curve, power
+from docvlm.ablation import estimated_minutes, learning_curve, nested_documents, plan_curve, power
 from docvlm.analysis.metrics import gain_of_doubling, smallest_difference
 from docvlm.core import Study, open_study
 from docvlm.files import StudyError
 from docvlm.inputs.images import page_ids
 from docvlm.presets import get_preset
 from docvlm.steps import Step
+from test_report import HOSTILE, cell, fill, html_of, no_figures, study, synthetic_results  # noqa: F401, fixtures among them
 
 
 def rows_of(documents, pages=1, types=("bill", "memo")):
@@ -84,8 +89,17 @@ def test_a_noisy_test_set_is_said_to_be_too_wide_to_plan_by(curve_of):
 
 def test_a_single_test_document_gives_no_interval(curve_of):
     found, *_ = curve_of(64, lambda count: .5, test_documents=1)
-    assert found["doubling"] == {"docvqa": None} and "an interval needs two test documents" in found["pages_answer"]
+    assert found["doubling"] == {"docvqa": None} and found["pages_answer"].endswith("by an unknown amount on DocVQA (a single test document, or the same scores everywhere).")
     assert found["learning_curve"][-1]["docvqa"]["ci95"] is None
+
+
+def test_the_same_scores_everywhere_are_no_estimate_of_zero(curve_of, monkeypatch):
+    run = curve_of
+    run(64, lambda count: .5)
+    same = ablation.predict_systems(None, {})[0]["base"]
+    monkeypatch.setattr(ablation, "predict_systems", lambda study, adapters: (dict.fromkeys(["base", *adapters], same), {}))
+    found, _ = learning_curve(made())
+    assert found["doubling"] == {"docvqa": None}
 
 
 def test_every_benchmark_is_told_in_the_order_of_the_report(curve_of, monkeypatch):
@@ -230,3 +244,42 @@ def test_templates_count_for_the_evaluation_of_a_users_documents_alone(monkeypat
     inputs = lambda study, name: set(study.step(name).inputs())
     assert "templates" in inputs(own, "data") and "templates" not in inputs(own, "evaluation")
     assert "templates" in inputs(users, "evaluation") and "templates" not in inputs(users, "data")
+
+
+# the report
+
+def report_with(study, monkeypatch, ablation_fields, evaluation_fields=()):
+    "The report's page where the two results have these fields as well."
+    results = synthetic_results(["page.png"])
+    results["ablation"] |= json.loads(json.dumps(ablation_fields))
+    results["evaluation"] |= dict(evaluation_fields)
+    monkeypatch.setattr(sys.modules["test_report"], "synthetic_results", lambda images, **options: results)
+    fill(study)
+    return html_of(study)
+
+
+def test_the_report_answers_how_many_pages_and_shows_curve_and_power(study, monkeypatch, curve_of):
+    curve, *_ = curve_of(64, lambda count: .5 + .01*count/64, curve_fractions=(1/16, 1/4, 1/2), curve_minutes=1.6)
+    page = report_with(study, monkeypatch, curve | {"power": {"docvqa": {"standard_error": .01, "smallest_difference": .028}, "chartqa": None}})
+    assert page.count("How many pages must I label?") == 2, "among the answers and as a section"
+    assert "Twice the 64 training pages" in page and "Learning curve: scores with 95 % intervals" in page
+    assert re.search(r"<li>\s*(<p>)?50.0 % of the documents \(32\) were left out: about 1.7 minutes", page) and "Hestness" in page and "Card" in page
+    assert ">2.8<" in page and "not measured" in page
+
+
+def test_a_study_without_a_curve_says_why(study, monkeypatch, curve_of):
+    curve, *_ = curve_of(3, lambda count: .5)
+    page = report_with(study, monkeypatch, curve | {"power": {}})
+    assert "There is no learning curve" in page and "a point needs at least 4 documents" in page and "Learning curve: scores" not in page
+
+
+def test_results_of_before_the_curve_still_make_a_report(study, no_figures, monkeypatch):
+    page = report_with(study, monkeypatch, {})
+    assert "How many pages" not in page and "What was forgotten" not in page
+
+
+@pytest.mark.parametrize("forgotten, said", [
+    ({"comparison": cell(.5, -.1), "note": None}, "the preset&#39;s own test pages"), ({"comparison": None, "note": HOSTILE[0]}, "Not measured: &lt;script&gt;")])
+def test_the_report_has_a_row_of_what_was_forgotten(study, no_figures, monkeypatch, forgotten, said):
+    page = report_with(study, monkeypatch, {}, {"forgotten": forgotten})
+    assert "What was forgotten" in page and said in page and "<script>alert" not in page

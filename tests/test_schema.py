@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from datasets import Dataset
 from PIL import Image
 
+from docvlm.core import Study
 from docvlm.paper.readme import JSON_TYPES, results_schema, schema_errors, schema_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -14,13 +16,33 @@ SCHEMA = results_schema()
 PUBLISHED = sorted((ROOT/"data/results").glob("*/*.json"))
 
 
+def curves(monkeypatch):
+    "A learning curve with a fraction left out, and power, from the code that writes them."
+    from docvlm import ablation
+    from docvlm.core import open_study
+    answers = pd.DataFrame({"doc_id": list("xxyyz"), "page": 1, "benchmark": "docvqa", "score": 0.})
+    better = answers.assign(score=[1, 0, 1, 1, 1.])
+    rows = Dataset.from_dict({"doc_id": [f"d{n}" for n in range(8)], "page": [1]*8, "doc_types": [[]]*8})
+    done = {"data": {"splits": {"test": {"questions": 5}}}, "training": {"setup": {"steps": 1, "pages_per_step": 1, "epochs": 1}, "seeds": {"42": {"train_s": 1}}},
+            "evaluation": {"throughput": {"base": {"questions_per_s": 1}}, "benchmarks": {"docvqa": {"ours": {"per_seed": {"42": .5, "43": .6}}}}}}
+    with monkeypatch.context() as patch:
+        patch.setattr(Study, "result", lambda self, name: done[name])
+        patch.setattr(ablation, "load_splits", lambda study: {"train": rows})
+        patch.setattr(ablation, "train_adapter", lambda *args, **options: {"steps": 3, "epochs": 1.5, "train_s": 1., "adapter": "lora"})
+        patch.setattr(ablation, "predict_systems", lambda study, adapters: (
+            {"base": answers} | {name: answers if "documents" in name else better for name in adapters}, {}))
+        curve, _ = ablation.learning_curve(open_study("smoke"))
+        yield json.loads(json.dumps(curve | {"power": ablation.power(open_study("smoke"))}))
+
+
 def rare_objects(tmp_path, monkeypatch):
     "Objects that no published file happens to hold, from the code that writes them."
+    from test_benchmark import synthetic_benchmark
     from docvlm import failures
     from docvlm.analysis.extraction import extraction_scores
     from docvlm.baselines.compare import _unanswered
     from docvlm.data import find_leaks
-    from docvlm.evaluation import against_published
+    from docvlm.evaluation import against_published, compare
     from docvlm.inputs.folder import load_folder
     from docvlm.inputs.sources import rows_dataset
     from docvlm.presets import get_preset
@@ -33,6 +55,7 @@ def rare_objects(tmp_path, monkeypatch):
     pages = rows_dataset(rows["train"])
     failed = pd.DataFrame([{"question_id": "q", "doc_id": "d", "page": 1, "failure": "HTTP 400", "reason": None}])
     cells = {"docvqa": {"baseline": {"value": .5}}}
+    yield "benchmark.json", {"predict": synthetic_benchmark()["predict"]}
     yield from (("skipped_row", row) for row in skipped)
     yield from (("leaked_pair", pair) for pair in find_leaks(pages, pages)["pairs"])
     yield from (("published_gap", gap) for gap in against_published(get_preset("qwen2-vl-2b@vlmevalkit"), cells))
@@ -47,6 +70,9 @@ def rare_objects(tmp_path, monkeypatch):
         patch.setattr(failures, "root", lambda: tmp_path)
         listed = failures.suspect_entries(frame, [frame], pages, tmp_path/"suspects")
     assert listed["listed"][0]["answer"] == "7"
+    cell = compare(frame.assign(score=0.), [frame.assign(score=[1., 0, 1, 1])], [42], 100)
+    for forgotten in ({"comparison": cell, "note": None}, {"comparison": None, "note": "no connection"}): yield "evaluation.json", {"forgotten": forgotten}
+    yield from (("ablation.json", curve) for curve in curves(monkeypatch))
     yield "failures.json", {"suspect_labels": {"test": listed, "training": listed, "training_questions": 9, "seeds": 1,
                                                "detection": failures.measure_detection([frame])}}
 

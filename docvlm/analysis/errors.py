@@ -3,10 +3,10 @@
 # %% auto #0
 __all__ = ['LONGEST_PHRASE', 'FULL_SCORE', 'NEAR_TARGET', 'NEAR_OTHER', 'COMPUTED', 'TYPE_RULES', 'TYPES', 'UNKNOWN_PAGE',
            'GALLERY_PATTERN', 'GALLERY_SIDE_PX', 'OUTLINE', 'normalized_text', 'PageFacts', 'Case', 'is_correct',
-           'is_empty', 'numbers', 'days', 'is_format', 'is_wrong_verdict', 'is_arithmetic', 'is_truncated',
-           'has_extra_words', 'is_wrong_row', 'is_wrong_column', 'is_wrong_row_and_column', 'is_wrong_field',
-           'is_misread', 'is_not_on_page', 'classify', 'outcomes', 'choose_failures', 'save_page', 'make_gallery',
-           'printable_line', 'caption_lines', 'gallery_html', 'draw_gallery']
+           'is_empty', 'is_invented', 'numbers', 'days', 'is_format', 'is_wrong_verdict', 'is_arithmetic',
+           'is_truncated', 'has_extra_words', 'is_wrong_row', 'is_wrong_column', 'is_wrong_row_and_column',
+           'is_wrong_field', 'is_misread', 'is_not_on_page', 'classify', 'outcomes', 'choose_failures', 'save_page',
+           'make_gallery', 'printable_line', 'caption_lines', 'gallery_html', 'draw_gallery']
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-002
 import base64
@@ -114,6 +114,10 @@ def is_empty(case: Case) -> bool:
     "No answer, or only whitespace."
     return not case.prediction.strip()
 
+def is_invented(case: Case) -> bool:
+    "A value for what the page does not have: only the empty answer is accepted."
+    return not any(map(str.strip, case.answers))
+
 # %% ../../nbs/analysis/01_errors.ipynb #cell-014
 _UNIT = r"\ ?(?:[$€£¥%]|usd|eur|gbp|percent|per\ cent)?\ ?"
 _AMOUNT = re.compile(rf"{_UNIT} ([+-]?) {_UNIT} ([0-9][0-9.,]{{0,20}}|\.[0-9]{{1,20}}) ({_UNIT})", re.X)
@@ -211,8 +215,9 @@ def is_not_on_page(case: Case) -> bool:
     return bool(case.page.phrases)
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-026
-TYPE_RULES = {"correct": is_correct, "empty": is_empty, "format": is_format, "wrong yes/no": is_wrong_verdict,
-         "arithmetic": is_arithmetic, "truncated": is_truncated, "extra words": has_extra_words,
+TYPE_RULES = {"correct": is_correct, "empty": is_empty, "invented value": is_invented, "format": is_format,
+         "wrong yes/no": is_wrong_verdict, "arithmetic": is_arithmetic, "truncated": is_truncated,
+         "extra words": has_extra_words,
          "wrong row": is_wrong_row, "wrong column": is_wrong_column,
          "wrong row and column": is_wrong_row_and_column, "wrong field": is_wrong_field,
          "misread characters": is_misread, "not on the page": is_not_on_page, "other": lambda case: True}

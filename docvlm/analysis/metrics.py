@@ -253,12 +253,15 @@ def gain_of_doubling(
     clusters,  # the page of each question, shape (questions,)
     seed_scores: list[float] = (),  # mean scores of models that differ in the training seed only
     resamples: int = 2000,  # number of bootstrap draws
-) -> dict | None:  # {"value", "ci95"}, within the score's range of 0 to 1; None on a single test page
-    "Expected change in score with twice the training pages, from a line through the last points of a learning curve."
+) -> dict | None:  # {"value", "ci95"}; None on a single test page, or if no question's score changes
+    """Expected change in score with twice the training pages, from a line through the last points of a learning curve.
+
+    The score stays between 0 and 1."""
     x, scores = np.log2(pages[-LAST_POINTS:]), np.asarray(scores, float)[-LAST_POINTS:]
-    if len(set(clusters)) < 2: return None
     weights = (x - x.mean())/np.sum((x - x.mean())**2)
-    value, drawn = _resampled(weights @ scores, clusters, resamples, 0)
+    slopes = np.round(weights @ scores, 12)
+    if len(set(clusters)) < 2 or not slopes.any(): return None
+    value, drawn = _resampled(slopes, clusters, resamples, 0)
     of_pages, of_runs, freedom = drawn.standard_error**2, 0.0, np.inf
     if len(seed_scores) > 1:
         of_runs = np.var(seed_scores, ddof=1)*np.sum(weights**2)

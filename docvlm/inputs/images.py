@@ -270,6 +270,7 @@ def _pdf(source):
                                 "`qpdf --decrypt --password=… FILE COPY`") from error
             raise UnfitPage("unreadable PDF: damaged, or without pages; export it again") from error
         with document:
+            if not len(document): raise UnfitPage("PDF without pages; export it again")
             if len(document) > MOST_PAGES:
                 raise UnfitPage(f"holds over {MOST_PAGES:,} pages; split it into several files")
             document.init_forms()

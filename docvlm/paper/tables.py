@@ -6,8 +6,8 @@ __all__ = ['NOT_MEASURED', 'ONE_PAGE', 'NO_TEST', 'BENCHMARK_NAMES', 'METRIC_NAM
            'mib', 'table', 'benchmark_name', 'metric_name', 'in_report_order', 'comparison_row', 'headline',
            'main_results', 'by_group', 'by_template', 'forgotten_table', 'field_scores', 'field_rates',
            'answered_share', 'measured_systems', 'published_systems', 'published_gap_table', 'other_systems',
-           'without_answer', 'empty_answers', 'data_tables', 'ablation_table', 'quantized_table', 'curve_table',
-           'power_table', 'failure_types', 'latency_table', 'price_table', 'plan_tables']
+           'without_answer', 'empty_answers', 'data_tables', 'ablation_table', 'quantized_table', 'failure_types',
+           'latency_table', 'price_table', 'plan_tables']
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-002
 import re
@@ -327,26 +327,6 @@ def quantized_table(result: dict) -> Markup:
     return table([{"base in training": row["precision"], "base in evaluation": row["evaluated_on"],
                    "training, s": amount(row["train_s"]), **_scores(row, scored)} for row in rows],
                  "Adapters trained on quantized bases: scores with 95 % intervals")
-
-# %% ../../nbs/paper/00_tables.ipynb #curve-table
-def curve_table(result: dict) -> Markup:
-    "Table of the learning curve, from the base up; the caption tells the cost."
-    rows = result["learning_curve"]
-    scored = in_report_order({b for row in rows for b in BENCHMARK_NAMES if row.get(b)})
-    minutes = sum(row["train_s"] for row in rows if row["estimated_s"])/60
-    return table([{"training pages": amount(row["pages"]), "documents": amount(row["documents"]),
-                   "optimizer steps": amount(row["steps"]), "epochs": amount(row["epochs"], 1),
-                   **_scores(row, scored)} for row in rows],
-                 f"Learning curve: scores with 95 % intervals; zero pages is the base. The parts took {minutes:.1f} "
-                 "minutes to train")
-
-def power_table(result: dict) -> Markup:
-    "Table of the smallest difference to the base that the test questions can show, by benchmark."
-    return table([{"benchmark": benchmark_name(b),
-                   "standard error of the difference": percent(cell and cell["standard_error"]),
-                   "smallest difference": percent(cell and cell["smallest_difference"])}
-                  for b in in_report_order(result["power"]) for cell in [result["power"][b]]],
-                 "Smallest true difference found with 80 % power at the 5 % level, in points")
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-021
 def failure_types(failures: dict) -> Markup:
