@@ -212,7 +212,8 @@ def ablate(
 ) -> dict:  # the fields of ablation.json, see paper/results.md
     "With the first seed, train and evaluate every rank and variant, and the study's own rank on each quantized base."
     seed, resamples = study.preset.seeds[0], study.preset.resamples
-    records = {folder.name: (folder, train_adapter(study, rank, seed)) for rank in study.preset.ablation_ranks
+    ranks = sorted({*study.preset.ablation_ranks, study.preset.lora_rank})
+    records = {folder.name: (folder, train_adapter(study, rank, seed)) for rank in ranks
                for folder in [adapter_folder(study, rank, seed)]}
     frames, _ = predict_systems(study, {name: folder for name, (folder, _) in records.items()})
     rows = [ablation_row(record, frames["base"], frames[name], resamples) for name, (_, record) in records.items()]

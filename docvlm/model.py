@@ -133,7 +133,10 @@ def add_lora(
 ):
     """Freeze the model and add trainable LoRA matrices to its language layers.
 
-    StudyError if LoRA matches no layer or the vision tower."""
+    StudyError if LoRA matches no layer or the vision tower; NotImplementedError for DoRA on an INT8 base on a CPU, where
+    PEFT loses the scales of the weights."""
+    if preset.use_dora and getattr(model, "is_loaded_in_8bit", False) and model.device.type == "cpu":
+        raise NotImplementedError("PEFT has no DoRA for an INT8 base on a CPU")
     torch.manual_seed(seed)
     config = LoraConfig(r=lora_rank, lora_alpha=preset.lora_alpha_per_rank*lora_rank, lora_dropout=preset.lora_dropout,
                         target_modules=list(preset.target_modules), use_rslora=preset.use_rslora,

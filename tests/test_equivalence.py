@@ -12,7 +12,7 @@ from docvlm.engine.answering import answer_rows
 from docvlm.core import Study, open_study
 from docvlm.data import load_splits
 from docvlm.bench.throughput import exact_features
-from docvlm.engine.attention import ATTENTION, autocast
+from docvlm.engine.attention import ATTENTION, autocast, cannot_run
 from docvlm.model import add_lora, hold_weights, load_adapter, load_base, load_processor, parameter_table
 from docvlm.engine.packing import collate_pages
 from docvlm.bench.throughput import generate_answers, load_plain, question_batch
@@ -92,6 +92,31 @@ def test_packed_pages_give_the_loss_and_gradients_of_plain_rows(rows, processor,
     assert abs(found[0]/want[0] - 1) < 1e-5
     assert len(found[1]) == len(want[1]) == tensors*base.config.text_config.num_hidden_layers
     for name, gradient in found[1].items(): assert (gradient - want[1][name]).norm() <= 1e-4*want[1][name].norm(), name
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has it")
+def test_dora_on_an_int8_base_is_noted_as_not_available_on_a_cpu():
+    preset = small_pages(64).preset
+    with pytest.raises(NotImplementedError) as error: add_lora(load_base(preset, "int8"), with_variant(preset, "dora"), 8, 1)
+    assert cannot_run("int8", error.value) == "int8 does not run here: NotImplementedError: PEFT has no DoRA for an INT8 base on a CPU"
+
+
+def test_dora_on_an_nf4_base_trains_is_saved_and_loaded(rows, processor, tmp_path):
+    study, some = small_pages(64), rows.select(range(8))
+    load = lambda: hold_weights(load_base(study.preset, "nf4"))
+    base = load()
+    features = exact_features(base, processor, some)
+    batch = collate_pages(pack_rows(study, processor, some, features), features)
+    model = adapted(base, study.preset, "dora").train()
+    with autocast("cpu", study.preset.precision):
+        loss, gradients = loss_and_gradients(model, [answer_loss(model, batch)])
+        with torch.no_grad(): want = answer_loss(model.eval(), batch).item()
+    assert all(gradient.isfinite().all() for gradient in gradients.values()) and abs(want/loss - 1) < 0.1
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    used = load()
+    with torch.no_grad(), autocast("cpu", study.preset.precision):
+        answer_loss(used, batch)
+        assert answer_loss(load_adapter(used, tmp_path), batch).item() == want
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU dequantizes in its kernel")
