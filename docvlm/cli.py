@@ -240,8 +240,8 @@ def evaluate(
     cells = compare_groups(frames["base"], [frames[name]], [seed], opened.preset.resamples, frames["base"].benchmark)
     if not team().is_main_process: return
     for benchmark, cell in cells.items():
-        if cell["images"] < 2:
-            print(f"docvlm: {benchmark} has one test page, so no interval and no p-value; they need two",
+        if cell["delta"]["ci95"] is None:
+            print(f"docvlm: {benchmark} has one test document, so no interval and no p-value; they need two",
                   file=sys.stderr)
     print(json.dumps(cells, indent=1))
 
@@ -253,7 +253,7 @@ def bench(
     set: SET = None,
     config: str = "",  # YAML file of settings; --set wins over it
 ):
-    "Measure how much faster the study trains and answers than standard recipes (nano: a quarter of an hour on two cores)."
+    "Measure how much faster the study trains and answers than standard recipes (nano: a quarter of an hour, two cores)."
     from docvlm.bench.speedup import measure_benchmark
     opened = _opened(preset, documents, set, config)
     result = opened.step("benchmark").run(lambda: measure_benchmark(opened))

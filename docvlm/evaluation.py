@@ -112,10 +112,10 @@ def predict(
     return stored, about["throughput"]
 
 # %% ../nbs/05_evaluation.ipynb #predict-systems
-def _decided(study, precision=""):
+def _decided(study, precision="", others=()):
     "Digests of what determines the test answers of every system, apart from its adapter."
     return (asdict(study.preset), base_digest(study.preset), content_digest(study.result("data")),
-            code_digests("05_evaluation"), precision)
+            code_digests("05_evaluation"), precision, others)
 
 def predict_systems(
     study: Study,  # supplies base model and data
@@ -134,8 +134,9 @@ def predict_systems(
         if hasattr(loaded[0], "unload"): loaded[0] = loaded[0].unload()
         loaded[0] = load_adapter(loaded[0], folder)
         return loaded[0]
-    decided, mark = (*_decided(study, precision), *others), (precision and f"@{precision}") + mark
+    decided = _decided(study, precision, others)
     key = lambda folder: digest_of(*decided, folder and adapter_digest(folder))
+    mark = (precision and f"@{precision}") + mark
     done = {name + mark: predict(study, name + mark, rows, processor, lambda: system(folder), key(folder))
             for name, folder in ({"base": None} | adapters).items()}
     return {name: frame for name, (frame, _) in done.items()}, {name: speed for name, (_, speed) in done.items()}
@@ -151,8 +152,8 @@ def stored_predictions(
     if frame is None: state = "has no test answers yet"
     elif about.get("key") == digest_of(*_decided(study), adapter and adapter_digest(adapter)): return frame
     else: state = "has changed since its test answers were stored"
-    raise StudyError(f"The system {system} of the study {study.name} {state}; run docvlm-study, or docvlm-evaluate with "
-                     "--adapter for an adapter of your own")
+    raise StudyError(f"The system {system} of the study {study.name} {state}; run docvlm-study, or docvlm-evaluate "
+                     "with --adapter for an adapter of your own")
 
 # %% ../nbs/05_evaluation.ipynb #training-sample
 TRAINING_SAMPLE = 1000  # training questions, at most, whose labels are checked
@@ -189,7 +190,8 @@ def compare(
     before, after = scores(base), np.stack([scores(frame) for frame in ours])
     names = sorted({BENCHMARK_METRICS[b] for b in base.benchmark[keep]})
     return {"metric": metric.__name__ if metric else "/".join(names), "questions": int(keep.sum()),
-            "images": len(set(page_ids(base[keep]))), **compare_scores(before, after, pages, seeds, resamples)}
+            "images": len(set(page_ids(base[keep]))),
+            **compare_scores(before, after, pages, seeds, resamples)}
 
 # %% ../nbs/05_evaluation.ipynb #compare-groups
 def compare_groups(

@@ -244,8 +244,8 @@ def find_suspects(
     equal = agreed & (distance == 0)
     sure = agreed & (confidence >= class_mean(confidence.where(equal)) - 1e-9)  # rounding can raise a mean of equals
     trust = class_mean(equal.astype(float).where(sure))
-    found = first.assign(confidence=confidence, suspicion=confidence*distance*trust)[sure & (distance > 0)]
-    return found.sort_values("suspicion", ascending=False, kind="stable")
+    found = first.assign(confidence=confidence, suspicion=confidence*distance*trust)
+    return found[sure & (distance > 0) & (trust > .5)].sort_values("suspicion", ascending=False, kind="stable")
 
 # %% ../nbs/07_failures.ipynb #plant
 def plant_wrong_labels(

@@ -219,13 +219,18 @@ def test_the_worst_comes_first_and_a_class_that_is_never_right_lists_nothing():
     assert suspects_of(("Ann", .9, "Bob")) == ["q0"], "a single seed agrees with itself"
 
 
+def test_a_class_whose_confident_answers_are_mostly_wrong_lists_nothing():
+    "One right answer of low confidence among wrong ones: the model is at fault, not the labels."
+    assert suspects_of(*[("Ann", .9, f"Bob {n}", f"Bob {n}") for n in range(9)]) and not suspects_of(*[("Ann", .9, "Bob", "Bob")]*10)
+
+
 @pytest.mark.parametrize("text", HOSTILE[:-2] + ["日本語", "../../x"])
 def test_suspects_are_listed_with_their_page(text, tmp_path, monkeypatch):
     from docvlm import failures
     from docvlm.inputs.sources import rows_dataset
     monkeypatch.setattr(failures, "root", lambda: tmp_path)
     text = text.encode("utf-8", "replace").decode()
-    frame = labelled(SUSPECTS_SHOWN + 15, ("total",), 1)
+    frame = labelled(SUSPECTS_SHOWN + 30, ("total",), 1)
     seed = read(frame).assign(confidence=.9)
     seed.loc[:SUSPECTS_SHOWN + 1, "prediction"] = text or "-"
     frame.loc[0, "question_id"] = seed.loc[0, "question_id"] = f"/../{text}"

@@ -61,7 +61,7 @@ def rare_objects(tmp_path, monkeypatch):
     yield from (("published_gap", gap) for gap in against_published(get_preset("qwen2-vl-2b@vlmevalkit"), cells))
     yield from (("unanswered_question", row) for row in _unanswered(failed))
     yield "other_system", {"failures": dict(Counter(failed.failure))}
-    frame = pd.DataFrame({"question_id": list("abcd"), "doc_id": list("xxyy"), "page": 1, "field": ["total", "date"]*2, "question": "?",
+    frame = pd.DataFrame({"question_id": list("abcd"), "doc_id": list("xxyy"), "page": 1, "field": "total", "question": "?",
                           "benchmark": "docvqa", "answers": [["9"], [""], ["8"], ["May"]], "prediction": ["9", "", "7", "May"], "confidence": .9})
     yield "evaluation.json", {"fields": extraction_scores(frame, [frame], [42], 20),
                               "training_sample": {"questions": 4, "of": 9, "systems": ["base@train"]}}

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['DELIMITERS', 'READERS', 'COLUMN_NAMES', 'SPEAKERS', 'SPLITS', 'CHECK_PIXELS', 'read_csv', 'read_fields', 'read_table',
-           'named', 'conversation_rows', 'field_rows', 'unread_columns', 'rows_of_record', 'known_split', 'split_in',
-           'find_tables', 'divide', 'check_rows', 'import_documents']
+           'named', 'rows_of_conversation', 'rows_of_fields', 'unread_columns', 'rows_of_record', 'known_split',
+           'split_in', 'find_tables', 'divide', 'check_rows', 'import_documents']
 
 # %% ../../nbs/inputs/03_tables.ipynb #tables-import
 import ast
@@ -154,7 +154,7 @@ def _said(turn):
     if isinstance(text, list): text = " ".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
     return SPEAKERS.get(who, who), str(text or "").replace("<image>", " ").strip()
 
-def conversation_rows(
+def rows_of_conversation(
     record: dict,  # with `conversations` (LLaVA, ShareGPT) or `messages`, and `image` or `images`
 ) -> list[dict]:  # question and answer of each turn; a question without a reply has no answers
     "The questions and replies of a conversation about one image; ValueError if it is about none or several."
@@ -173,7 +173,7 @@ def conversation_rows(
     return rows
 
 # %% ../../nbs/inputs/03_tables.ipynb #tables-fields-rows
-def field_rows(
+def rows_of_fields(
     record: dict,  # a document's row, with the values as columns or as an object `fields`
     fields: dict[str, str],  # from `read_fields`
 ) -> list[dict]:  # one for each field; without answers if the record has no value for it
@@ -209,10 +209,10 @@ def rows_of_record(
     fields: dict[str, str],  # from `read_fields`; empty without fields.csv
 ) -> list[dict]:  # lines of metadata.jsonl, with `split` and `document` where the record names them
     "The questions of a table's row; ValueError if it holds none."
-    if "conversations" in record or "messages" in record: return conversation_rows(record)
+    if "conversations" in record or "messages" in record: return rows_of_conversation(record)
     found = named(record)
     if "question" in found: return [found | ({"answers": _answers(found["answers"])} if "answers" in found else {})]
-    if fields: return field_rows(record, fields)
+    if fields: return rows_of_fields(record, fields)
     raise ValueError("no question; give the table a column question, or write fields.csv (field, question) beside it")
 
 # %% ../../nbs/inputs/03_tables.ipynb #tables-splits

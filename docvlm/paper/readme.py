@@ -69,7 +69,8 @@ def results_block(
     more = f"How many pages must I label? {pages}\n\n" if pages else ""
     return (f"{github_table(headline(evaluation))}\n\n"
             f"![Scores of base and fine-tuned model on each benchmark]({figures}/report_headline.svg)\n\n"
-            f"{more}{examples}Preset `{study.preset.name}`, mean over {seeds} seeds, {evaluation['started'][:10]}, {state}"
+            f"{more}{examples}Preset `{study.preset.name}`, mean over {seeds} seeds, {evaluation['started'][:10]}, "
+            f"{state}"
             f"{' with uncommitted changes' if code['dirty'] else ''}.")
 
 # %% ../../nbs/paper/02_readme.ipynb #plan-block
