@@ -133,8 +133,8 @@ def add_lora(
 ):
     """Freeze the model and add trainable LoRA matrices to its language layers.
 
-    StudyError if LoRA matches no layer or the vision tower; NotImplementedError for DoRA on an INT8 base on a CPU, where
-    PEFT loses the scales of the weights."""
+    StudyError if LoRA matches no layer or the vision tower; NotImplementedError for DoRA on an INT8 base on a CPU,
+    where PEFT loses the scales of the weights."""
     if preset.use_dora and getattr(model, "is_loaded_in_8bit", False) and model.device.type == "cpu":
         raise NotImplementedError("PEFT has no DoRA for an INT8 base on a CPU")
     torch.manual_seed(seed)
