@@ -268,7 +268,7 @@ def plant_wrong_labels(
     return frame.assign(answers=pd.Series(labels, frame.index, dtype=object)), pd.Series(planted, frame.index)
 
 # %% ../nbs/07_failures.ipynb #detection
-PLANTINGS, SUSPECTS_SHOWN = 10, 20  # repetitions of the measurement; entries with a page picture
+PLANTINGS, SUSPECTS_SHOWN = 10, 6  # repetitions of the measurement; entries with a page picture
 
 def measure_detection(
     frames: list[pd.DataFrame],  # predictions for the same questions, one table per seed
