@@ -282,7 +282,7 @@ def measured(tmp_path, monkeypatch, rows, capsys):
         made, own = small(tmp_path, of)
         monkeypatch.setattr(systems, "load_splits", lambda study: {"test": of})
         monkeypatch.setattr(systems, "_own_predictions", lambda study: own)
-        monkeypatch.setattr(cli, "_opened", lambda preset, documents: made)
+        monkeypatch.setattr(cli, "_opened", lambda preset, documents, *settings: made)
         capsys.readouterr()
         try: code = cli.measure(system, **{"model": "m", "preset": "smoke"} | options) or 0
         except SystemExit as stopped: code = stopped.code
