@@ -10,23 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from docvlm import cli, core, files, steps
+from docvlm import cli, core, files
 from docvlm.core import checked_settings, open_study, with_settings
 from docvlm.presets import ATTENTION_MODULES, BOUNDS, CHOICES, PRESETS, Preset, get_preset
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture
-def repository(tmp_path, monkeypatch):
-    "An empty repository, with notebooks that say nothing."
-    (tmp_path/"settings.ini").write_text("lib_name = docvlm\n")
-    (tmp_path/"nbs").mkdir()
-    for notebook, *_ in steps.STEPS.values(): (tmp_path/f"nbs/{notebook}.ipynb").write_text(json.dumps({"cells": []}))
-    monkeypatch.chdir(tmp_path)
-    files.root.cache_clear()
-    yield tmp_path
-    files.root.cache_clear()
 
 
 def said(capsys, command, **options):
