@@ -160,6 +160,22 @@ def test_a_step_that_runs_out_of_memory_goes_on_in_parts(parts, monkeypatch):
     with pytest.raises(torch.OutOfMemoryError): trained()
 
 
+def test_a_batch_is_processed_in_the_parts_that_fit(parts, monkeypatch, tmp_path):
+    study, processor, _, rows, features = parts
+    batches = TrainingBatches(pack_rows(study, processor, rows, features), features, replace(study.preset, tokens_per_batch=2000), 3)
+    trainer = AnswerTrainer(add_lora(load_base(study.preset, "fp32"), study.preset, 8, 1), training._arguments(study, 1, tmp_path, 1, "none"))
+    monkeypatch.setattr(trainer, "current_gradient_accumulation_steps", 1, raising=False)  # `train` sets it
+    real, seen = training.answer_loss, []
+    monkeypatch.setattr(training, "answer_loss", lambda model, batch, *rest: seen.append(batch["input_ids"].shape[1]) or real(model, batch, *rest))
+    def step(tokens):
+        trainer.tokens_at_once = tokens
+        seen.clear()
+        return trainer.training_step(trainer.model, dict(batches[0])).item(), list(seen)
+    (whole, once), (split, several), (pages, each) = step(2000), step(1300), step(1)
+    assert len(once) == 1 < len(several) < len(each) and max(several) <= 1300 and sum(several) == sum(each) == once[0]
+    assert abs(split/whole - 1) < 1e-2 and abs(pages/whole - 1) < 1e-2  # autocast rounds
+
+
 def test_an_interrupted_evaluation_keeps_the_parts_that_are_answered(parts, monkeypatch, tmp_path):
     study, processor, base, rows, features = parts
     monkeypatch.setattr(Study, "run_dir", tmp_path)
