@@ -22,6 +22,7 @@ class Question:
     kind: str  # lookup, cell, maximum, difference, ratio, count, yes/no, span, comparison or arithmetic
     evidence: Box | None = None  # of the answer, in pixels of the final image; None where it is not printed
     where: tuple | None = None  # key of the mark that holds the answer, until it is looked up
+    pages: tuple[int, ...] = ()  # of a document of several pages: those that must be read, counted from 1
 
 # %% ../../nbs/pages/03_questions.ipynb #cell-004b
 def reading(
