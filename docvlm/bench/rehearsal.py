@@ -2,10 +2,10 @@
 
 # %% auto #0
 __all__ = ['QUESTIONS_PER_PAGE', 'WORK', 'SMALL_WORK', 'REACHED', 'LOADED_BYTES_PER_S', 'ANSWERS', 'EQUAL_QUESTIONS',
-           'rehearsal_config', 'parameters_of', 'draw_documents', 'Rehearsal', 'rehearsal_of', 'this_box', 'check_box',
-           'measured', 'planned_machine', 'modelled_ms', 'expected_s', 'prepare', 'rehearse_features', 'Stopped',
-           'StepTimes', 'rehearse_training', 'rehearse_plain', 'answerer', 'rehearse_answers', 'parts_of', 'run_parts',
-           'question_rows_of', 'equal_answers', 'summary_of', 'write_rehearsal']
+           'rehearsal_config', 'Rehearsal', 'rehearsal_of', 'this_box', 'check_box', 'measured', 'planned_machine',
+           'modelled_ms', 'expected_s', 'prepare', 'rehearse_features', 'Stopped', 'StepTimes', 'rehearse_training',
+           'rehearse_plain', 'answerer', 'rehearse_answers', 'parts_of', 'time_left', 'run_parts', 'question_rows_of',
+           'equal_answers', 'summary_of', 'write_rehearsal']
 
 # %% ../../nbs/bench/04_rehearsal.ipynb #imports
 import importlib.util
@@ -17,7 +17,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from unittest.mock import patch
 
@@ -35,7 +34,7 @@ from .throughput import (BATCH_SIZE, ScratchStudy, exact_features, generate_answ
                                      question_batch, train_rate)
 from ..core import Study
 from ..data import load_splits, prepare_data
-from ..documents import DOC_TYPES, make_pages
+from ..documents import save_documents
 from ..engine.answering import answer_rows
 from ..engine.attention import peak_memory, within_memory
 from ..engine.features import PageFeatures, cache_features
@@ -58,37 +57,8 @@ def rehearsal_config(
                          "run docvlm-study, or choose a preset whose base model is on the hub")
     return with_layers(base_config(study.preset), layers)
 
-def parameters_of(
-    config: Qwen2VLConfig,
-) -> int:
-    "Number of parameters of an architecture."
-    with torch.device("meta"): return Qwen2VLForConditionalGeneration._from_config(config).num_parameters()
-
-# %% ../../nbs/bench/04_rehearsal.ipynb #draw
-QUESTIONS_PER_PAGE = 4
-
-def draw_documents(
-    folder: Path,  # to be filled as a folder of a user's documents is
-    pages: int,  # pages of each split
-) -> None:
-    "Draw training and test pages of the document types of DocVQA, of the area of its typical page."
-    sizes = pd.read_csv(root()/"data"/"pages.csv").query("typical == 'yes' and benchmark == 'docvqa'")
-    area, kinds = int(sizes.width.iloc[0]*sizes.height.iloc[0]), [k for k, v in DOC_TYPES.items()
-                                                                 if v.benchmark == "docvqa"]
-    for split in ("train", "test"):
-        (folder/split).mkdir(parents=True)
-        drawn = (page for page in make_pages(10*pages, split=split, doc_types=kinds)
-                 if len(page.questions) >= QUESTIONS_PER_PAGE)
-        lines = []
-        for page in islice(drawn, pages):
-            name, scale = f"{page.doc_id}.png", math.sqrt(area/(page.image.width*page.image.height))
-            size = [round(scale*side) for side in page.image.size]
-            page.image.resize(size).save(folder/split/name, compress_level=1)
-            lines += [{"file_name": name, "question": asked.question, "answers": list(asked.answers)}
-                      for asked in page.questions[:QUESTIONS_PER_PAGE]]
-        (folder/split/"metadata.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-
 # %% ../../nbs/bench/04_rehearsal.ipynb #rehearsal
+QUESTIONS_PER_PAGE = 4
 WORK = {"min_steps": 30, "max_test_questions": 64, "latency_pages": 8, "latency_repeats": 1}
 SMALL_WORK = {"min_steps": 6, "max_test_questions": 16, "latency_pages": 2, "latency_repeats": 1,
               "max_pixels": 64*28*28, "tokens_per_page": 1024, "tokens_per_batch": 1024, "tokens_in_flight": 8192}
@@ -132,7 +102,8 @@ def check_box(
 ) -> None:
     "StudyError with what the rehearsal needs, and the remedy, if this box lacks it."
     run, name, gb = rehearsal_of(study, layers), study.preset.name, lambda size: f"{size/1e9:.1f} GB"
-    parameters, box = parameters_of(rehearsal_config(study, layers)), box or this_box(run)
+    with torch.device("meta"): model = Qwen2VLForConditionalGeneration._from_config(rehearsal_config(study, layers))
+    parameters, box = model.num_parameters(), box or this_box(run)
     pages = 2*math.ceil(run.preset.max_test_questions/QUESTIONS_PER_PAGE)  # 8 MB each, and a copy
     disk = 2*parameters + pages*(2*8_000_000 + 4*run.preset.max_pixels) + 500_000_000
     memory = 4*parameters + 3_000_000_000
@@ -158,7 +129,6 @@ def measured(
     if torch.cuda.is_available(): torch.cuda.synchronize()
     return result, {"seconds": time.perf_counter() - started, "peak_memory_bytes": peak_memory()}
 
-# %% ../../nbs/bench/04_rehearsal.ipynb #machine
 def planned_machine(
     run: Rehearsal,
 ) -> Machine:
@@ -209,7 +179,8 @@ def prepare(
     for name in ("base", "documents", "data"): shutil.rmtree(run.folder/name, ignore_errors=True)
     started, known = time.perf_counter(), importlib.util.find_spec("dashscope")
     save_random_base(run.folder/"base", config)
-    draw_documents(run.folder/"documents", math.ceil(run.preset.max_test_questions/QUESTIONS_PER_PAGE))
+    pages = math.ceil(run.preset.max_test_questions/QUESTIONS_PER_PAGE)
+    save_documents(run.folder/"documents", pages, QUESTIONS_PER_PAGE)
     load_splits(run)
     written_s, device = time.perf_counter() - started, device_kind()
     machine, budget, costs = planned_machine(run), budget_of(run.preset), question_costs(run.preset)
@@ -313,7 +284,6 @@ def rehearse_answers(
     return {"questions": len(rows), "questions_per_s": len(rows)/used["seconds"], "answers": found,
             "peak_memory_bytes": used["peak_memory_bytes"], "answers_fp32": answerer(run, way, few, "fp32")(few)}
 
-# %% ../../nbs/bench/04_rehearsal.ipynb #parts
 def parts_of(
     run: Rehearsal,
     config: Qwen2VLConfig,  # from `rehearsal_config`
@@ -326,33 +296,38 @@ def parts_of(
             "latency": partial(measure_latency, run, **precisions)}
 
 # %% ../../nbs/bench/04_rehearsal.ipynb #run-parts
+def time_left(
+    done: dict,  # from `run_parts`, of which "prepare" holds the expected seconds
+    parts,  # names of all parts
+) -> str:
+    "The time left, by the expected seconds and by how much longer than those the finished parts took."
+    expected = done.get("prepare", {}).get("expected_s", {})
+    known = [name for name in done if name in expected]
+    pace = sum(done[name]["seconds"] for name in known)/sum(expected[name] for name in known) if known else 1
+    left = pace*sum(expected.get(name, 0) for name in parts if name not in done)
+    return f"about {math.ceil(left/60)} min left" if left else "nothing left"
+
 def run_parts(
     parts: dict,  # from `parts_of`
-    folder: Path,  # where the numbers of each part are stored
+    folder: Path,  # where the numbers of each part are stored, and what the parts print
     key: str,  # digest of all that the numbers depend on
-    log: Path,  # what the parts print
 ) -> dict:  # name -> the part's numbers, with its seconds
     "Run every part whose numbers are not stored yet, and print the progress and the time left."
-    done, spent, expected = {}, 0.0, {}
+    done = {}
     for number, (name, part) in enumerate(parts.items(), 1):
         file, line = folder/f"{name}.json", f"[{number}/{len(parts)}] {name}"
-        known = read_json(file) if file.exists() else {}
-        if fresh := known.get("key") != key:
+        found = read_json(file) if file.exists() else {}
+        if fresh := found.get("key") != key:
             print(f"{line} …", flush=True)
-            log.parent.mkdir(parents=True, exist_ok=True)
-            started = time.perf_counter()
-            with log.open("a", encoding="utf-8") as printed, redirect_stdout(printed), redirect_stderr(printed):
-                known = part() | {"key": key}
-            known["seconds"] = time.perf_counter() - started
-            write_json(file, known)
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder/"log.txt").open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+                found, used = measured(part)
+            found |= {"key": key, "seconds": used["seconds"]}
+            write_json(file, found)
             clear_device_cache(garbage_collection=True)
-        done[name] = known
-        expected = expected or known.get("expected_s", {})
-        spent += known["seconds"] if name in expected else 0.0
-        left = sum(expected.get(name, 0.0) for name in parts if name not in done)
-        pace = spent/(sum(expected[name] for name in done if name in expected) or 1.0) or 1.0
-        print(f"{line}: {'done' if fresh else 'was done'} in {known['seconds']:.0f} s; "
-              f"about {max(1, round(pace*left/60))} min left" if left else f"{line}: done", flush=True)
+        done[name] = found
+        state = "done" if fresh else "was done"
+        print(f"{line}: {state} in {found['seconds']:.0f} s; {time_left(done, parts)}", flush=True)
     return done
 
 # %% ../../nbs/bench/04_rehearsal.ipynb #summary
@@ -417,7 +392,7 @@ def write_rehearsal(
     check_box(study, layers)
     key = digest_of(asdict(run.preset), layers, environment(), code_digests("bench/04_rehearsal"))
     with study_lock(run, "rehearsal"):
-        done = run_parts(parts_of(run, config), run.folder/"parts", key, run.folder/"log.txt")
+        done = run_parts(parts_of(run, config), run.folder/"parts", key)
         record = {"step": "rehearsal", "preset": study.preset.name, "settings": study.settings,
                   "params": asdict(replace(run.preset, base=study.preset.base, revision=study.preset.revision)),
                   **summary_of(run, done), "key": key, "code": git_state(), "env": environment(),
