@@ -219,6 +219,7 @@ def ablate(
     rows = [ablation_row(record, frames["base"], frames[name], resamples) for name, (_, record) in records.items()]
     quantized, notes = [], []
     for precision in study.preset.ablation_precisions:
+        if precision == study.preset.precision: continue  # the study itself
         try: quantized += ablate_precision(study, precision)
         except StudyError: raise
         except Exception as error: notes.append(cannot_run(precision, error))

@@ -17,7 +17,7 @@ from typing import get_args, get_type_hints
 from .execution import check_number, parse_flag
 from .files import StudyError, digest_of, read_json, root
 from .inputs.folder import longest_answer
-from .presets import BOUNDS, CHOICES, PRECISIONS, PROTOCOLS, Preset, device_kind, get_preset, has_bf16
+from .presets import BOUNDS, CHOICES, PRECISIONS, PROTOCOLS, Preset, computes_in, device_kind, get_preset
 from .steps import Step
 
 # %% ../nbs/00_core.ipynb #cell-013-0_core
@@ -113,10 +113,10 @@ def in_precision(
     study: Study,  # its preset's precision may be "auto"
 ) -> Study:
     """The study with its precision settled: the preset's; for "auto" the one recorded in precision.json; before the
-    first step, bf16 if this machine has units for it, else fp32."""
+    first step, what this machine computes in (`computes_in`)."""
     precision, record = study.preset.precision, study.run_dir/"precision.json"
     if precision == "auto" and record.exists(): precision = read_json(record).get("precision")
-    elif precision == "auto": precision = "bf16" if has_bf16(device_kind()) else "fp32"
+    elif precision == "auto": precision = computes_in(precision, device_kind())
     if precision not in PRECISIONS[1:]:
         raise StudyError(f"Unknown precision {precision!r} of the study {study.name}; "
                          f"choose one of: {', '.join(PRECISIONS)}")

@@ -332,7 +332,7 @@ def write_submission(
 ) -> Path:  # file to upload
     "Answer a hidden test set and write the submission file; ValueError if the benchmark has none."
     rows, *_ = load_hub(hidden_source(benchmark))
-    processor, model = load_processor(study.preset), load_base(study.preset)
+    processor, model = load_processor(study.preset), hold_weights(load_base(study.preset))
     if adapter: model = load_adapter(model, adapter)
     features = cache_features(study, model, processor, rows)
     answers = answer_rows(study, model, processor, rows, features, description=f"{benchmark} test")

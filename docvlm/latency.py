@@ -19,7 +19,7 @@ from .engine.features import pages_of
 from .engine.packing import chat_template, encode_text
 from .files import StudyError, in_library, process_pool, root
 from .model import load_base, load_processor
-from .presets import device_kind, has_bf16
+from .presets import PRECISIONS, QUANTIZED, device_kind, has_units
 
 # %% ../nbs/08_latency.ipynb #cell-004
 def time_answers(
@@ -28,7 +28,7 @@ def time_answers(
     images: list,  # pages as PIL images, one batch
     questions: list[list[int]],  # token ids, one question per page
     max_new_tokens: int,  # limit of an answer, in tokens
-    precision: str,  # "fp32", "bf16" or "auto", see `in_bf16`
+    precision: str,  # one of `PRECISIONS`
 ) -> float:  # seconds
     "Time answering one question per page in one batch, from page images to token ids."
     template, started = chat_template(processor), time.perf_counter()
@@ -66,7 +66,7 @@ def _image_tokens(processor, images):
 def _measure(study, processor, model, chosen, questions, precision, size):
     "One row: time to first token and to the full answer, throughput and memory of batches of `size` pages."
     groups = [(chosen[i:i + size], questions[i:i + size]) for i in range(0, len(chosen) - size + 1, size)]
-    used = study.preset.precision if precision in ("int8", "nf4") else precision
+    used = study.preset.precision if precision in QUANTIZED else precision
     once = lambda rows, asked, limit: time_answers(model, processor, [row["image"] for row in rows], asked, limit, used)
     limit = max(study.preset.max_new_tokens.values())
     peak_memory(reset=True)
@@ -81,7 +81,7 @@ def _measure(study, processor, model, chosen, questions, precision, size):
 # %% ../nbs/08_latency.ipynb #measure-precision
 def measure_precision(
     study: Study,  # supplies base, test pages, pixel budget and number of repeats
-    precision: str,  # "fp32", "bf16", "int8" or "nf4"
+    precision: str,  # one of `PRECISIONS`, not "auto"
     batch_sizes: tuple[int, ...] = (1, 8),  # pages per batch
 ) -> list[dict]:  # one row per batch size, up to the number of pages
     "Latency (ms), throughput (pages/s) and peak memory (bytes) of one precision."
@@ -111,13 +111,13 @@ CPU_PRICE = "2 vCPU general-purpose instance"
 # %% ../nbs/08_latency.ipynb #cell-015
 def measure_latency(
     study: Study,  # supplies base, pages and number of repeats
-    precisions: tuple[str, ...] = ("fp32", "bf16", "int8", "nf4"),  # precisions to try
+    precisions: tuple[str, ...] = PRECISIONS[1:],  # precisions to try
 ) -> dict:  # the fields of latency.json, see paper/results.md
     "Measure every precision this machine can run; note those it cannot."
     rows, notes = [], []
     for precision in tqdm(precisions, desc="latency", unit="precision"):
-        if precision == "bf16" and not has_bf16(device_kind()):
-            notes.append("bf16 is not measured: this machine has no hardware units for it")
+        if not has_units(precision, device_kind()):
+            notes.append(f"{precision} is not measured: this machine has no hardware units for it")
             continue
         with process_pool(1) as pool:
             try: rows += pool.submit(in_library("latency.measure_precision"), study, precision).result()

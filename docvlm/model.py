@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoProcessor, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from .engine.attention import ATTENTION, team
+from .engine.attention import ATTENTION, DTYPES, team
 from .files import StudyError, digest_of, read_json, root
-from .presets import PRECISIONS, Preset, emulation_warning, in_bf16
+from .presets import PRECISIONS, QUANTIZED, Preset, check_precision, computes_in
 
 # %% ../nbs/03_model.ipynb #cell-009
 def _source(preset):
@@ -79,19 +79,19 @@ def _check_quantized(model):
 # %% ../nbs/03_model.ipynb #load-base
 def load_base(
     preset: Preset,  # gives the base model
-    precision: str = "",  # "fp32", "bf16", "int8" or "nf4"; "" uses the preset's
+    precision: str = "",  # one of `PRECISIONS`; "" uses the preset's
     device: str | None = None,  # "cpu", "cuda", "cuda:1", …; None uses this process's GPU, or the CPU if there is none
 ):
     "Load the published base model, vision tower and language model, in evaluation mode with greedy decoding."
     precision = precision or preset.precision
-    if precision not in (*PRECISIONS, "int8", "nf4"):
-        raise ValueError(f"Unknown precision {precision!r}; choose one of: {', '.join(PRECISIONS)}, int8, nf4")
+    if precision not in PRECISIONS:
+        raise ValueError(f"Unknown precision {precision!r}; choose one of: {', '.join(PRECISIONS)}")
     source, revision = _source(preset)
     device = device or (f"cuda:{team().local_process_index}" if torch.cuda.is_available() else "cpu")
-    kind, used = device.partition(":")[0], preset.precision if precision in ("int8", "nf4") else precision
-    if note := emulation_warning(used, kind): warnings.warn(note, stacklevel=2)
-    half = torch.bfloat16 if in_bf16(used, kind) else torch.float32
-    quantized = {"quantization_config": _quantization(precision, half)} if precision in ("int8", "nf4") else {}
+    kind, used = device.partition(":")[0], preset.precision if precision in QUANTIZED else precision
+    if note := check_precision(used, kind): warnings.warn(note, stacklevel=2)
+    half = DTYPES[computes_in(used, kind)]
+    quantized = {"quantization_config": _quantization(precision, half)} if precision in QUANTIZED else {}
     dtype = half if quantized or device != "cpu" else torch.float32
     model, loaded = _open(Qwen2VLForConditionalGeneration.from_pretrained, preset, source, revision=revision,
                           dtype=dtype, use_safetensors=True, attn_implementation=ATTENTION, device_map={"": device},

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from .execution import execute
 from .files import StudyError, digest_of, read_json, root, write_json
 from .inputs.folder import files_read
-from .presets import base_digest, device_kind, emulation_warning, get_preset
+from .presets import base_digest, check_precision, device_kind, get_preset
 
 # %% ../nbs/study/03_steps.ipynb #cell-004
 STEPS = {  # step: (notebook, earlier steps whose results it reads, glob patterns of other files it reads)
@@ -346,7 +346,7 @@ def run_study(
                 continue
             if not ran:
                 _log(study).unlink(missing_ok=True)
-                note = emulation_warning(study.preset.precision, device_kind())
+                note = check_precision(study.preset.precision, device_kind())
                 if note: print(f"docvlm: {note}", flush=True)
             outcome = "stopped after"
             try:

@@ -19,14 +19,15 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from .bench.plan import training_setting
 from .core import Study
 from .data import load_splits
-from .engine.attention import last_layer_at, peak_memory, team, within_memory
+from .engine.attention import last_layer_at, peak_memory, recompute_layers, team, within_memory
 from .engine.features import PageFeatures, cache_features, pages_of
 from .engine.packing import PackedPage, chat_template, collate_pages, encode_text, pack_page
 from .files import StudyError, digest_of, flush, read_json, root, set_seed, write_json
 from .model import adapter_digest, add_lora, hold_weights, load_base, load_processor
-from .presets import Preset, base_digest, device_kind, in_bf16, with_variant
+from .presets import Preset, base_digest, computes_in, device_kind, shown_precision, with_variant
 
 # %% ../nbs/04_training.ipynb #page-inputs
 def page_inputs(
@@ -142,13 +143,16 @@ def page_groups(
 class AnswerTrainer(Trainer):
     "Trainer for ready-made batches with `answer_loss`; a batch that does not fit into memory is processed in parts."
     logits = staticmethod(answer_logits)
-    pages_at_once = 2**20  # effectively unlimited
+    pages_at_once = tokens_at_once = 2**20  # effectively unlimited
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         step, inputs = super().training_step, self._prepare_inputs(inputs)
         def run(pages): return sum(step(model, part, num_items_in_batch) for part in page_groups(inputs, pages))
-        pages = min(self.pages_at_once, len(inputs["features"]))
-        if team().num_processes > 1: return run(pages)  # no splitting: all processes would have to split the same way
+        masks = inputs["attention_mask"]["full_attention"]
+        if team().num_processes > 1: return run(len(masks))  # all processes would have to split the same way
+        pages = min(len(masks), self.pages_at_once)
+        if inputs["input_ids"].shape[1] > self.tokens_at_once:
+            pages = max(1, min(pages, self.tokens_at_once//max(mask.shape[-1] for mask in masks)))
         loss, enough = within_memory(run, pages, model.zero_grad)
         if enough < pages: self.pages_at_once = enough
         return loss
@@ -161,11 +165,12 @@ class AnswerTrainer(Trainer):
 def _arguments(study, seed, folder, steps, report_to):
     "Hugging Face `TrainingArguments` of a run of `steps` optimizer steps that saves its checkpoints in `folder`."
     preset, cpu, log = study.preset, not torch.cuda.is_available(), max(1, steps//60)
+    used = computes_in(preset.precision, device_kind())
     arguments = TrainingArguments(
         output_dir=folder, seed=seed, max_steps=steps, per_device_train_batch_size=1,
         learning_rate=preset.learning_rate, lr_scheduler_type="cosine",
         warmup_steps=max(1, round(preset.warmup_ratio*steps)), weight_decay=preset.weight_decay,
-        max_grad_norm=preset.max_grad_norm, bf16=in_bf16(preset.precision, device_kind()), use_cpu=cpu,
+        max_grad_norm=preset.max_grad_norm, bf16=used == "bf16", fp16=used == "fp16", use_cpu=cpu,
         logging_steps=log, save_strategy="steps", save_steps=log*max(5, steps//6//log), save_total_limit=1,
         train_sampling_strategy="sequential", remove_unused_columns=False, dataloader_num_workers=0,
         dataloader_pin_memory=not cpu, report_to=report_to, ddp_find_unused_parameters=False,
@@ -281,6 +286,8 @@ def training_rows(
 def _trainer(study, lora_rank, seed, precision, work, report_to, doc_ids=(), variant=""):
     "The Trainer of one adapter, ready to start or resume in the folder `work`, and its number of questions."
     set_seed(seed)
+    setting = training_setting(replace(study.preset, precision=precision or study.preset.precision),
+                               processes=team().num_processes)
     processor, base = load_processor(study.preset), hold_weights(load_base(study.preset, precision))
     rows = training_rows(study, doc_ids)
     features = cache_features(study, base, processor, rows)
@@ -288,9 +295,12 @@ def _trainer(study, lora_rank, seed, precision, work, report_to, doc_ids=(), var
     batches = TrainingBatches(packed, features, study.preset, seed, team().num_processes)
     model = add_lora(base, with_variant(study.preset, variant), lora_rank, seed)
     model.config.use_cache = False
+    if setting.checkpointing: recompute_layers(model)
     arguments = _arguments(study, seed, work, len(batches.batches), report_to)
-    return AnswerTrainer(model, arguments, train_dataset=batches, data_collator=lambda items: items[0],
-                         callbacks=[LiveCurve(work.stem)]), len(rows)
+    trainer = AnswerTrainer(model, arguments, train_dataset=batches, data_collator=lambda items: items[0],
+                            callbacks=[LiveCurve(work.stem)])
+    trainer.tokens_at_once = setting.tokens_at_once
+    return trainer, len(rows)
 
 def _fit(trainer, work):
     "Train to the end, from the last whole checkpoint if there is one; returns the seconds of all runs together."
@@ -324,6 +334,7 @@ def _record(trainer, settings, seed, questions, seconds):
                      for r in trainer.state.log_history if "loss" in r],
             "steps": len(batches.batches), "processes": batches.processes, "questions": questions, "train_s": seconds,
             "epochs": batches.epochs, "questions_per_s": questions*batches.epochs/seconds, **batches.means(),
+            "tokens_at_once": trainer.tokens_at_once, "checkpointing": trainer.model.is_gradient_checkpointing,
             "peak_memory_bytes": peak_memory()}
 
 # %% ../nbs/04_training.ipynb #train-adapter
@@ -363,8 +374,8 @@ def _setup(record, preset):
     return {"epochs": record["epochs"], "learning_rate": preset.learning_rate, "schedule": "cosine",
             "optimizer": "AdamW", "warmup_ratio": preset.warmup_ratio, "weight_decay": preset.weight_decay,
             "max_grad_norm": preset.max_grad_norm, "tokens_per_batch": preset.tokens_per_batch,
-            **{name: record[name] for name in ("pages_per_step", "tokens_per_page")},
-            "precision": "bf16 autocast" if in_bf16(preset.precision, device_kind()) else "fp32",
+            **{name: record[name] for name in ("pages_per_step", "tokens_per_page", "tokens_at_once", "checkpointing")},
+            "precision": shown_precision(preset.precision, device_kind()),
             "questions": record["questions"], "steps": record["steps"]}
 
 def train_study(

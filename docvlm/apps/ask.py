@@ -32,16 +32,17 @@ from ..files import root, StudyError
 from ..inputs.folder import check_question
 from ..inputs.images import open_page
 from ..inputs.sources import TYPE_GROUPS
-from ..model import load_adapter, load_base, load_processor
-from ..presets import device_kind, emulation_warning
+from ..model import hold_weights, load_adapter, load_base, load_processor
+from ..presets import computes_in, device_kind, has_units
 from ..training import adapter_folder, check_base
 
 # %% ../../nbs/apps/00_ask.ipynb #a0dd63d7
 def quick_precision(
     study: Study,  # its precision may be that of another machine
 ) -> str:
-    "The study's precision, or fp32 where this machine would emulate bf16, which would be slow."
-    return "fp32" if emulation_warning(study.preset.precision, device_kind()) else study.preset.precision
+    "The study's precision, or this machine's own where it lacks the hardware units for it."
+    device = device_kind()
+    return study.preset.precision if has_units(study.preset.precision, device) else computes_in("auto", device)
 
 class Asker:
     "Answers questions about any page with a study's base and, if trained, its first seed's adapter."
@@ -49,7 +50,7 @@ class Asker:
         study: Study,  # study that determines base and adapter
     ):
         self.study, self.processor, self.precision = study, load_processor(study.preset), quick_precision(study)
-        self.model = load_base(study.preset, self.precision)
+        self.model = hold_weights(load_base(study.preset, self.precision))
         self.template, self.systems = chat_template(self.processor), ["base"]
         folder = adapter_folder(study, study.preset.lora_rank, study.preset.seeds[0])
         if (folder/"adapter_model.safetensors").exists():

@@ -35,7 +35,7 @@ from ..execution import check_number
 from ..files import StudyError, digest_of, replacing
 from ..inputs.folder import document_files, one_line
 from ..inputs.images import open_page, page_count
-from ..model import adapter_digest, load_adapter, load_base, load_processor
+from ..model import adapter_digest, hold_weights, load_adapter, load_base, load_processor
 from ..presets import base_digest
 
 # %% ../../nbs/apps/01_predict.ipynb #find-pages
@@ -84,7 +84,7 @@ def answer_pages_of(
     processor,  # of the base model
     pages: list[tuple],  # (key, path, number), as from `find_pages`
     questions: list[str],  # asked on every page
-    precision: str,  # "bf16" or "fp32", see `in_bf16`
+    precision: str,  # one of `PRECISIONS`
 ):  # yields per chunk: by key, a list of (answer, confidence), or an error
     "Ask every question on every page, chunk by chunk."
     suffix = study.preset.prompt_suffix[BENCHMARK]
@@ -161,7 +161,7 @@ def ask_missing(
     "Ask the questions on every page without answers; the model is loaded only if there is one."
     todo, errors = list({page[0]: page for page in pages if page[0] not in kept.answers}.values()), {}
     if not todo: return errors
-    processor, model = load_processor(study.preset), load_base(study.preset, precision)
+    processor, model = load_processor(study.preset), hold_weights(load_base(study.preset, precision))
     if adapter: model = load_adapter(model, adapter)
     for found in answer_pages_of(study, model, processor, todo, questions, precision):
         errors |= {key: result for key, result in found.items() if isinstance(result, str)}

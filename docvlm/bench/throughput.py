@@ -25,7 +25,7 @@ from ..engine.features import FeaturesInMemory, cache_features
 from ..files import StudyError
 from ..inputs.images import pages_of
 from ..model import add_lora, load_base, load_processor
-from ..presets import Preset, device_kind, in_bf16
+from ..presets import Preset, computes_in, device_kind
 from ..training import AnswerTrainer, TrainingBatches, answer_loss, pack_rows, page_inputs
 
 # %% ../../nbs/bench/00_throughput.ipynb #5974e753
@@ -74,7 +74,7 @@ def generate_answers(
     preset: Preset,  # provides prompt suffixes and maximum answer lengths
     rows,  # a datasets.Dataset in the row schema
     batch_size: int,  # questions per call of `generate`; a batch holds questions of one benchmark only
-    precision: str = "",  # see `in_bf16`; "" for the preset's precision
+    precision: str = "",  # one of `PRECISIONS`; "" for the preset's precision
 ) -> list[str]:  # one answer per row, in the order of `rows`
     "Answer every question greedily with `generate`; left-padded batches with one copy of the page per question."
     found, benchmarks = [None]*len(rows), rows["benchmark"][:]
@@ -259,11 +259,11 @@ def train_rate(
     **arguments,  # further `TrainingArguments`
 ) -> float:  # questions per second
     "Train one epoch with a Trainer and return its throughput."
-    cpu = not torch.cuda.is_available()
+    cpu, used = not torch.cuda.is_available(), computes_in(preset.precision, device_kind())
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
             folder, num_train_epochs=1, learning_rate=preset.learning_rate, max_grad_norm=preset.max_grad_norm,
-            use_cpu=cpu, bf16=in_bf16(preset.precision, device_kind()), dataloader_pin_memory=not cpu,
+            use_cpu=cpu, bf16=used == "bf16", fp16=used == "fp16", dataloader_pin_memory=not cpu,
             save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
             remove_unused_columns=False, **arguments)
         if settings.n_gpu > 1: settings._n_gpu = 1  # one GPU, as in the study's training

@@ -197,7 +197,7 @@ def answer_pages(
     features,  # `PageFeatures` or `FeaturesInMemory`; must hold every page
     keep,  # called with a question's number and its answer's text, confidence and tokens; returns what to keep
     bar,  # progress bar, updated by the number of questions answered
-    precision: str = "",  # "bf16" or "fp32", see `in_bf16`; "" uses the study's
+    precision: str = "",  # one of `PRECISIONS`; "" uses the study's
 ) -> list:  # what `keep` returned, by question
     "Answer all questions of pages, in batches that fit into memory."
     template, merge_size, preset = chat_template(processor), processor.image_processor.merge_size, study.preset
@@ -224,7 +224,7 @@ def answer_rows(
     processor,  # tokenizer and chat template
     rows,  # a datasets.Dataset in the row schema
     features: PageFeatures,  # must hold every page of `rows`
-    precision: str = "",  # "bf16" or "fp32", see `in_bf16`; "" uses the study's
+    precision: str = "",  # one of `PRECISIONS`; "" uses the study's
     description: str = "answers",  # label of the progress bar
 ) -> pd.DataFrame:  # one row per question; columns: prediction, confidence, answer_tokens
     "Answer every question of `rows`, in order; StudyError if the model gives NaN."

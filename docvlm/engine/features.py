@@ -21,7 +21,7 @@ from ..core import Study
 from .attention import autocast, encode_pages, prepare_images, team, within_memory
 from ..files import StudyError, digest_of, replacing
 from ..inputs.images import page_size, pages_of
-from ..presets import base_digest, device_kind, in_bf16
+from ..presets import base_digest, computes_in, device_kind
 from ..steps import module_file
 
 # %% ../../nbs/engine/02_features.ipynb #2ecdb3c1
@@ -32,7 +32,7 @@ class PageFeatures:
         code = map(module_file, ("inputs.images", "engine.attention"))
         versions = version("transformers"), version("torch")
         decided = base_digest(preset), preset.min_pixels, preset.max_pixels, *code, *versions, device
-        self.folder = study.cache_dir/"features"/digest_of(*decided, in_bf16(preset.precision, device))
+        self.folder = study.cache_dir/"features"/digest_of(*decided, computes_in(preset.precision, device))
 
     def _path(self, key): return self.folder/key[:2]/f"{key}.safetensors"
 
