@@ -28,22 +28,22 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Trainer
 
 from .. import training
 from .cost import Machine, base_config, data_sheet_machine, measure_machine, question_costs, training_cost
-from .plan import budget_of, check_machine, peak_memory_bytes
-from .speedup import DTYPES, matmul_rate
+from .plan import check_machine, peak_memory_bytes, training_memory, training_setting
+from .speedup import matmul_rate
 from .throughput import (BATCH_SIZE, ScratchStudy, exact_features, generate_answers, load_plain,
                                      question_batch, train_rate)
 from ..core import Study
 from ..data import load_splits, prepare_data
 from ..documents import save_documents
 from ..engine.answering import answer_rows
-from ..engine.attention import peak_memory, within_memory
+from ..engine.attention import DTYPES, peak_memory, within_memory
 from ..engine.features import PageFeatures, cache_features
 from ..files import StudyError, digest_of, read_json, root, write_json
 from ..inputs.images import pages_of
 from ..latency import measure_latency
 from ..model import add_lora, hold_weights, load_base, load_processor
 from ..nano.model import save_random_base, with_layers
-from ..presets import device_kind, in_bf16
+from ..presets import computes_in, device_kind
 from ..steps import code_digests, content_digest, environment, git_state, study_lock
 
 # %% ../../nbs/bench/04_rehearsal.ipynb #config
@@ -87,7 +87,7 @@ def rehearsal_of(
 def this_box(
     run: Rehearsal,
 ) -> dict:
-    "What this machine has: why torch finds no GPU, in its own words, memory in use left out, and free bytes."
+    "What this machine has: why torch finds no GPU, in its own words, and free bytes of memory and disk."
     try: reason = torch.cuda.init() or ""
     except (RuntimeError, AssertionError) as error: reason = " ".join(str(error).split()).rstrip(".")
     lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
@@ -106,17 +106,17 @@ def check_box(
     parameters, box = model.num_parameters(), box or this_box(run)
     pages = 2*math.ceil(run.preset.max_test_questions/QUESTIONS_PER_PAGE)  # 8 MB each, and a copy
     disk = 2*parameters + pages*(2*8_000_000 + 4*run.preset.max_pixels) + 500_000_000
-    memory = 4*parameters + 3_000_000_000
+    memory = (4 if layers else 2)*parameters + 3_000_000_000  # on a CPU, weights are in fp32
     if box["no_gpu"] and not layers:
         raise StudyError(f"The rehearsal of {name} needs a GPU for {gb(2*parameters)} of weights and a training step "
                          f"(docvlm-plan lists the cards that fit), {gb(memory)} of memory and {gb(disk)} of disk, and "
                          f"torch finds no GPU ({box['no_gpu']}). To try the way on a CPU, add --layers 2")
-    if not layers: check_machine(study, memory_bytes=box["gpu_bytes"], free_bytes=10**18)  # the disk is checked below
     for what, needed, remedy in (("memory", memory, "end other programs"),
                                  ("disk", disk, "free space, or link data/runs to a larger disk")):
         if box[f"{what}_bytes"] < needed and not (run.folder/"base").exists():
             raise StudyError(f"The rehearsal of {name} needs about {gb(needed)} of {what}, and "
                              f"{gb(box[f'{what}_bytes'])} are free; {remedy}")
+    if not layers: check_machine(study, memory_bytes=box["gpu_bytes"], free_bytes=10**18)  # of disk, checked above
 
 # %% ../../nbs/bench/04_rehearsal.ipynb #measured
 def measured(
@@ -135,7 +135,7 @@ def planned_machine(
     "The constants of this machine in the cost model: by the data sheet, as in the plan; measured if it lists none."
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     for gpu in pd.read_csv(root()/"data"/"hardware.csv").itertuples():
-        if gpu.device == name: return data_sheet_machine(gpu)
+        if gpu.device == name: return data_sheet_machine(gpu, run.preset.precision)
     return measure_machine(run.preset, run.preset.tokens_per_batch)
 
 def modelled_ms(
@@ -177,19 +177,17 @@ def prepare(
 ) -> dict:
     "Write the base and the pages; measure the machine's matrix rate; model what follows, before anything is measured."
     for name in ("base", "documents", "data"): shutil.rmtree(run.folder/name, ignore_errors=True)
-    started, known = time.perf_counter(), importlib.util.find_spec("dashscope")
-    save_random_base(run.folder/"base", config)
+    parameters, known = save_random_base(run.folder/"base", config), importlib.util.find_spec("dashscope")
     pages = math.ceil(run.preset.max_test_questions/QUESTIONS_PER_PAGE)
     save_documents(run.folder/"documents", pages, QUESTIONS_PER_PAGE)
     load_splits(run)
-    written_s, device = time.perf_counter() - started, device_kind()
-    machine, budget, costs = planned_machine(run), budget_of(run.preset), question_costs(run.preset)
-    dtype = DTYPES["bf16" if in_bf16(run.preset.precision, device) else "fp32"]
-    return {"parameters": budget.total_parameters, "tokenizer": "Qwen2's" if known else "bytes", "written_s": written_s,
-            "machine": asdict(machine), "modelled_ms": modelled_ms(costs, machine),
-            "expected_s": expected_s(run.preset, costs, machine, budget.total_parameters),
+    device, machine, memory = device_kind(), planned_machine(run), training_memory(run.preset)
+    dtype, costs = DTYPES[computes_in(run.preset.precision, device)], question_costs(run.preset, BATCH_SIZE)
+    return {"parameters": parameters, "tokenizer": "Qwen2's" if known else "bytes", "machine": asdict(machine),
+            "modelled_ms": modelled_ms(costs, machine),
+            "expected_s": expected_s(run.preset, costs, machine, parameters),
             "matmul_flop_per_s": matmul_rate(dtype, device, 8192 if device == "cuda" else 1024),
-            "planned_peak_memory_bytes": peak_memory_bytes(budget, run.preset)}
+            "planned_peak_memory_bytes": peak_memory_bytes(memory, training_setting(run.preset, memory))}
 
 # %% ../../nbs/bench/04_rehearsal.ipynb #features
 def rehearse_features(run: Rehearsal) -> dict:
@@ -198,9 +196,8 @@ def rehearse_features(run: Rehearsal) -> dict:
     splits = load_splits(run)
     (processor, model), loading = measured(lambda: (load_processor(run.preset), load_base(run.preset)))
     filling = measured(lambda: [cache_features(run, model, processor, rows) for rows in splits.values()])[1]
-    pages = sum(len(pages_of(rows)) for rows in splits.values())
-    return {"load_s": loading["seconds"], "loaded_bytes": loading["peak_memory_bytes"], "pages": pages,
-            "pages_per_s": pages/filling["seconds"], "peak_memory_bytes": filling["peak_memory_bytes"]}
+    return {"load_s": loading["seconds"], "loaded_bytes": loading["peak_memory_bytes"],
+            "pages_per_s": sum(len(pages_of(rows)) for rows in splits.values())/filling["seconds"]}
 
 # %% ../../nbs/bench/04_rehearsal.ipynb #training
 class Stopped(Exception): "Training was stopped on purpose."
@@ -213,9 +210,6 @@ class StepTimes(TrainerCallback):
         self.ends.append(time.perf_counter())
     def on_save(self, args, state, control, **kwargs):
         if self.stop: raise Stopped
-    def step_s(self):
-        "Median seconds from the end of a step to that of the next: without start, warm-up and most checkpoints."
-        return float(np.median(np.diff(self.ends)))
 
 def rehearse_training(run: Rehearsal) -> dict:
     "Train an adapter as the study does: stop after the first checkpoint, and resume to the end."
@@ -230,9 +224,12 @@ def rehearse_training(run: Rehearsal) -> dict:
     questions = record["questions"]*record["epochs"]/record["steps"]
     pages, tokens = (round(record[name]) for name in ("pages_per_step", "tokens_per_page"))
     step = training_cost(run.preset, pages, tokens, round(questions*(1 + run.preset.max_new_tokens["docvqa"])))
-    keep = ("steps", "pages_per_step", "tokens_per_page", "peak_memory_bytes")
-    return {**{name: record[name] for name in keep}, "step_s": watch.step_s(), "questions_per_step": questions,
-            "questions_per_s": questions/watch.step_s(), "flop_per_s": float(step.flops)/watch.step_s(),
+    # from the end of a step to the end of the next: without start and warm-up, and the median without checkpoints
+    step_s = float(np.median([*np.diff(first.ends), *np.diff(watch.ends)]))
+    keep = ("steps", "pages_per_step", "tokens_per_page", "tokens_at_once", "gradient_checkpointing",
+            "peak_memory_bytes")
+    return {**{name: record[name] for name in keep}, "step_s": step_s, "questions_per_step": questions,
+            "questions_per_s": questions/step_s, "flop_per_s": float(step.flops)/step_s,
             "stopped_at_step": len(first.ends),
             "resumed": len(first.ends) + len(watch.ends) == record["steps"],
             "adapter_bytes": (root()/record["adapter"]/"adapter_model.safetensors").stat().st_size}
@@ -265,8 +262,7 @@ def answerer(
                     else cache_features(run, model, processor, rows))
         return lambda some: answer_rows(run, model, processor, some, features, precision).prediction.tolist()
     def generated(some, size): return generate_answers(model, processor, preset, some, size, precision)
-    most = 1 if way == "loop" else BATCH_SIZE
-    return lambda some: within_memory(partial(generated, some), most)[0]
+    return lambda some: within_memory(partial(generated, some), 1 if way == "loop" else BATCH_SIZE)[0]
 
 def rehearse_answers(
     run: Rehearsal,
