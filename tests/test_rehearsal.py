@@ -26,7 +26,7 @@ def synthetic_rehearsal():
             "tokenizer": "Qwen2's", "device": "NVIDIA H100 80GB HBM3", "precision": "bf16",
             "machine": {"name": "NVIDIA H100 80GB HBM3", "dtype": "bf16", "flops_per_s": 989e12, "bytes_per_s": 3e12, "kernel_s": 0.},
             "questions": [{"part": part, "way": way, **row} for part, way in ways], "load_s": 9., "loaded_bytes": 5*10**9, "pages_per_s": 30.,
-            "training": {"steps": 30, "pages_per_step": 8., "tokens_per_page": 940., "tokens_at_once": 8192, "gradient_checkpointing": False,
+            "training": {"steps": 30, "pages_per_step": 8., "tokens_per_page": 940., "tokens_at_once": 8192, "checkpointing": False,
                          "peak_memory_bytes": 2**35, "step_s": .3, "questions_per_step": 32., "questions_per_s": 100., "flop_per_s": 2e14,
                          "stopped_at_step": 5, "resumed": True, "adapter_bytes": 8_700_000, "matmul_flop_per_s": 8e14, "share": .25, "plain_batch_size": 8},
             "memory": {"planned_bytes": 2**35, "measured_bytes": 2**35, "ratio": 1.},

@@ -226,7 +226,7 @@ def rehearse_training(run: Rehearsal) -> dict:
     step = training_cost(run.preset, pages, tokens, round(questions*(1 + run.preset.max_new_tokens["docvqa"])))
     # from the end of a step to the end of the next: without start and warm-up, and the median without checkpoints
     step_s = float(np.median([*np.diff(first.ends), *np.diff(watch.ends)]))
-    keep = ("steps", "pages_per_step", "tokens_per_page", "tokens_at_once", "gradient_checkpointing",
+    keep = ("steps", "pages_per_step", "tokens_per_page", "tokens_at_once", "checkpointing",
             "peak_memory_bytes")
     return {**{name: record[name] for name in keep}, "step_s": step_s, "questions_per_step": questions,
             "questions_per_s": questions/step_s, "flop_per_s": float(step.flops)/step_s,
