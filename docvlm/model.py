@@ -86,10 +86,10 @@ def load_base(
     precision = precision or preset.precision
     if precision not in PRECISIONS:
         raise ValueError(f"Unknown precision {precision!r}; choose one of: {', '.join(PRECISIONS)}")
-    source, revision = _source(preset)
     device = device or (f"cuda:{team().local_process_index}" if torch.cuda.is_available() else "cpu")
     kind, used = device.partition(":")[0], preset.precision if precision in QUANTIZED else precision
     if note := check_precision(used, kind): warnings.warn(note, stacklevel=2)
+    source, revision = _source(preset)
     half = DTYPES[computes_in(used, kind)]
     quantized = {"quantization_config": _quantization(precision, half)} if precision in QUANTIZED else {}
     dtype = half if quantized or device != "cpu" else torch.float32

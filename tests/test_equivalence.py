@@ -17,9 +17,10 @@ from docvlm.model import add_lora, hold_weights, load_adapter, load_base, load_p
 from docvlm.engine.packing import collate_pages
 from docvlm.bench.throughput import generate_answers, load_plain, question_batch
 from docvlm.engine.features import PageFeatures, cache_features, pages_of
-from docvlm.bench.throughput import FreshFeatures, full_logits, one_question_a_page
+from docvlm.bench.throughput import FreshFeatures, ScratchStudy, changed, full_logits, one_question_a_page
+from docvlm.engine.attention import recompute_layers
 from docvlm.presets import with_variant
-from docvlm.training import answer_loss, pack_rows
+from docvlm.training import _trainer, answer_loss, pack_rows, page_groups
 
 
 def small_pages(image_tokens, max_new_tokens=8):
@@ -92,6 +93,80 @@ def test_packed_pages_give_the_loss_and_gradients_of_plain_rows(rows, processor,
     assert abs(found[0]/want[0] - 1) < 1e-5
     assert len(found[1]) == len(want[1]) == tensors*base.config.text_config.num_hidden_layers
     for name, gradient in found[1].items(): assert (gradient - want[1][name]).norm() <= 1e-4*want[1][name].norm(), name
+
+
+def shared_pages(study, processor, rows, base, pages=3, questions=3):
+    "A batch of pages that several questions share, and the exact features of its pages."
+    every = [page["rows"][:questions] for page in pages_of(rows).values() if len(page["rows"]) >= questions]
+    some = rows.select([i for page in every[::len(every)//pages][:pages] for i in page])
+    features = exact_features(base, processor, some)
+    return collate_pages(pack_rows(study, processor, some, features), features), features, some
+
+
+@pytest.mark.parametrize("variant", ["", "dora", "mlp"])
+def test_recomputed_layers_and_parts_of_a_batch_give_the_same_gradients(rows, processor, variant):
+    study, base = small_pages(64), load_base(small_pages(64).preset, "fp32")
+    batch, _, _ = shared_pages(study, processor, rows, base)
+    model, calls, text = adapted(base, study.preset, variant).train(), [], base.model.language_model
+    text.norm.register_forward_hook(lambda *_: calls.clear())  # what follows belongs to the backward pass
+    for layer in text.layers: layer.mlp.act_fn.register_forward_hook(lambda *_: calls.append(1))
+    count = int((batch["labels"] != -100).sum())
+    want, kept = loss_and_gradients(model, [answer_loss(model, batch)]), len(calls)
+    recompute_layers(model)
+    found, again = loss_and_gradients(model, [answer_loss(model, batch)]), len(calls)
+    parts = loss_and_gradients(model, (answer_loss(model, part, count) for part in page_groups(batch, 1)))
+    assert (kept, again) == (0, len(text.layers) - 1), "the last layer keeps what it computed"
+    for loss, gradients in (found, parts):
+        assert abs(loss/want[0] - 1) < 1e-5
+        for name, gradient in gradients.items(): assert (gradient - want[1][name]).norm() <= 1e-5*want[1][name].norm(), name
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.float16])
+def test_fp16_with_loss_scaling_gives_the_gradients_of_fp32(rows, processor, weights):
+    study, base = small_pages(64), load_base(small_pages(64).preset, "fp32")
+    batch, _, _ = shared_pages(study, processor, rows, base)
+    exact = adapted(base, study.preset, "").train()
+    want = loss_and_gradients(exact, [answer_loss(exact, batch)])
+    model = adapted(load_base(study.preset, "fp32").to(weights), study.preset, "").train()
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}, "a scaler refuses fp16 gradients"
+    with autocast("cpu", "fp16"): loss, gradients = loss_and_gradients(model, [2**12*answer_loss(model, batch)])
+    assert abs(loss/2**12/want[0] - 1) < 1e-2
+    whole = torch.stack([(gradient/2**12 - want[1][name]).norm() for name, gradient in gradients.items()]).norm()
+    assert whole < 2e-2*torch.stack([gradient.norm() for gradient in want[1].values()]).norm()
+
+
+def test_page_features_are_16_bit_in_every_precision_and_change_little(rows, processor, tmp_path):
+    study, base = small_pages(64), load_base(small_pages(64).preset, "fp32")
+    batch, exact, some = shared_pages(study, processor, rows, base)
+    in_precision = lambda precision: ScratchStudy(replace(study.preset, precision=precision), folder=tmp_path)
+    stored = cache_features(in_precision("fp32"), base, processor, some)
+    for key, (feature, grid) in exact.items():
+        rounded, same = stored.get(key)
+        assert rounded.dtype == torch.bfloat16 and same == grid
+        assert ((rounded.float() - feature).abs() <= 2**-8*feature.abs() + 1e-6).all(), "eight bits of precision"
+    packed = collate_pages(pack_rows(study, processor, some, stored), stored)
+    with torch.no_grad(): losses = [answer_loss(base, each).item() for each in (batch, packed)]
+    assert abs(losses[1]/losses[0] - 1) < 1e-2
+    answers = [answer_rows(study, base, processor, some, features, "fp32").prediction for features in (exact, stored)]
+    assert (answers[0] == answers[1]).mean() >= 0.8
+    folders = [PageFeatures(in_precision(precision)).folder for precision in ("auto", "nf4", "int8")]
+    assert len(set(folders)) == 1, "vision is never quantized, so a quantized base shares the features"
+    assert PageFeatures(in_precision("fp16")).folder not in {PageFeatures(in_precision("fp32")).folder, *folders}
+
+
+@pytest.mark.parametrize("precision", ["nf4", "int8"])
+def test_a_study_trains_and_answers_on_a_quantized_base(rows, processor, tmp_path, monkeypatch, precision):
+    study = changed(small_pages(64, 2), precision=precision, min_steps=1, tokens_per_batch=4096)
+    few = rows.select(range(8))
+    monkeypatch.setattr("docvlm.training.load_splits", lambda study: {"train": few})
+    trainer, questions = _trainer(study, 8, 1, "", tmp_path/"work", "none")
+    assert questions == 8 and trainer.train().training_loss < 20
+    trained = trainer.model.eval()
+    trained.save_pretrained(tmp_path/"adapter", save_embedding_layers=False)
+    again = load_adapter(hold_weights(load_base(study.preset)), tmp_path/"adapter")
+    features = PageFeatures(study)
+    answers = [answer_rows(study, model, processor, few, features).prediction.tolist() for model in (trained, again)]
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has it")

@@ -84,8 +84,11 @@ def test_a_broken_record_is_named(repository, text, said):
 
 
 def test_an_unknown_precision_is_refused(repository, monkeypatch):
-    monkeypatch.setitem(presets.PRESETS, "nano", replace(presets.PRESETS["nano"], precision="fp16"))
-    with pytest.raises(files.StudyError, match="'fp16'.*choose one of: auto, bf16, fp32"): core.open_study("nano")
+    monkeypatch.setitem(presets.PRESETS, "nano", replace(presets.PRESETS["nano"], precision="fp61"))
+    with pytest.raises(files.StudyError, match="'fp61'.*choose one of: auto, fp32, bf16, fp16, int8, nf4"): core.open_study("nano")
+    with pytest.raises(ValueError, match="precision cannot be 'int4'; choose from: auto, fp32, bf16, fp16, int8, nf4"):
+        core.open_study("smoke", settings={"precision": "int4"})
+    with pytest.raises(ValueError, match="Unknown precision 'fp8'"): load_base(presets.PRESETS["smoke"], "fp8")
 
 
 @pytest.mark.parametrize("chosen", ["bf16", "fp32"])
@@ -94,7 +97,8 @@ def test_every_part_computes_in_the_studys_precision(units, chosen, tmp_path):
     auto = core.open_study("smoke")
     study = replace(auto, preset=replace(auto.preset, precision=chosen))
     assert autocast("cpu", study.preset.precision)._enabled is (chosen == "bf16")
-    assert _arguments(study, 1, tmp_path, 10, "none").bf16 is (chosen == "bf16")
+    arguments = _arguments(study, 1, tmp_path, 10, "none")
+    assert arguments.bf16 is (chosen == "bf16") and not arguments.fp16
     assert (PageFeatures(study).folder == PageFeatures(auto).folder) is (auto.preset.precision == chosen)
     seen = []
     base = load_base(study.preset)

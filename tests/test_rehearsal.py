@@ -103,6 +103,6 @@ def test_the_report_shows_a_rehearsal_and_says_so_if_there_is_none(study, no_fig
     write_json(folder/"rehearsal.json", found | {"content": content_digest(found)})
     assert study.step("report").key() != before, "the report must be made again"
     page = html_of(study)
-    assert "measured with random weights: speed and memory do not depend on them; answers do" in page and "generate, one question at a time" in page
+    assert "measured with random weights: speed and memory do not depend on them; answers do" in page and "generate, one by one" in page
     write_json(folder/"rehearsal.json", found | {"content": "edited"})
     with pytest.raises(rehearsal.StudyError, match="run docvlm-rehearse again"): html_of(study)

@@ -19,7 +19,7 @@ import nbformat
 from ..core import Study
 from ..execution import execute
 from ..files import StudyError, digest_of, read_json, root, write_json
-from .tables import amount, benchmark_name, headline, in_report_order, metric_name, table
+from .tables import amount, benchmark_name, fits, headline, in_report_order, metric_name, table
 from ..steps import SEPARATE_STEPS, STEPS, Step, code_without_comments, notebook_code
 
 # %% ../../nbs/paper/02_readme.ipynb #nb-table
@@ -82,8 +82,8 @@ def plan_block(
     if not path.exists():
         return f"`docvlm-plan --preset {study.preset.name}` models disk space, hours and price."
     plan = read_json(path)
-    rows = [{"GPU": row["device"], "fits": "yes" if row["fits"] else "no", "one adapter, h": amount(row["train_h"], 1),
-             "study, h": amount(row["study_h"], 1), "USD": amount(row["study_usd"])} for row in plan["modelled"]]
+    rows = [{"GPU": row["device"], "fits": fits(row), "precision": row["precision"],
+             "one adapter, h": amount(row["train_h"], 1), "study, h": amount(row["study_h"], 1), "USD": amount(row["study_usd"])} for row in plan["modelled"]]
     return (f"About {plan['disk_bytes']/1e9:.0f} GB of disk for weights, data sets and cached page features.\n\n"
             + github_table(table(rows, "Modelled from data-sheet rates and list prices, not measured: a lower bound")))
 

@@ -7,7 +7,7 @@ __all__ = ['NOT_MEASURED', 'ONE_PAGE', 'NO_TEST', 'BENCHMARK_NAMES', 'METRIC_NAM
            'main_results', 'by_group', 'by_template', 'forgotten_table', 'field_scores', 'field_rates',
            'answered_share', 'measured_systems', 'published_systems', 'published_gap_table', 'other_systems',
            'without_answer', 'empty_answers', 'data_tables', 'ablation_table', 'quantized_table', 'failure_types',
-           'latency_table', 'price_table', 'plan_tables', 'rehearsal_table']
+           'latency_table', 'price_table', 'fits', 'plan_tables', 'rehearsal_table']
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-002
 import re
@@ -359,6 +359,10 @@ def price_table() -> Markup:
                  "Hourly list prices used for the costs")
 
 # %% ../../nbs/paper/00_tables.ipynb #292544f4
+def fits(row: dict) -> str:
+    "Whether the training step of a modelled machine fits, or the settings with which it does."
+    return "yes" if row["fits"] else f"with {row['instead']}" if row["instead"] else "no"
+
 def plan_tables(plan: dict) -> dict:
     "Tables of a plan: adapter sizes by rank, image tokens by page size, and modelled hours and prices by machine."
     ranks = [{"rank": row["lora_rank"], "trainable parameters": amount(row["trainable_parameters"]),
@@ -369,30 +373,29 @@ def plan_tables(plan: dict) -> dict:
               **{f"up to {int(budget)/1e6:.2f} megapixels": amount(tokens)
                  for budget, tokens in row["image_tokens"].items()}}
              for row in plan["visual_tokens"]]
-    machines = [{"device": row["device"], "precision": row["compute"], "memory, GB": amount(row["memory_bytes"]/1e9),
-                 "required, GB": amount(row["peak_memory_bytes"]/1e9), "fits": "yes" if row["fits"] else "no",
-                 "one adapter, h": amount(row["train_h"], 2),
-                 f"page features and {row['adapters']} adapters, h": amount(row["study_h"], 2),
+    machines = [{"device": row["device"], "memory, GB": amount(row["memory_bytes"]/1e9), "fits": fits(row),
+                 "precision": row["precision"], "tokens at once": amount(row["tokens_at_once"]),
+                 "layers recomputed": "yes" if row["checkpointing"] else "no",
+                 "required, GB": amount(row["peak_memory_bytes"]/1e9), "one adapter, h": amount(row["train_h"], 2),
+                 "adapters": row["adapters"], "study, h": amount(row["study_h"], 2),
                  "USD": amount(row["study_usd"], 2), "kind": row["kind"]} for row in plan["modelled"]]
     return {"ranks": table(ranks, f"LoRA on {plan['params']['base']}: parameters, counted"),
             "pages": table(pages, "Image tokens of a page by pixel budget"),
-            "machines": table(machines, "Training time and price modelled from data-sheet rates, not measured: "
-                                        "a lower bound")}
+            "machines": table(machines, "Training step that fits, time and price modelled from data-sheet rates, "
+                                        "not measured: a lower bound")}
 
 # %% ../../nbs/paper/00_tables.ipynb #rehearsal-table
-_WAYS = {"fast": "ours", "plain": "plain recipe", "loop": "generate, one question at a time",
-         "batched": "generate, in batches"}
+_WAYS = {"fast": "ours", "plain": "plain recipe", "loop": "generate, one by one", "batched": "generate, in batches"}
 
 def rehearsal_table(found: dict | None) -> Markup:
     "Table of a rehearsal beside the cost model: time of a question, and peak memory; 'not measured' without one."
     if found is None: return table([], "Rehearsal of the full-size model with random weights")
-    ours = {row["part"]: row["ms"] for row in found["questions"] if row["way"] == "fast"}
-    rows = [{"what": f"{row['part']}, {_WAYS[row['way']]}: ms a question", "measured": amount(row["ms"], 1),
-             "modelled": amount(row["modelled_ms"], 1), "measured / modelled": amount(row["ratio"], 2),
-             "times ours": amount(row["ms"]/ours[row["part"]], 1)} for row in found["questions"]]
-    memory = found["memory"]
-    rows.append({"what": "training, ours: peak memory in GB", "measured": amount(memory["measured_bytes"]/1e9, 1),
-                 "modelled": amount(memory["planned_bytes"]/1e9, 1),
-                 "measured / modelled": amount(memory["ratio"], 2), "times ours": "1.0"})
-    return table(rows, f"{found['device']}, {found['precision']}, measured with random weights: speed and memory do "
-                       "not depend on them; answers do")
+    ours, memory = {row["part"]: row["ms"] for row in found["questions"] if row["way"] == "fast"}, found["memory"]
+    rows = [(f"{row['part']}, {_WAYS[row['way']]}: ms a question", row["ms"], row["modelled_ms"], row["ratio"],
+             row["ms"]/ours[row["part"]]) for row in found["questions"]]
+    rows.append(("training, ours: peak memory in GB", memory["measured_bytes"]/1e9, memory["planned_bytes"]/1e9,
+                 memory["ratio"], 1.0))
+    names = {"measured": 1, "modelled": 1, "measured / modelled": 2, "times ours": 1}  # digits after the decimal point
+    return table([{"what": what, **{name: amount(value, names[name]) for name, value in zip(names, values)}}
+                  for what, *values in rows], f"{found['device']}, {found['precision']}, measured with random weights: "
+                                              "speed and memory do not depend on them; answers do")
