@@ -386,7 +386,6 @@ def plan_tables(plan: dict) -> dict:
 
 # %% ../../nbs/paper/00_tables.ipynb #rehearsal-table
 _WAYS = {"fast": "ours", "plain": "plain recipe", "loop": "generate, one by one", "batched": "generate, in batches"}
-
 def rehearsal_table(found: dict | None) -> Markup:
     "Table of a rehearsal beside the cost model: time of a question, and peak memory; 'not measured' without one."
     if found is None: return table([], "Rehearsal of the full-size model with random weights")
