@@ -13,7 +13,7 @@ import json
 import math
 import shutil
 import time
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -22,6 +22,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 from accelerate.utils.memory import clear_device_cache
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Trainer, TrainerCallback
@@ -90,9 +91,8 @@ def this_box(
     "What this machine has: why torch finds no GPU, in its own words, and free bytes of memory and disk."
     try: reason = torch.cuda.init() or ""
     except (RuntimeError, AssertionError) as error: reason = " ".join(str(error).split()).rstrip(".")
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     place = next(folder for folder in run.folder.parents if folder.exists())
-    return {"no_gpu": reason, "gpu_bytes": None, "memory_bytes": 1024*int(lines["MemAvailable"].split()[0]),
+    return {"no_gpu": reason, "gpu_bytes": None, "memory_bytes": psutil.virtual_memory().available,
             "disk_bytes": shutil.disk_usage(place).free}
 
 def check_box(
@@ -218,20 +218,19 @@ def rehearse_training(run: Rehearsal) -> dict:
     def train(watch):
         with patch.object(training, "LiveCurve", lambda title: watch):
             return training.train_adapter(run, run.preset.lora_rank, 42)
-    try: train(first := StepTimes(stop=True))
-    except Stopped: clear_device_cache(garbage_collection=True)
+    with suppress(Stopped): train(first := StepTimes(stop=True))
+    clear_device_cache(garbage_collection=True)  # drops the first model before the second is loaded
     record = train(watch := StepTimes(stop=False))
     questions = record["questions"]*record["epochs"]/record["steps"]
     pages, tokens = (round(record[name]) for name in ("pages_per_step", "tokens_per_page"))
     step = training_cost(run.preset, pages, tokens, round(questions*(1 + run.preset.max_new_tokens["docvqa"])))
-    # from the end of a step to the end of the next: without start and warm-up, and the median without checkpoints
-    step_s = float(np.median([*np.diff(first.ends), *np.diff(watch.ends)]))
-    keep = ("steps", "pages_per_step", "tokens_per_page", "tokens_at_once", "checkpointing",
-            "peak_memory_bytes")
+    # from the end of a step to that of the next: without start and warm-up, and the median without checkpoints
+    between = [*np.diff(first.ends), *np.diff(watch.ends)]
+    step_s = float(np.median(between or [record["train_s"]/record["steps"]]))
+    keep = ("steps", "pages_per_step", "tokens_per_page", "tokens_at_once", "checkpointing", "peak_memory_bytes")
     return {**{name: record[name] for name in keep}, "step_s": step_s, "questions_per_step": questions,
             "questions_per_s": questions/step_s, "flop_per_s": float(step.flops)/step_s,
-            "stopped_at_step": len(first.ends),
-            "resumed": len(first.ends) + len(watch.ends) == record["steps"],
+            "stopped_at_step": len(first.ends), "resumed": len(first.ends) + len(watch.ends) == record["steps"],
             "adapter_bytes": (root()/record["adapter"]/"adapter_model.safetensors").stat().st_size}
 
 # %% ../../nbs/bench/04_rehearsal.ipynb #plain
