@@ -37,7 +37,8 @@ def synthetic_rehearsal():
             "notes": ["int8 does not run here"], "parts_s": {"prepare": 60.}, "wall_s": 60., "started": "2026-11-28T18:00:00+00:00"}
 
 
-def test_two_layers_are_rehearsed_by_the_command_and_not_again(capsys):
+def test_two_layers_are_rehearsed_by_the_command_and_not_again(capsys, monkeypatch):
+    monkeypatch.setattr(rehearsal, "BATCH_SIZE", 2)
     settings = dict(pair.split("=") for pair in TINY)
     run = rehearsal_of(open_study("qwen2-vl-2b", settings=settings), 2)
     shutil.rmtree(run.folder, ignore_errors=True)
