@@ -70,11 +70,11 @@ AttentionInterface.register(FUSED_ATTENTION, fused_attention)
 QUANTIZED_BYTES = {"int8": 1, "nf4": 1/2 + 1/64 + 4/(64*256)}  # of a weight, scales of NF4's blocks included
 
 def matrix_weights(
-    base,  # from `meta_base`
+    base,  # from `meta_base`, with or without an adapter
 ) -> list[int]:  # number of weights of each matrix that `int8` and `nf4` quantize
     "Sizes of the matrices of the language layers."
-    return [layer.weight.numel() for layer in base.model.language_model.layers.modules()
-            if isinstance(layer, torch.nn.Linear)]
+    return [layer.weight.numel() for name, layer in base.model.language_model.layers.named_modules()
+            if isinstance(layer, torch.nn.Linear) and "lora_" not in name]
 
 def weight_bytes(
     preset: Preset,  # names the base model and the precision

@@ -137,9 +137,18 @@ def text_attention(module, query, key, value, attention_mask, scaling, dropout=0
         parts = [part for page in pages for part in _page_and_questions(*page)]
         return torch.cat([text_attention(module, *part, scaling, products=products)[0] for part in parts], 1), None
     if not (by_products(module, query.device.type) if products is None else products):
+        if query.device.type == "cuda" and not has_bf16("cuda"):
+            return _repeated(query, key, value, attention_mask, scaling), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling,
                                       is_causal=attention_mask is None)
     return _by_matmuls(module, query, key, value, attention_mask, scaling), None
+
+def _repeated(query, key, value, attention_mask, scaling):
+    """Attention of the language model with a copy of the keys for every head, as GPUs before Ampere need it: there only
+    the memory-efficient kernel avoids a matrix of all scores, and it does not share keys among heads."""
+    key, value = (x.repeat_interleave(query.shape[1]//x.shape[1], 1) for x in (key, value))
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attention_mask, is_causal=attention_mask is None, scale=scaling).transpose(1, 2)
 
 def _by_matmuls(module, query, key, value, attention_mask, scaling):
     "Attention of the language model as plain matmuls."

@@ -83,7 +83,8 @@ def plan_block(
         return f"`docvlm-plan --preset {study.preset.name}` models disk space, hours and price."
     plan = read_json(path)
     rows = [{"GPU": row["device"], "fits": fits(row), "precision": row["precision"],
-             "one adapter, h": amount(row["train_h"], 1), "study, h": amount(row["study_h"], 1), "USD": amount(row["study_usd"])} for row in plan["modelled"]]
+             "one adapter, h": amount(row["train_h"], 1), "study, h": amount(row["study_h"], 1),
+             "USD": amount(row["study_usd"])} for row in plan["modelled"]]
     return (f"About {plan['disk_bytes']/1e9:.0f} GB of disk for weights, data sets and cached page features.\n\n"
             + github_table(table(rows, "Modelled from data-sheet rates and list prices, not measured: a lower bound")))
 
