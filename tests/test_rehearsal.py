@@ -7,9 +7,10 @@ from test_report import fill, html_of, no_figures, study  # noqa: F401, fixtures
 
 from docvlm import cli
 from docvlm.bench import rehearsal
-from docvlm.bench.rehearsal import parts_of, rehearsal_of, run_parts
+from docvlm.bench.rehearsal import rehearsal_of, rehearsal_parts, run_parts
 from docvlm.core import Study, open_study
 from docvlm.files import read_json, write_json
+from docvlm.model import qwen2_vl_2b_config
 from docvlm.paper.readme import results_schema, schema_errors
 from docvlm.presets import PRESETS
 from docvlm.steps import content_digest
@@ -37,7 +38,17 @@ def synthetic_rehearsal():
             "notes": ["int8 does not run here"], "parts_s": {"prepare": 60.}, "wall_s": 60., "started": "2026-11-28T18:00:00+00:00"}
 
 
-def test_two_layers_are_rehearsed_by_the_command_and_not_again(capsys, monkeypatch):
+def narrow_config(preset):
+    "The 2B's architecture, vocabulary and positions, six times narrower, so that two layers are rehearsed within a CI run."
+    config = qwen2_vl_2b_config()
+    for name, value in {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 2}.items(): setattr(config.text_config, name, value)
+    for name, value in {"embed_dim": 160, "num_heads": 2, "hidden_size": 256}.items(): setattr(config.vision_config, name, value)
+    return config
+
+
+@pytest.mark.parametrize("widths", ["narrow", pytest.param("exact", marks=pytest.mark.slow)])
+def test_two_layers_are_rehearsed_by_the_command_and_not_again(widths, capsys, monkeypatch):
+    if widths == "narrow": monkeypatch.setattr(rehearsal, "base_config", narrow_config)
     monkeypatch.setattr(rehearsal, "BATCH_SIZE", 2)
     settings = dict(pair.split("=") for pair in TINY)
     run = rehearsal_of(open_study("qwen2-vl-2b", settings=settings), 2)
@@ -55,7 +66,7 @@ def test_two_layers_are_rehearsed_by_the_command_and_not_again(capsys, monkeypat
         assert found["latency"] and found["memory"]["planned_bytes"] > 0 and found["memory"]["ratio"] is None
         assert found["content"] == content_digest(found) and schema_errors(found, "rehearsal.json", results_schema(), set()) == []
         assert not (run.folder/"base").exists(), "gigabytes of random weights are not left behind"
-        for name in parts_of(run, None): assert (run.folder/"parts"/f"{name}.json").exists()
+        for name in rehearsal_parts(run, None): assert (run.folder/"parts"/f"{name}.json").exists()
         cli.rehearse("qwen2-vl-2b", layers=2, set=TINY)
         assert "[3/8] training: was done" in capsys.readouterr().out and not (run.folder/"base").exists()
     finally: shutil.rmtree(run.folder, ignore_errors=True)

@@ -4,8 +4,8 @@
 __all__ = ['QUESTIONS_PER_PAGE', 'WORK', 'SMALL_WORK', 'REACHED', 'LOADED_BYTES_PER_S', 'ANSWERS', 'EQUAL_QUESTIONS',
            'rehearsal_config', 'Rehearsal', 'rehearsal_of', 'this_box', 'check_box', 'measured', 'planned_machine',
            'modelled_ms', 'expected_s', 'prepare', 'rehearse_features', 'Stopped', 'StepTimes', 'rehearse_training',
-           'rehearse_plain', 'answerer', 'rehearse_answers', 'parts_of', 'time_left', 'run_parts', 'question_rows_of',
-           'equal_answers', 'summary_of', 'write_rehearsal']
+           'rehearse_plain', 'answerer', 'rehearse_answers', 'rehearsal_parts', 'time_left', 'run_parts',
+           'question_rows_of', 'equal_answers', 'summary_of', 'write_rehearsal']
 
 # %% ../../nbs/bench/04_rehearsal.ipynb #imports
 import importlib.util
@@ -279,7 +279,7 @@ def rehearse_answers(
     return {"questions": len(rows), "questions_per_s": len(rows)/used["seconds"], "answers": found,
             "peak_memory_bytes": used["peak_memory_bytes"], "answers_fp32": answerer(run, way, few, "fp32")(few)}
 
-def parts_of(
+def rehearsal_parts(
     run: Rehearsal,
     config: Qwen2VLConfig,  # from `rehearsal_config`
 ) -> dict:  # name -> function without arguments
@@ -303,7 +303,7 @@ def time_left(
     return f"about {math.ceil(left/60)} min left" if left else "nothing left"
 
 def run_parts(
-    parts: dict,  # from `parts_of`
+    parts: dict,  # from `rehearsal_parts`
     folder: Path,  # where the numbers of each part are stored, and what the parts print
     key: str,  # digest of all that the numbers depend on
 ) -> dict:  # name -> the part's numbers, with its seconds
@@ -387,7 +387,7 @@ def write_rehearsal(
     check_box(study, layers)
     key = digest_of(asdict(run.preset), layers, environment(), code_digests("bench/04_rehearsal"))
     with study_lock(run, "rehearsal"):
-        done = run_parts(parts_of(run, config), run.folder/"parts", key)
+        done = run_parts(rehearsal_parts(run, config), run.folder/"parts", key)
         record = {"step": "rehearsal", "preset": study.preset.name, "settings": study.settings,
                   "params": asdict(replace(run.preset, base=study.preset.base, revision=study.preset.revision)),
                   **summary_of(run, done), "key": key, "code": git_state(), "env": environment(),
