@@ -311,7 +311,7 @@ def _fit(trainer, work):
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not should_reduce_batch_size(error): raise
         raise StudyError("Not enough memory for a training step; "
-                         "lower tokens_per_batch, or tokens_per_page and max_pixels (study/01_presets)") from error
+                         "lower tokens_per_batch, tokens_per_page or max_pixels, or set precision=nf4") from error
     return clock.seconds()
 
 # %% ../nbs/04_training.ipynb #lora-settings

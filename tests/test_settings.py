@@ -33,7 +33,7 @@ def said(capsys, command, **options):
     ("seeds=", "seeds needs at least one"), ("seeds=42,42", "twice"), ("seeds=a,b", "not 'a'"), ("seeds=-1", "seeds must be"), ("seeds=4294967296", "seeds must be"),
     ("target_modules=qkv", "choose from: q_proj"), ("target_modules=", "at least one"), ("target_modules=q_proj,lm_head", "'lm_head'"),
     ("use_dora=maybe", "flag"), ("use_rslora=2", "flag"), ("ablation_precisions=int4", "choose from: int8, nf4"), ("ablation_variants=adalora", "rslora, dora, mlp"),
-    ("precision=fp16", "choose from: auto, bf16, fp32"), ("source=disk", "generated, hub"), ("base=data/none", "must be a folder of the repository"),
+    ("precision=fp61", "choose from: auto, fp32, bf16, fp16, int8, nf4"), ("precision=fp16", "needs a GPU; on a CPU set precision=bf16 or fp32"), ("source=disk", "generated, hub"), ("base=data/none", "must be a folder of the repository"),
     ("base=", "must be a folder of the repository"), ("max_new_tokens=64", "give one as max_new_tokens.docvqa=VALUE"),
     ("max_new_tokens.docvqa=0", "max_new_tokens.docvqa must be"), ("max_new_tokens.vqa=3", "docvqa, infovqa, chartqa"), ("lora_rank.x=3", "has one value"),
     ("min_pixels=900000", "at most max_pixels"), ("train_pages.forms=0", "train_pages.forms must be"), ("max_test_questions=0", "max_test_questions must be"),

@@ -184,7 +184,8 @@ def _check_finite(confidence, doc_id):
     "StudyError if the confidence of an answer is NaN."
     if math.isfinite(confidence): return
     raise StudyError(f"The model gives NaN on page {doc_id}, which is no answer; its cached features or the "
-                     "weights are damaged: delete data/cache/features and try again, then train the adapter again")
+                     "weights are damaged: delete data/cache/features and try again, then train the adapter again. "
+                     "In fp16, numbers above 65,504 become NaN too: set precision=fp32")
 
 # %% ../../nbs/engine/03_answering.ipynb #answer-pages
 def answer_pages(
