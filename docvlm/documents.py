@@ -2,19 +2,24 @@
 
 # %% auto #0
 __all__ = ['UNSEEN_SHARE', 'SMALL_SIZES_PX', 'SIZES_PX', 'RECEIPT_FONTS', 'DOC_TYPES', 'MULTIPAGE_TYPES', 'DocType', 'Page',
-           'choose_questions', 'make_page', 'make_pages', 'Document', 'make_document']
+           'choose_questions', 'make_page', 'make_pages', 'save_documents', 'Document', 'make_document']
 
 # %% ../nbs/01_documents.ipynb #cell-002
+import json
 import random
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
+from .files import root
 from .pages.chart_data import Chart, make_chart
 from .pages.charts import CHART_STYLES, draw_chart
 from .pages.contents import make_form, make_info, make_invoice, make_letter, make_receipt, make_table, printed
@@ -205,6 +210,27 @@ def make_pages(
         turn, place = divmod(i, len(doc_types))
         unseen = int((turn + 1)*share) > int(turn*share)
         yield make_page(doc_types[place], 100_000*seed + i, split, unseen, strength)
+
+# %% ../nbs/01_documents.ipynb #save-documents
+def save_documents(
+    folder: Path,  # to be filled as a folder of a user's documents is
+    pages: int,  # pages of each split
+    questions: int,  # about each page
+) -> None:
+    "Save training and test pages of DocVQA's document types, enlarged to the area of its typical page, and questions."
+    sizes = pd.read_csv(root()/"data"/"pages.csv").query("typical == 'yes' and benchmark == 'docvqa'").iloc[0]
+    kinds = [name for name, kind in DOC_TYPES.items() if kind.benchmark == "docvqa"]
+    for split in ("train", "test"):
+        (folder/split).mkdir(parents=True)
+        able = (page for page in make_pages(10*pages, split=split, doc_types=kinds) if len(page.questions) >= questions)
+        lines = []
+        for page in islice(able, pages):
+            scale, name = (sizes.width*sizes.height/(page.image.width*page.image.height))**0.5, f"{page.doc_id}.png"
+            size = [round(scale*side) for side in page.image.size]
+            page.image.resize(size).save(folder/split/name, compress_level=1)
+            lines += [{"file_name": name, "question": asked.question, "answers": list(asked.answers)}
+                      for asked in page.questions[:questions]]
+        (folder/split/"metadata.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
 
 # %% ../nbs/01_documents.ipynb #several-parts
 def _page_questions(cast, named):

@@ -269,10 +269,10 @@ def _result_values(results):
             "model": settings_table(training["model"], "Model"), "setup": settings_table(training["setup"], "Training"),
             "environment": settings_table(evaluation["env"], "Machine and versions of the evaluation")}
 
-def _published_plan():
-    "The published plan of preset qwen2-vl-2b, or None."
-    path = Study(PRESETS["qwen2-vl-2b"]).results_dir/"plan.json"
-    return _unchanged(read_json(path), "The plan of qwen2-vl-2b", "run docvlm-plan again") if path.exists() else None
+def _published(name, command):
+    "A published file of preset qwen2-vl-2b that a separate command writes, or None."
+    path = Study(PRESETS["qwen2-vl-2b"]).results_dir/f"{name}.json"
+    return _unchanged(read_json(path), f"The {name} of qwen2-vl-2b", f"run {command} again") if path.exists() else None
 
 # %% ../nbs/09_report.ipynb #report-values
 def report_values(
@@ -283,7 +283,8 @@ def report_values(
     sample, speed, (others, outdated) = (study.figures_dir/"data_samples.svg", speed_values(study),
                                          current_systems(study, results))
     return {"study": study, "preset": study.preset, "tables": tables, **_result_values(results),
-            "others": others, "outdated": outdated, "speed": speed, "plan": _published_plan(),
+            "others": others, "outdated": outdated, "speed": speed, "plan": _published("plan", "docvlm-plan"),
+            "rehearsal": _published("rehearsal", "docvlm-rehearse"),
             "figures": draw_all(study, results) | ({"speed": speed["figure"]} if speed else {}),
             "samples": str(sample.relative_to(root())) if sample.exists() else None,
             "provenance": provenance(results | ({"benchmark": speed["result"]} if speed else {})),

@@ -1,9 +1,7 @@
 """The study's own functions on Qwen2-VL-2B's exact architecture, tokenizer and hub layout, with random weights.
 
 Two layers of each tower by `make slow`'s first half, in about a minute; all of them in its second, in about 20 GiB of memory."""
-import base64
 import gc
-import importlib.util
 import json
 import resource
 import shutil
@@ -15,8 +13,7 @@ import pytest
 import torch
 from peft import PeftModel
 from PIL import Image
-from transformers import Qwen2Tokenizer, Qwen2VLForConditionalGeneration, TrainerCallback
-from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers import TrainerCallback
 
 from docvlm import training
 from docvlm.engine.answering import answer
@@ -26,13 +23,12 @@ from docvlm.data import load_splits, prepare_data, prepared_folder
 from docvlm.evaluation import evaluate_study
 from docvlm.model import load_base, load_processor, qwen2_vl_2b_config
 from docvlm.engine.packing import chat_template
+from docvlm.nano.model import QWEN_SPECIAL_TOKENS, byte_ranks, save_random_base, with_layers
 from docvlm.bench.cost import PREFIX_TOKENS
 from docvlm.engine.features import PageFeatures, pages_of
 from docvlm.training import adapter_folder, train_adapter, train_study
 
 pytestmark = pytest.mark.slow
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
-           "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 # As published in Qwen/Qwen2-VL-2B-Instruct: chat_template.json, config.json, generation_config.json, preprocessor_config.json
 CHAT_TEMPLATE = (
     "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}{% for message in messages %}"
@@ -62,24 +58,6 @@ IMAGES = {"min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "tempora
 ANSWERS = ("7 May 1998", "$1,250.00", "Accounting", "42 %")
 
 
-def byte_ranks():
-    "The Qwen tokens by rank, as the dashscope wheel carries them."
-    package = Path(importlib.util.find_spec("dashscope").submodule_search_locations[0])
-    lines = (package/"resources"/"qwen.tiktoken").read_text(encoding="utf-8").split("\n")
-    return {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines if line)}
-
-
-def qwen_tokenizer(ranks):
-    "Merging the pair that makes the token of lowest rank is byte-pair encoding with every split of every token as a merge."
-    shown = bytes_to_unicode()
-    text = {token: "".join(shown[byte] for byte in token) for token in ranks}
-    merges = [(text[token[:i]], text[token[i:]]) for token in ranks for i in range(1, len(token))
-              if token[:i] in ranks and token[i:] in ranks]
-    vocabulary = {text[token]: rank for token, rank in ranks.items()} | {token: len(ranks) + i for i, token in enumerate(SPECIAL)}
-    return Qwen2Tokenizer(vocabulary, merges, eos_token="<|im_end|>", model_max_length=32768, padding_side="left",
-                          extra_special_tokens=list(SPECIAL))
-
-
 def by_ranks(word, ranks):
     "Tiktoken's rule for one word: again and again join the two neighbours that make the token of lowest rank."
     parts = [bytes([byte]) for byte in word]
@@ -89,26 +67,15 @@ def by_ranks(word, ranks):
     return [ranks[part] for part in parts]
 
 
-def save_base(folder, layers, tokenizer):
-    "A folder like the hub's, in two shards of bf16; noise of prime length, so that no two rows of a matrix are equal."
-    config = qwen2_vl_2b_config()
-    if layers:
-        config.text_config.num_hidden_layers = config.vision_config.depth = layers
-        config.text_config.layer_types = config.text_config.layer_types[:layers]
-    with torch.device("meta"): model = Qwen2VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
-    model.to_empty(device="cpu").tie_weights()
-    noise = 0.02*torch.randn(1_048_573, generator=torch.Generator().manual_seed(0))
-    for number, (name, parameter) in enumerate(model.named_parameters()):
-        if parameter.ndim == 1: parameter.data.fill_(float("norm" in name or "ln_q" in name) if name.endswith("weight") else 0)
-        else: parameter.data.view(-1).copy_(noise.roll(number).repeat(-(-parameter.numel()//len(noise)))[:parameter.numel()])
-    model.save_pretrained(folder, max_shard_size=model.num_parameters()*6//5)
-    tokenizer.save_pretrained(folder)
-    (folder/"chat_template.jinja").unlink(missing_ok=True)
+def save_base(folder, layers):
+    "A folder like the hub's: random weights, and the small files word for word as published."
+    parameters = save_random_base(folder, with_layers(qwen2_vl_2b_config(), layers))
+    for name in ("chat_template.jinja", "processor_config.json"): (folder/name).unlink(missing_ok=True)
     depths = {"num_hidden_layers": layers, "vision_config": CONFIG["vision_config"] | {"depth": layers}} if layers else {}
     for name, content in (("config", CONFIG | depths), ("generation_config", GENERATION), ("preprocessor_config", IMAGES),
                           ("chat_template", {"chat_template": CHAT_TEMPLATE})):
         (folder/f"{name}.json").write_text(json.dumps(content))
-    return model.num_parameters()
+    return parameters
 
 
 def save_documents(folder, pages):
@@ -128,10 +95,10 @@ def ranks(): return byte_ranks()
 
 
 @pytest.fixture(scope="module", params=(2, 0), ids=("two-layers", "full-size"))
-def study(request, ranks, tmp_path_factory):
+def study(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     save_documents(folder/f"random-2b-{request.param}", 8)
-    parameters = save_base(folder/"base", request.param, qwen_tokenizer(ranks))
+    parameters = save_base(folder/"base", request.param)
     assert request.param or parameters == 2_208_985_600
     gc.collect()
     preset = replace(get_preset("qwen2-vl-2b"), base=str(folder/"base"), revision="", max_pixels=64*28*28, tokens_per_page=400,
@@ -146,7 +113,7 @@ def study(request, ranks, tmp_path_factory):
 def test_tokenizer_and_processor_are_the_published_ones(study, ranks):
     processor = load_processor(study.preset)
     encode, decode = processor.tokenizer.encode, processor.tokenizer.decode
-    assert [processor.tokenizer.convert_tokens_to_ids(token) for token in SPECIAL] == list(range(151643, 151657))
+    assert [processor.tokenizer.convert_tokens_to_ids(token) for token in QWEN_SPECIAL_TOKENS] == list(range(151643, 151657))
     assert encode("Hello, world!") == [9707, 11, 1879, 0]
     for text in ("Invoice № 1024: €3.50 due", "  two  spaces\n\n\ttab", "日本語 naïve I'll", "7 May 1998<|im_end|>"):
         assert decode(encode(text)) == text

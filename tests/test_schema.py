@@ -38,6 +38,7 @@ def curves(monkeypatch):
 def rare_objects(tmp_path, monkeypatch):
     "Objects that no published file happens to hold, from the code that writes them."
     from test_benchmark import synthetic_benchmark
+    from test_rehearsal import synthetic_rehearsal
     from docvlm import failures
     from docvlm.analysis.extraction import extraction_scores
     from docvlm.baselines.compare import _unanswered
@@ -56,6 +57,7 @@ def rare_objects(tmp_path, monkeypatch):
     failed = pd.DataFrame([{"question_id": "q", "doc_id": "d", "page": 1, "failure": "HTTP 400", "reason": None}])
     cells = {"docvqa": {"baseline": {"value": .5}}}
     yield "benchmark.json", {"predict": synthetic_benchmark()["predict"]}
+    yield "rehearsal.json", synthetic_rehearsal()
     yield from (("skipped_row", row) for row in skipped)
     yield from (("leaked_pair", pair) for pair in find_leaks(pages, pages)["pairs"])
     yield from (("published_gap", gap) for gap in against_published(get_preset("qwen2-vl-2b@vlmevalkit"), cells))

@@ -7,7 +7,7 @@ __all__ = ['NOT_MEASURED', 'ONE_PAGE', 'NO_TEST', 'BENCHMARK_NAMES', 'METRIC_NAM
            'main_results', 'by_group', 'by_template', 'forgotten_table', 'field_scores', 'field_rates',
            'answered_share', 'measured_systems', 'published_systems', 'published_gap_table', 'other_systems',
            'without_answer', 'empty_answers', 'data_tables', 'ablation_table', 'quantized_table', 'failure_types',
-           'latency_table', 'price_table', 'fits', 'plan_tables']
+           'latency_table', 'price_table', 'fits', 'plan_tables', 'rehearsal_table']
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-002
 import re
@@ -383,3 +383,18 @@ def plan_tables(plan: dict) -> dict:
             "pages": table(pages, "Image tokens of a page by pixel budget"),
             "machines": table(machines, "Training step that fits, time and price modelled from data-sheet rates, "
                                         "not measured: a lower bound")}
+
+# %% ../../nbs/paper/00_tables.ipynb #rehearsal-table
+_WAYS = {"fast": "ours", "plain": "plain recipe", "loop": "generate, one by one", "batched": "generate, in batches"}
+def rehearsal_table(found: dict | None) -> Markup:
+    "Table of a rehearsal beside the cost model: time of a question, and peak memory; 'not measured' without one."
+    if found is None: return table([], "Rehearsal of the full-size model with random weights")
+    ours, memory = {row["part"]: row["ms"] for row in found["questions"] if row["way"] == "fast"}, found["memory"]
+    rows = [(f"{row['part']}, {_WAYS[row['way']]}: ms a question", row["ms"], row["modelled_ms"], row["ratio"],
+             row["ms"]/ours[row["part"]]) for row in found["questions"]]
+    rows.append(("training, ours: peak memory in GB", memory["measured_bytes"]/1e9, memory["planned_bytes"]/1e9,
+                 memory["ratio"], 1.0))
+    names = {"measured": 1, "modelled": 1, "measured / modelled": 2, "times ours": 1}  # digits after the decimal point
+    return table([{"what": what, **{name: amount(value, names[name]) for name, value in zip(names, values)}}
+                  for what, *values in rows], f"{found['device']}, {found['precision']}, measured with random weights: "
+                                              "speed and memory do not depend on them; answers do")
