@@ -42,7 +42,7 @@ study: install  ## the study of PRESET (nano), on DOCUMENTS if given, and its re
 	$(BIN)/docvlm-study --preset $(PRESET) --documents="$$DOCUMENTS"
 
 outputs: study  ## run every notebook and store its outputs in nbs/
-	$(BIN)/python -c "from docvlm.core import open_study; from docvlm.paper.readme import write_outputs; write_outputs(open_study('$(PRESET)'))"
+	$(BIN)/python -c "from docvlm.core import open_study; from docvlm.provenance import write_outputs; write_outputs(open_study('$(PRESET)'))"
 	$(BIN)/nbdev_clean
 
 readme: install  ## README.md from nbs/index.ipynb and the published results, paper/results.md from its schema
