@@ -398,5 +398,5 @@ def serving_tables(
             "modelled": table(_modelled_rows(benchmark), "Modelled, not measured: Qwen2-VL-2B, one question about one "
                               "page, from data-sheet rates and list prices; a lower bound"),
             "published": table(cited(published.to_dict("records")), "Published by others, not measured here: speed"),
-            "api": table(cited(list(_api_rows())), "Computed from published prices and the provider's image rule: image "
-                         "input alone, without question and answer")}
+            "api": table(cited(list(_api_rows())), "Computed from published prices and the provider's image rule: "
+                         "image input alone, without question and answer")}
