@@ -136,7 +136,7 @@ def answer_types(
             text = text.replace(": ", ", most of all ", 1) + f", then {_in_brackets(*gained[1])}" + (
                 "; the two intervals overlap" if overlap else "")
     else:
-        none = {1: "the only document type shows no clear gain"}
+        none = {1: "the only document type shows no clear gain", 2: "neither document type shows a clear gain"}
         text = none.get(len(found), f"none of the {len(found)} document types shows a clear gain")
         text += f" (an interval above zero); the largest change is that of {_in_brackets(*found[0])}"
     if lost: return _sentence(text) + f" Clear losses: {_listed([_in_brackets(*item) for item in lost])}."
