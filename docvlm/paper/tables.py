@@ -4,10 +4,10 @@
 __all__ = ['NOT_MEASURED', 'ONE_PAGE', 'NO_TEST', 'BENCHMARK_NAMES', 'METRIC_NAMES', 'FIELD_SCORES', 'DOCUMENT_SCORES',
            'VARIANT_NAMES', 'SOURCE_COLUMNS', 'markdown', 'quoted', 'percent', 'points', 'interval', 'p_value',
            'amount', 'mib', 'table', 'benchmark_name', 'metric_name', 'in_report_order', 'comparison_row',
-           'answered_share', 'headline', 'main_results', 'by_group', 'by_template', 'forgotten_table', 'field_scores',
-           'field_rates', 'measured_systems', 'published_systems', 'published_gap_table', 'other_systems',
-           'without_answer', 'empty_answers', 'ablation_table', 'quantized_table', 'latency_table', 'price_table',
-           'tile_tokens', 'serving_tables']
+           'answered_share', 'headline', 'main_results', 'by_group', 'by_template', 'field_scores', 'field_rates',
+           'measured_systems', 'published_systems', 'published_gap_table', 'other_systems', 'without_answer',
+           'empty_answers', 'ablation_table', 'quantized_table', 'latency_table', 'price_table', 'tile_tokens',
+           'serving_tables']
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-002
 import math
@@ -182,13 +182,6 @@ def by_template(evaluation: dict) -> Markup:
     return table([{"layout and font": group, "benchmark": benchmark_name(b), **comparison_row(groups[group][b])}
                   for group in groups for b in in_report_order(groups[group])],
                  "Layouts and fonts seen or not seen in training")
-
-# %% ../../nbs/paper/00_tables.ipynb #forgotten-table
-def forgotten_table(forgotten: dict) -> Markup:
-    "One row: base and fine-tuned model on the preset's own test questions, which are not the user's."
-    if not forgotten["comparison"]: return Markup(f"Not measured: {markdown(forgotten['note'])}\n")
-    return table([{"questions about": "the preset's own test pages", **comparison_row(forgotten["comparison"])}],
-                 "What was forgotten: pages unlike those of the training (scores in percent, difference in points)")
 
 # %% ../../nbs/paper/00_tables.ipynb #field-scores
 FIELD_SCORES = {"exact": "exact match", "anls": "ANLS", "f1": "F1"}
