@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['QUESTIONS_PER_PART', 'TRAINING_SAMPLE', 'OWN_QUESTIONS', 'predict', 'predict_systems', 'stored_predictions',
            'training_sample', 'compare', 'compare_groups', 'own_questions', 'forgotten', 'reliability', 'by_interval',
-           'comparison_rows', 'against_published', 'rrc_submission', 'hidden_source', 'write_submission',
-           'evaluate_study']
+           'comparison_rows', 'published_spread', 'against_published', 'rrc_submission', 'hidden_source',
+           'write_submission', 'evaluate_study']
 
 # %% ../nbs/05_evaluation.ipynb #cell-002
 import json
@@ -278,28 +278,33 @@ def comparison_rows(
                    for row in published.itertuples()]
 
 # %% ../nbs/05_evaluation.ipynb #against-published
+def published_spread(
+    scores: pd.DataFrame,  # data/published_scores.csv
+) -> float:  # points out of 100
+    "Largest difference between two published scores of one model on one split by one protocol."
+    return round(float(scores.groupby(["model", "benchmark", "split", "protocol"]).value.agg(np.ptp).max()), 9)
+
 def against_published(
     preset,  # a `Preset`; supplies base and protocol
     cells: dict[str, dict],  # benchmark -> result of `compare`
-    tolerance_points: float = 0.5,  # points out of 100; a larger difference is flagged
 ) -> list[dict]:  # benchmark, split, value, published, difference_points, protocol, published_protocol, source, flag
     """Compare the base's scores with those published for it on the same split; empty unless pages come from the hub.
 
-    A score published under another protocol is flagged, and its difference is None."""
+    A difference larger than `published_spread` is flagged. So is another protocol, whose difference is None."""
     if preset.source != "hub": return []
     table = pd.read_csv(root()/"data"/"published_scores.csv", keep_default_na=False)
     scored = {(s.benchmark, s.hub_split) for s in read_sources(root()/"data"/"sources.csv") if s.split == "test"}
-    found = []
+    found, spread = [], published_spread(table)
     for row in table[table.model == preset.base.split("/")[-1].removesuffix("-Instruct")].itertuples():
         if row.benchmark not in cells or (row.benchmark, row.split) not in scored: continue
         value, same = cells[row.benchmark]["baseline"]["value"], row.protocol.lower() == preset.protocol
         gap = round(100*value - row.value, 9) if same else None
-        differs = f"differs by more than {tolerance_points} points"
+        differs = f"differs by more than {spread:.2f} points, the spread of published scores"
         found.append({"benchmark": row.benchmark, "split": row.split, "value": value, "published": row.value/100,
                       "difference_points": gap, "protocol": preset.protocol, "published_protocol": row.protocol,
                       "source": row.source,
                       "flag": ("another protocol" if not same
-                               else differs if abs(gap) > tolerance_points else None)})
+                               else differs if abs(gap) > spread else None)})
     return found
 
 # %% ../nbs/05_evaluation.ipynb #75664e0d

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from docvlm.files import read_json
-from docvlm.paper.readme import keep_outputs, outputs_digest
+from docvlm.provenance import keep_outputs, outputs_digest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = [path for path in sorted((ROOT/"nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in path.parts and path.stem != "index"]

@@ -311,7 +311,7 @@ def test_submission_file_has_the_servers_format(tmp_path, monkeypatch):
 def test_model_card_is_read_by_the_hubs_own_reader(tmp_path):
     from huggingface_hub import ModelCard
 
-    from docvlm.paper.readme import model_card
+    from docvlm.report import model_card
     cell = {"metric": "anls", "questions": 5349, "images": 1286, "baseline": {"value": .5, "ci95": [.4, .6]},
             "ours": {"value": .6, "ci95": [.5, .7], "per_seed": {"42": .61}},
             "delta": {"value": .1, "ci95": [0, .2], "p_value": .01}}

@@ -2,12 +2,11 @@
 
 # %% auto #0
 __all__ = ['NOT_MEASURED', 'ONE_PAGE', 'NO_TEST', 'BENCHMARK_NAMES', 'METRIC_NAMES', 'FIELD_SCORES', 'DOCUMENT_SCORES',
-           'LEAK_CHECKS', 'VARIANT_NAMES', 'markdown', 'quoted', 'percent', 'points', 'interval', 'p_value', 'amount',
-           'mib', 'table', 'benchmark_name', 'metric_name', 'in_report_order', 'comparison_row', 'headline',
-           'main_results', 'by_group', 'by_template', 'forgotten_table', 'field_scores', 'field_rates',
-           'answered_share', 'measured_systems', 'published_systems', 'published_gap_table', 'other_systems',
-           'without_answer', 'empty_answers', 'data_tables', 'ablation_table', 'quantized_table', 'failure_types',
-           'latency_table', 'price_table', 'fits', 'plan_tables', 'rehearsal_table']
+           'VARIANT_NAMES', 'markdown', 'quoted', 'percent', 'points', 'interval', 'p_value', 'amount', 'mib', 'table',
+           'benchmark_name', 'metric_name', 'in_report_order', 'comparison_row', 'answered_share', 'headline',
+           'main_results', 'by_group', 'by_template', 'field_scores', 'field_rates', 'measured_systems',
+           'published_systems', 'published_gap_table', 'other_systems', 'without_answer', 'empty_answers',
+           'ablation_table', 'quantized_table']
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-002
 import re
@@ -125,11 +124,30 @@ def comparison_row(
             "p": p_value(delta["p_value"])}
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-015
-def headline(evaluation: dict) -> Markup:
-    "Table of the benchmarks: scores of both models, their difference, its interval and p-value."
-    found = evaluation["benchmarks"]
-    return table([{"benchmark": benchmark_name(b), **comparison_row(found[b])} for b in in_report_order(found)],
-                 "Base and fine-tuned model on the test questions (scores in percent, differences in points)")
+def answered_share(cell: dict) -> str:
+    "How many of a benchmark's questions another system answered, as a count and in percent."
+    count = cell["questions"] - cell["failed"]
+    return f"{amount(count)} of {amount(cell['questions'])} ({100*count/cell['questions']:.4g} %)"
+
+def _system_score(cell):
+    "A system's score in percent; on part of the questions, with the number answered."
+    return percent(cell["value"]) + (f", {answered_share(cell)} answered" if cell["failed"] else "")
+
+def headline(
+    evaluation: dict,
+    others: dict | None = None,  # other systems in `systems.json`, by name
+) -> Markup:
+    "Table of the benchmarks: scores of all systems, the gain of fine-tuning over the base, its interval and p-value."
+    found, others = evaluation["benchmarks"], others or {}
+    def row(b):
+        cells = comparison_row(found[b])
+        systems = {name: _system_score(system["benchmarks"][b]) if b in system["benchmarks"] else NOT_MEASURED
+                   for name, system in others.items()}
+        return {"benchmark": benchmark_name(b), **{key: cells.pop(key) for key in ("metric", "questions")}, **systems,
+                **cells}
+    compared = f"Base, fine-tuned model and {' and '.join(others)}" if others else "Base and fine-tuned model"
+    return table([row(b) for b in in_report_order(found)],
+                 f"{compared} on the test questions (scores in percent, differences from the base in points)")
 
 # %% ../../nbs/paper/00_tables.ipynb #main-results
 def main_results(evaluation: dict) -> Markup:
@@ -150,10 +168,11 @@ def by_group(
     cells: dict,  # comparisons by group name
     label: str,  # column header for the group names
     caption: str,
+    first: tuple[str, ...] = (),  # groups to show before the others
 ) -> Markup:
-    "Table of groups of questions, largest gain first."
-    found = sorted(cells.items(), key=lambda item: -item[1]["delta"]["value"])
-    return table([{label: name, **comparison_row(cell)} for name, cell in found], caption)
+    "Table of groups of questions: `first`, then the others, largest gain first."
+    order = lambda item: (first.index(item[0]) if item[0] in first else len(first), -item[1]["delta"]["value"])
+    return table([{label: name, **comparison_row(cell)} for name, cell in sorted(cells.items(), key=order)], caption)
 
 def by_template(evaluation: dict) -> Markup:
     "Table of the scores on layouts and fonts seen and not seen in training."
@@ -161,13 +180,6 @@ def by_template(evaluation: dict) -> Markup:
     return table([{"layout and font": group, "benchmark": benchmark_name(b), **comparison_row(groups[group][b])}
                   for group in groups for b in in_report_order(groups[group])],
                  "Layouts and fonts seen or not seen in training")
-
-# %% ../../nbs/paper/00_tables.ipynb #forgotten-table
-def forgotten_table(forgotten: dict) -> Markup:
-    "One row: base and fine-tuned model on the preset's own test questions, which are not the user's."
-    if not forgotten["comparison"]: return Markup(f"Not measured: {markdown(forgotten['note'])}\n")
-    return table([{"questions about": "the preset's own test pages", **comparison_row(forgotten["comparison"])}],
-                 "What was forgotten: pages unlike those of the training (scores in percent, difference in points)")
 
 # %% ../../nbs/paper/00_tables.ipynb #field-scores
 FIELD_SCORES = {"exact": "exact match", "anls": "ANLS", "f1": "F1"}
@@ -194,11 +206,6 @@ def field_rates(fields: dict) -> Markup:
                   for name, cell in cells], "Values present, and precision and recall in percent")
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-018
-def answered_share(cell: dict) -> str:
-    "How many of a benchmark's questions another system answered, as a count and in percent."
-    count = cell["questions"] - cell["failed"]
-    return f"{amount(count)} of {amount(cell['questions'])} ({100*count/cell['questions']:.4g} %)"
-
 def _by_system(rows, keys, show, caption):
     "Table with a row for each system (named by `keys`) and a column for each benchmark."
     if rows.empty: return table([], caption)
@@ -218,18 +225,20 @@ def measured_systems(
     own = pd.DataFrame([row for row in evaluation["comparison"] if row["kind"] == "measured"] + [
         {"model": name, "size": "", "benchmark": benchmark, "value": cell}
         for name, found in (others or {}).items() for benchmark, cell in found["benchmarks"].items()])
-    def show(value):
-        if not isinstance(value, dict): return percent(value)
-        return percent(value["value"]) + (f", {answered_share(value)} answered" if value["failed"] else "")
+    show = lambda value: _system_score(value) if isinstance(value, dict) else percent(value)
     return _by_system(own, ["model", "size"], show, "Measured here, on the same pages")
 
 # %% ../../nbs/paper/00_tables.ipynb #published-systems
-def published_systems() -> Markup:
+def published_systems(
+    short: bool = False,  # only scores on test sets, by the models' authors or quoted by others, without sources
+) -> Markup:
     "Table of the scores that others published, from `data/published_scores.csv`."
     rows = pd.read_csv(root()/"data"/"published_scores.csv", dtype={"date": str, "size": str}, keep_default_na=False)
-    rows = rows.drop(columns=["split", "metric"]).assign(date=rows.date.where(rows.date != "", "undated"))
-    return _by_system(rows, ["model", "size", "protocol", "source", "date"], lambda value: f"{value:.1f}",
-                      "Published by others, on the benchmarks' own pages; not measured here")
+    if short: rows = rows.query("split == 'test' and protocol != 'VLMEvalKit'")
+    rows = rows.assign(value=[f"{row.value:.1f}" + (f" ({row.split})" if row.split != "test" else "")
+                              for row in rows.itertuples()])
+    keys = ["model", "size", "protocol"] + ([] if short else ["source", "date"])
+    return _by_system(rows, keys, str, "Published by others, on the benchmarks' own pages; not measured here")
 
 # %% ../../nbs/paper/00_tables.ipynb #published-gap
 def published_gap_table(evaluation: dict) -> Markup:
@@ -282,23 +291,6 @@ def empty_answers(others: dict) -> list[str]:
     return [f"All {amount(cell['empty'])} answers of {name} to {benchmark_name(b)} questions are empty."
             for name, b, cell in cells if cell.get("empty") and cell["empty"] == cell["answered"]]
 
-# %% ../../nbs/paper/00_tables.ipynb #cell-020
-LEAK_CHECKS = {
-    "exact": "test pages identical to a training page", "near": "test pages nearly identical to a training page",
-    "question": "test questions that occur with the same answers on such a page",
-    "question_elsewhere": "test questions that occur with the same answers on another training page (no leak)"}
-
-def data_tables(data: dict) -> dict:
-    "Tables of the data sources, the split sizes and the leakage check."
-    sources = [{"source": quoted(s["name"]), "type": quoted(s["type"]), "samples": amount(s["samples"]),
-                "licence": s["licence"], "revision": quoted(s["revision"])} for s in data["sources"]]
-    splits = [{"split": split, "benchmark": benchmark_name(b), "pages": amount(part["by_benchmark"][b]["pages"]),
-               "questions": amount(part["by_benchmark"][b]["questions"])}
-              for split, part in data["splits"].items() for b in in_report_order(part["by_benchmark"])]
-    leaks = [{"check": text, "found": amount(data["leakage"][kind])} for kind, text in LEAK_CHECKS.items()]
-    return {"sources": table(sources, "Sources"), "splits": table(splits, "Pages and questions"),
-            "leakage": table(leaks, "Leakage from training to test")}
-
 # %% ../../nbs/paper/00_tables.ipynb #ablation-table
 VARIANT_NAMES = {"rslora": "rsLoRA", "dora": "DoRA", "mlp": "MLP layers too"}
 
@@ -327,74 +319,3 @@ def quantized_table(result: dict) -> Markup:
     return table([{"base in training": row["precision"], "base in evaluation": row["evaluated_on"],
                    "training, s": amount(row["train_s"]), **_scores(row, scored)} for row in rows],
                  "Adapters trained on quantized bases: scores with 95 % intervals")
-
-# %% ../../nbs/paper/00_tables.ipynb #cell-021
-def failure_types(failures: dict) -> Markup:
-    "Table of the kinds of error that occur, as shares of all test questions before and after fine-tuning."
-    show = lambda part: f"{percent(part['share'])} ({interval(part['ci95'])})"
-    rows = [{"error": t["name"], "base, %": show(t["before"]), "fine-tuned, %": show(t["after"]),
-             "questions, base": amount(t["before"]["count"]), "questions, fine-tuned": amount(t["after"]["count"])}
-            for t in sorted(failures["types"], key=lambda t: -t["after"]["share"])
-            if t["before"]["count"] or t["after"]["count"]]
-    return table(rows, "Kinds of error as shares of the test questions, with 95 % intervals")
-
-# %% ../../nbs/paper/00_tables.ipynb #latency-table
-def latency_table(result: dict) -> Markup:
-    "Table of latency and cost, one row per device, precision and batch size."
-    both = lambda ms: NOT_MEASURED if ms is None else f"{amount(ms['p50'])} / {amount(ms['p95'])}"
-    return table([{"device": row["device"], "precision": row["precision"], "batch": row["batch_size"],
-                   "image tokens": amount(row.get("image_tokens")),
-                   "first token, ms (p50 / p95)": both(row.get("ttft_ms")),
-                   "answer, ms (p50 / p95)": both(row.get("latency_ms")),
-                   "images/s": amount(row.get("images_per_s"), 2),
-                   "peak memory, MiB": mib(row.get("peak_memory_bytes")),
-                   "USD per 1,000 images": amount(row.get("cost_per_1000_images_usd"), 4), "kind": row["kind"]}
-                  for row in result["rows"]], "Inference performance and cost")
-
-def price_table() -> Markup:
-    "Table of the hourly prices and their sources."
-    rows = pd.read_csv(root()/"data"/"prices.csv", keep_default_na=False).rename(
-        columns={"usd_per_hour": "USD per hour", "verified": "checked at the provider"})
-    return table(rows.assign(date=rows.date.where(rows.date != "", "undated")).to_dict("records"),
-                 "Hourly list prices used for the costs")
-
-# %% ../../nbs/paper/00_tables.ipynb #292544f4
-def fits(row: dict) -> str:
-    "Whether the training step of a modelled machine fits, or the settings with which it does."
-    return "yes" if row["fits"] else f"with {row['instead']}" if row["instead"] else "no"
-
-def plan_tables(plan: dict) -> dict:
-    "Tables of a plan: adapter sizes by rank, image tokens by page size, and modelled hours and prices by machine."
-    ranks = [{"rank": row["lora_rank"], "trainable parameters": amount(row["trainable_parameters"]),
-              "share, %": amount(row["trainable_percent"], 2),
-              "in the vision tower": amount(row["vision_trainable_parameters"])}
-             for row in plan["lora"]]
-    pages = [{"page": row["page"], "pixels": f"{row['width']} × {row['height']}",
-              **{f"up to {int(budget)/1e6:.2f} megapixels": amount(tokens)
-                 for budget, tokens in row["image_tokens"].items()}}
-             for row in plan["visual_tokens"]]
-    machines = [{"device": row["device"], "memory, GB": amount(row["memory_bytes"]/1e9), "fits": fits(row),
-                 "precision": row["precision"], "tokens at once": amount(row["tokens_at_once"]),
-                 "layers recomputed": "yes" if row["checkpointing"] else "no",
-                 "required, GB": amount(row["peak_memory_bytes"]/1e9), "one adapter, h": amount(row["train_h"], 2),
-                 "adapters": row["adapters"], "study, h": amount(row["study_h"], 2),
-                 "USD": amount(row["study_usd"], 2), "kind": row["kind"]} for row in plan["modelled"]]
-    return {"ranks": table(ranks, f"LoRA on {plan['params']['base']}: parameters, counted"),
-            "pages": table(pages, "Image tokens of a page by pixel budget"),
-            "machines": table(machines, "Training step that fits, time and price modelled from data-sheet rates, "
-                                        "not measured: a lower bound")}
-
-# %% ../../nbs/paper/00_tables.ipynb #rehearsal-table
-_WAYS = {"fast": "ours", "plain": "plain recipe", "loop": "generate, one by one", "batched": "generate, in batches"}
-def rehearsal_table(found: dict | None) -> Markup:
-    "Table of a rehearsal beside the cost model: time of a question, and peak memory; 'not measured' without one."
-    if found is None: return table([], "Rehearsal of the full-size model with random weights")
-    ours, memory = {row["part"]: row["ms"] for row in found["questions"] if row["way"] == "fast"}, found["memory"]
-    rows = [(f"{row['part']}, {_WAYS[row['way']]}: ms a question", row["ms"], row["modelled_ms"], row["ratio"],
-             row["ms"]/ours[row["part"]]) for row in found["questions"]]
-    rows.append(("training, ours: peak memory in GB", memory["measured_bytes"]/1e9, memory["planned_bytes"]/1e9,
-                 memory["ratio"], 1.0))
-    names = {"measured": 1, "modelled": 1, "measured / modelled": 2, "times ours": 1}  # digits after the decimal point
-    return table([{"what": what, **{name: amount(value, names[name]) for name, value in zip(names, values)}}
-                  for what, *values in rows], f"{found['device']}, {found['precision']}, measured with random weights: "
-                                              "speed and memory do not depend on them; answers do")
