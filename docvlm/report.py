@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['GAIN_SENTENCES', 'QUESTION_KINDS', 'verdict', 'answer_gain', 'answer_types', 'answer_failures', 'provenance',
            'settings_table', 'scores_at_scale', 'is_right', 'answer_mark', 'slug', 'first_page', 'picture', 'code_span',
-           'render', 'to_html', 'to_pdf', 'current_systems', 'read_results', 'report_values', 'build_report']
+           'render', 'to_html', 'to_pdf', 'current_systems', 'current_exports', 'read_results', 'report_values',
+           'build_report']
 
 # %% ../nbs/09_report.ipynb #cell-002
 import re
@@ -243,6 +244,18 @@ def current_systems(
     return ({name: _unchanged(found, f"{study.name}/systems: {name}", "run docvlm-measure again")
              for name, found in current.items()}, [name for name in systems if name not in current])
 
+# %% ../nbs/09_report.ipynb #current-exports
+def current_exports(
+    study: Study,
+    results: dict,  # results by step
+) -> dict:  # record by format
+    "The forms in `export.json` of the study's own adapters, compared on its present test questions."
+    file, seeds = study.results_dir/"export.json", results["training"]["seeds"].values()
+    return {form: _unchanged(found, f"{study.name}/export: {form}", "run docvlm-export again")
+            for form, found in (read_json(file)["exports"] if file.exists() else {}).items()
+            if found["inputs"]["questions"] == results["data"]["digest"]["test"]
+            and found["adapter_digest"] in [seed["adapter_digest"] for seed in seeds]}
+
 # %% ../nbs/09_report.ipynb #read-results
 def read_results(
     study: Study,
@@ -283,7 +296,7 @@ def report_values(
     sample, speed, (others, outdated) = (study.figures_dir/"data_samples.svg", speed_values(study),
                                          current_systems(study, results))
     return {"study": study, "preset": study.preset, "tables": tables, **_result_values(results),
-            "others": others, "outdated": outdated, "speed": speed, "plan": _published_plan(),
+            "others": others, "outdated": outdated, "exports": current_exports(study, results), "speed": speed, "plan": _published_plan(),
             "figures": draw_all(study, results) | ({"speed": speed["figure"]} if speed else {}),
             "samples": str(sample.relative_to(root())) if sample.exists() else None,
             "provenance": provenance(results | ({"benchmark": speed["result"]} if speed else {})),

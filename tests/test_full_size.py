@@ -89,11 +89,11 @@ def by_ranks(word, ranks):
     return [ranks[part] for part in parts]
 
 
-def save_base(folder, layers, tokenizer):
+def save_base(folder, layers, tokenizer, vision_layers=None):
     "A folder like the hub's, in two shards of bf16; noise of prime length, so that no two rows of a matrix are equal."
     config = qwen2_vl_2b_config()
     if layers:
-        config.text_config.num_hidden_layers = config.vision_config.depth = layers
+        config.text_config.num_hidden_layers, config.vision_config.depth = layers, vision_layers or layers
         config.text_config.layer_types = config.text_config.layer_types[:layers]
     with torch.device("meta"): model = Qwen2VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
     model.to_empty(device="cpu").tie_weights()
@@ -104,7 +104,7 @@ def save_base(folder, layers, tokenizer):
     model.save_pretrained(folder, max_shard_size=model.num_parameters()*6//5)
     tokenizer.save_pretrained(folder)
     (folder/"chat_template.jinja").unlink(missing_ok=True)
-    depths = {"num_hidden_layers": layers, "vision_config": CONFIG["vision_config"] | {"depth": layers}} if layers else {}
+    depths = {"num_hidden_layers": layers, "vision_config": CONFIG["vision_config"] | {"depth": vision_layers or layers}} if layers else {}
     for name, content in (("config", CONFIG | depths), ("generation_config", GENERATION), ("preprocessor_config", IMAGES),
                           ("chat_template", {"chat_template": CHAT_TEMPLATE})):
         (folder/f"{name}.json").write_text(json.dumps(content))

@@ -266,9 +266,11 @@ from pathlib import Path
 from transformers import Qwen2VLForConditionalGeneration
 from docvlm.apps.export import _answers_of_export, _questions_for
 from docvlm.core import open_study
+from docvlm.engine.attention import ATTENTION
 folder, given, number, threads, output = sys.argv[1:]
 torch.set_num_threads(int(threads))
-study, model = open_study(**json.loads(given)), Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype="auto")
+study = open_study(**json.loads(given))
+model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype="auto", attn_implementation=ATTENTION)
 _answers_of_export(study, Path(folder), model.eval(), _questions_for(study, int(number))).to_parquet(output)
 """
 
@@ -296,8 +298,7 @@ def _new(target):
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target, prefix=".export-") as work: yield Path(work)
     except OSError as error:
-        raise StudyError(f"Cannot write {target}: {error.strerror or error}; "
-                         "free space or name another folder") from error
+        raise StudyError(f"Cannot write the export in {target} ({error}); free space or name another folder") from error
     finally:
         if made and target.exists() and not any(target.iterdir()): target.rmdir()
 

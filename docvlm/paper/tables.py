@@ -7,7 +7,7 @@ __all__ = ['NOT_MEASURED', 'ONE_PAGE', 'NO_TEST', 'BENCHMARK_NAMES', 'METRIC_NAM
            'main_results', 'by_group', 'by_template', 'forgotten_table', 'field_scores', 'field_rates',
            'answered_share', 'measured_systems', 'published_systems', 'published_gap_table', 'other_systems',
            'without_answer', 'empty_answers', 'data_tables', 'ablation_table', 'quantized_table', 'failure_types',
-           'latency_table', 'price_table', 'plan_tables']
+           'latency_table', 'price_table', 'export_table', 'plan_tables']
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-002
 import re
@@ -357,6 +357,21 @@ def price_table() -> Markup:
         columns={"usd_per_hour": "USD per hour", "verified": "checked at the provider"})
     return table(rows.assign(date=rows.date.where(rows.date != "", "undated")).to_dict("records"),
                  "Hourly list prices used for the costs")
+
+# %% ../../nbs/paper/00_tables.ipynb #export-table
+def export_table(exports: dict) -> Markup:
+    "Table of the forms of an adapter, each compared with the 16-bit adapter on the same test questions."
+    both = lambda ms: f"{amount(ms['p50'])} / {amount(ms['p95'])}"
+    def row(name, cell, adapter_ms):
+        part = cell["overall"]
+        return {"form": name, "MiB": mib(cell["bytes"]), "questions": amount(cell["questions"]),
+                "equal answers, %": percent(cell["equal"]), "16-bit adapter": percent(part["baseline"]["value"]),
+                "this form": percent(part["ours"]["value"]), "difference": points(part["delta"]["value"]),
+                "95 % interval": interval(part["delta"]["ci95"], points), "p": p_value(part["delta"]["p_value"]),
+                "answer, ms (p50 / p95)": both(cell["latency_ms"]), "16-bit adapter, ms": both(adapter_ms)}
+    return table([row(form if form == variant else f"{form} {variant}", cell, found["reference"]["latency_ms"])
+                  for form, found in exports.items() for variant, cell in found["variants"].items()],
+                 "Forms of the adapter: scores in percent, differences in points")
 
 # %% ../../nbs/paper/00_tables.ipynb #292544f4
 def plan_tables(plan: dict) -> dict:
