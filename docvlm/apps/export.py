@@ -366,7 +366,7 @@ def _export(study, form, adapter, work, target, merged, rows, reference, about):
     folder.rename(target/form)
     _store(study, form, record)
     lines = [_told(form, *item, about["reference"]["latency_ms"]["p50"]) for item in record["variants"].items()]
-    return lines + [_vllm_command(study, target/form)]*(form == "vllm")
+    return lines + ([_vllm_command(study, target/form)] if form == "vllm" else [])
 
 # %% ../../nbs/apps/02_export.ipynb #export-adapter
 def export_adapter(
