@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['SET', 'MOST_SKIPS_SHOWN', 'command', 'named_values', 'study', 'train', 'evaluate', 'bench', 'ask', 'predict_table',
-           'demo', 'import_table', 'measure', 'plan', 'rehearse']
+           'export', 'demo', 'import_table', 'measure', 'plan', 'rehearse']
 
 # %% ../nbs/11_cli.ipynb #cell-002
 import json
@@ -113,25 +113,7 @@ def _affordable(study):
         check_machine(study)
     return study
 
-# %% ../nbs/11_cli.ipynb #cell-005-x6
-def _print_origin(study, number):
-    "Print where a number comes from, given its name or printed form; if the printed form is ambiguous, list the names."
-    from docvlm.provenance import matching_names, origin_of
-    names = matching_names(study, number) if number[:1] in "+-\u2212.0123456789" else [number]
-    if not names:
-        raise StudyError(f"No number of the study {study.name} is shown as {number!r}; "
-                         "give a name such as evaluation.benchmarks.docvqa.ours")
-    if len(names) == 1: print(json.dumps(origin_of(study, names[0]), indent=1, ensure_ascii=False))
-    else: print(f"{number} may be one of these; trace it by name:", *names, sep="\n  ")
-
 # %% ../nbs/11_cli.ipynb #cell-005-x7
-def _print_check(study):
-    "Rerun the study and print the comparison with the published results; exit code 1 if any step differs."
-    from docvlm.provenance import check_study
-    table = check_study(study)
-    print(table.to_string(index=False))
-    if table.differs.any(): raise SystemExit(1)
-
 @command
 def study(
     preset: str = "nano",  # one of smoke, nano, qwen2-vl-2b or qwen2-vl-7b
@@ -143,12 +125,15 @@ def study(
     check: bool = False,  # rerun the study in an empty folder and compare every number; exit code 1 if any differs
 ):
     "Run the study: execute every notebook whose results are out of date, in order."
+    from docvlm.provenance import check_study, trace_number
     from docvlm.steps import run_study
     if (only is not None) + (trace is not None) + check > 1:
         raise ValueError("--only, --trace and --check exclude each other; give one")
     opened = _opened(preset, documents, set, config)
-    if trace is not None: _print_origin(opened, trace)
-    elif check: _print_check(opened)
+    if trace is not None: print(trace_number(opened, trace))
+    elif check:
+        print((table := check_study(opened)).to_string(index=False))
+        if table.differs.any(): raise SystemExit(1)
     else: run_study(_affordable(opened), only)
 
 # %% ../nbs/11_cli.ipynb #cell-007
@@ -256,8 +241,7 @@ def ask(
 ):
     "Ask questions about a page; print the answers of the base model and, if one is trained, of the adapter."
     from docvlm.apps.ask import ask_page
-    opened = _opened(preset, documents, set, config)
-    for row in ask_page(opened, Path(document), questions, page):
+    for row in ask_page(_opened(preset, documents, set, config), Path(document), questions, page):
         print(f"{row['question']}\n  {row['system']:>5}: {row['answer']}   "
               f"(confidence {row['confidence']:.2f}, {row['seconds']:.2f} s)")
 
@@ -297,6 +281,26 @@ def predict_table(
     print(*predict_documents(_affordable(opened), Path(place), asked, Path(output), folder, system, accept_error),
           sep="\n")
 
+# %% ../nbs/11_cli.ipynb #export
+@command
+def export(
+    target: str,  # folder to write; each format gets a folder of its own in it
+    format: Param("merged, vllm, gguf or int8; repeatable; default: all possible", str, action="append") = None,
+    preset: str = "nano",  # one of smoke, nano, qwen2-vl-2b or qwen2-vl-7b
+    documents: str = "",  # folder of your own documents that the adapter was trained on
+    set: SET = None,
+    config: str = "",  # YAML file of settings; --set wins over it
+    adapter: str = None,  # adapter folder; default: that of the study's first seed
+    questions: int = 200,  # test questions on which each format is compared with the 16-bit adapter
+):
+    "Write an adapter as a merged model, for vLLM, for llama.cpp and in 8 bits, and verify the answers of each."
+    check_number("--questions", questions, 1, 10**6)
+    from docvlm.apps.export import check_formats, export_adapter
+    formats, opened = check_formats(format or []), _opened(preset, documents, set, config)
+    folder = _found_adapter(opened, adapter)
+    name = _adapter(opened, folder)[0]
+    print(*export_adapter(_affordable(opened), folder, name, Path(target).resolve(), formats, questions), sep="\n")
+
 # %% ../nbs/11_cli.ipynb #480e42e2
 @command
 def demo(
@@ -331,8 +335,8 @@ def import_table(
     from docvlm.inputs.tables import import_documents
     report = import_documents(source, target, fields, pages, test_share, seed)
     for skip in report["skipped"][:MOST_SKIPS_SHOWN]: print(f"skipped {skip['row']}: {skip['reason']}")
-    more = len(report["skipped"]) - MOST_SKIPS_SHOWN
-    if more > 0: print(f"{more:,} more are listed in {target}/import.json")
+    if (more := len(report["skipped"]) - MOST_SKIPS_SHOWN) > 0:
+        print(f"{more:,} more are listed in {target}/import.json")
     for note in report["notes"]: print(note)
     for split in ("train", "test"):
         print("{}/: {documents:,} documents, {questions:,} questions, {absent:,} of them with an empty answer".format(

@@ -4,7 +4,7 @@
 __all__ = ['LEAK_CHECKS', 'REMEDIES_FOR', 'SHORT_NAMES', 'VERDICT_NAMES', 'provenance', 'settings_table', 'data_tables',
            'forgotten_table', 'scores_at_scale', 'plan_block', 'failure_table', 'remedy_table', 'is_right',
            'answer_mark', 'slug', 'first_page', 'picture', 'code_span', 'render', 'to_html', 'to_pdf', 'inference_code',
-           'model_card', 'write_model_card', 'read_results', 'report_values', 'build_report']
+           'model_card', 'write_model_card', 'current_exports', 'read_results', 'report_values', 'build_report']
 
 # %% ../nbs/09_report.ipynb #cell-002
 import json
@@ -297,6 +297,18 @@ def write_model_card(
     path.write_text(f"---\n{json.dumps(meta, indent=1, ensure_ascii=False)}\n---\n\n{text}", encoding="utf-8")
     return path
 
+# %% ../nbs/09_report.ipynb #current-exports
+def current_exports(
+    study: Study,
+    results: dict,  # results by step
+) -> dict:  # record by format
+    "The forms in `export.json` of the study's own adapters, compared on its present test questions."
+    file, seeds = study.results_dir/"export.json", results["training"]["seeds"].values()
+    return {form: unchanged(found, f"{study.name}/export: {form}", "run docvlm-export again")
+            for form, found in (read_json(file)["exports"] if file.exists() else {}).items()
+            if found["inputs"]["questions"] == results["data"]["digest"]["test"]
+            and found["adapter_digest"] in [seed["adapter_digest"] for seed in seeds]}
+
 # %% ../nbs/09_report.ipynb #read-results
 def read_results(
     study: Study,
@@ -341,7 +353,7 @@ def report_values(
             "serving": serving_tables(results["latency"], speed and speed["result"]), "study": study,
             "preset": study.preset, "tables": tables, "costs": serving, **_result_values(results),
             "others": others, "outdated": outdated, "speed": speed, "plan": _published("plan", "docvlm-plan"),
-            "rehearsal": _published("rehearsal", "docvlm-rehearse"),
+            "exports": current_exports(study, results), "rehearsal": _published("rehearsal", "docvlm-rehearse"),
             "figures": draw_all(study, results) | ({"speed": speed["figure"]} if speed else {}),
             "samples": str(sample.relative_to(root())) if sample.exists() else None,
             "provenance": provenance(results | ({"benchmark": speed["result"]} if speed else {})),

@@ -40,6 +40,7 @@ STEPS = {  # step: (notebook, earlier steps whose results it reads, glob pattern
                ("data/*.csv", "nbs/index.ipynb", "data/results/*/plan.json", "data/results/*/rehearsal.json",
                 "data/results/qwen2-vl-*/evaluation.json",
                 "data/results/{study}/benchmark.json", "data/results/{study}/systems.json",
+                "data/results/{study}/export.json", "data/runs/{study}/results/export.json",
                 "data/runs/{study}/results/systems.json", "paper/*.j2", "paper/*.css", "paper/*.bib", "paper/*.typ",
                 "paper/head.html", "paper/gallery.html")),
 }

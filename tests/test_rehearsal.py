@@ -13,8 +13,8 @@ from docvlm.core import Study, open_study
 from docvlm.files import read_json, write_json
 from docvlm.model import qwen2_vl_2b_config
 from docvlm.nano import model
-from docvlm.nano.model import byte_ranks
-from docvlm.paper.readme import results_schema, schema_errors
+from docvlm.model import byte_ranks
+from docvlm.files import results_schema, schema_errors
 from docvlm.presets import PRESETS
 from docvlm.steps import content_digest
 

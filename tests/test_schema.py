@@ -9,7 +9,7 @@ from datasets import Dataset
 from PIL import Image
 
 from docvlm.core import Study
-from docvlm.provenance import JSON_TYPES, results_schema, schema_errors, schema_page
+from docvlm.files import JSON_TYPES, results_schema, schema_errors, schema_page
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = results_schema()

@@ -16,7 +16,7 @@ from docvlm.apps.ask import Asker
 from docvlm.files import StudyError, read_json, write_json
 from docvlm.core import open_study
 from docvlm.analysis.metrics import score
-from docvlm.provenance import results_schema, schema_errors
+from docvlm.files import results_schema, schema_errors
 from docvlm.steps import STEPS, study_lock, run_study
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -42,8 +42,7 @@ from ..engine.features import PageFeatures, cache_features
 from ..files import StudyError, digest_of, read_json, root, write_json
 from ..inputs.images import pages_of
 from ..latency import measure_latency
-from ..model import add_lora, hold_weights, load_base, load_processor
-from ..nano.model import save_random_base, with_layers
+from ..model import add_lora, hold_weights, load_base, load_processor, save_random_base, with_layers
 from ..presets import computes_in, device_kind
 from ..steps import code_digests, content_digest, environment, git_state, study_lock
 

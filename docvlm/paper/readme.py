@@ -15,11 +15,10 @@ from statistics import fmean
 import nbformat
 
 from ..core import Study
-from ..files import StudyError, read_json, root
+from ..files import StudyError, read_json, root, schema_page
 from .serving import serving_tables
 from .tables import (amount, benchmark_name, headline, in_report_order, interval, percent, points,
                                  published_systems, VARIANT_NAMES)
-from ..provenance import schema_page
 from ..steps import Step, content_digest
 
 
