@@ -65,8 +65,8 @@ def made(monkeypatch, tmp_path):
 
 def test_every_form_is_compared_and_recorded(made, adapter, tmp_path):
     lines = export.export_adapter(SMOKE, adapter, "mine", tmp_path/"out", [], 6)
-    assert [form for form, _ in made] == list(export.FORMATS)
-    assert sorted(path.name for path in (tmp_path/"out").iterdir()) == sorted(export.FORMATS), "and nothing else"
+    assert [form for form, _ in made] == list(export.EXPORT_FORMATS)
+    assert sorted(path.name for path in (tmp_path/"out").iterdir()) == sorted(export.EXPORT_FORMATS), "and nothing else"
     found = read_json(tmp_path/"results"/"export.json")
     cell = found["exports"]["int8"]["variants"]["int8"]
     assert cell["equal"] == 5/6 and cell["bytes"] == 4 and cell["latency_ms"]["p50"] == 200
