@@ -10,16 +10,17 @@ import re
 from pathlib import Path
 
 import pypandoc
+import regex
 import typst
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from .core import Study
+from .core import Study, drawable_text, font_files
 from .files import StudyError, read_json, root
 from .paper import tables
 from .paper.figures import curve_tables, draw_all, speed_values
 from .paper.tables import (NOT_MEASURED, amount, benchmark_name, interval, markdown, percent, points,
-                                 in_report_order, quoted, table)
+                                 in_report_order, isolated, quoted, table)
 from .presets import PRESETS
 from .steps import STEPS, content_digest
 
@@ -32,7 +33,7 @@ def verdict(cell: dict) -> str:
 
 def _change(name, cell):
     delta, ends = cell["delta"], interval(cell["delta"]["ci95"], points)
-    return f"{name} {points(delta['value'])} points ({'95 % interval ' if delta['ci95'] else ''}{ends})"
+    return f"{isolated(name)} {points(delta['value'])} points ({'95 % interval ' if delta['ci95'] else ''}{ends})"
 
 def _listed(parts):
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
@@ -154,7 +155,7 @@ def answer_mark(error: str | None) -> Markup:
 
 def slug(text: str | None) -> str:
     "Text reduced to letters, digits and hyphens, for use as an HTML attribute value."
-    return "correct" if is_right(text) else re.sub(r"[^\w]+", "-", text.lower()).strip("-")
+    return "correct" if is_right(text) else regex.sub(r"[^\w]+", "-", text.lower()).strip("-")
 
 def first_page(gallery: list[dict]) -> dict | None:
     "The first gallery entry whose answer fine-tuning fixed; without one, the first entry; None for an empty gallery."
@@ -209,15 +210,21 @@ def to_html(
                    "--include-after-body=paper/gallery.html")
 
 # %% ../nbs/09_report.ipynb #to-pdf
+_QUOTED = re.compile(r'\[((?:\\.|[^\\\[\]])*)\]\{\.quoted dir="auto"\}')
+
 def to_pdf(
     text: str,  # Markdown; image paths are relative to the repository root
     title: str,
     path: Path,  # PDF file to write
 ) -> None:
-    "Typeset Markdown as a PDF; the same text gives the same bytes."
+    """Typeset Markdown as a PDF; the same text gives the same bytes.
+
+    Characters that no font has are named; text in a writing direction of its own is marked, since typst knows no `dir`."""
+    text = _QUOTED.sub("[\u2068\\1\u2069]{.quoted}", drawable_text(text))
     source = _pandoc(text, title, "typst", "--include-in-header=paper/preamble.typ", "--variable=papersize:a4",
                      "--shift-heading-level-by=-1")
-    typst.compile(source.encode(), output=path, root=root(), ignore_system_fonts=True, timestamp=0)
+    typst.compile(source.encode(), output=path, root=root(), font_paths=list(map(str, font_files().values())),
+                  ignore_system_fonts=True, timestamp=0)
 
 # %% ../nbs/09_report.ipynb #cell-020
 def _unchanged(result, name, how_to_redo):
