@@ -181,26 +181,27 @@ def _pairs(text):
     except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
         raise ValueError("not a list of questions and answers") from error
 
-def _asked(dataset, source) -> tuple[Dataset, list]:
-    "A row for each question that is used, and the skipped rows: pages with their questions in a list are repeated."
+def _asked(dataset, source) -> tuple[Dataset, dict, list]:
+    """A row for each question that is used, questions and answers from lists as columns, and the skipped rows.
+    A page with its questions in a list is repeated."""
     if source.layout == "ocrbench2":
-        return dataset.select([n for n, kind in enumerate(dataset["type"][:]) if kind in CHINESE_TASKS]), []
-    if "pairs" not in LAYOUTS[source.layout]: return dataset, []
+        return dataset.select([n for n, kind in enumerate(dataset["type"][:]) if kind in CHINESE_TASKS]), {}, []
+    if "pairs" not in LAYOUTS[source.layout]: return dataset, {}, []
     rows, asked, skipped = [], [], []
     for number, (page, text) in enumerate(zip(dataset["id"][:], dataset[LAYOUTS[source.layout]["pairs"][0]][:])):
         try: found = _pairs(text)
         except ValueError as error: found, _ = [], skipped.append({"row": f"{source.name} {page}", "reason": str(error)})
         asked += found
         rows += [number]*len(found)
-    questions, answers = zip(*asked) if asked else ((), ())
-    dataset = dataset.select(rows).remove_columns(LAYOUTS[source.layout]["pairs"])
-    return dataset.add_column("question", list(questions)).add_column("answer", list(answers)), skipped
+    listed = {name: [pair[at] for pair in asked] for at, name in enumerate(("question", "answer"))}
+    return dataset.select(rows), listed, skipped
 
 # %% ../../nbs/inputs/02_sources.ipynb #cell-013
-def _hub_columns(dataset: Dataset, source: Source) -> dict:
+def _hub_columns(dataset: Dataset, source: Source, listed: dict) -> dict:
     "Convert the hub's columns to docvlm's, except the image."
     layout = LAYOUTS[source.layout]
-    theirs = {ours: list(zip(*[dataset[name][:] for name in names])) for ours, names in layout.items() if ours != "pairs"}
+    column = lambda name: listed[name] if name in listed else dataset[name][:]
+    theirs = {ours: list(zip(*map(column, names))) for ours, names in layout.items() if ours != "pairs"}
     prefix, count = f"{source.benchmark}-{source.split}-", len(dataset)
     documents = ["_".join(map(str, ids)) for ids in theirs["doc_id"]] or _image_ids(dataset)
     questions = [str(ids[0]) for ids in theirs["question_id"]] or list(map(str, range(count)))
@@ -242,8 +243,8 @@ def convert_hub(
 
     Rows without an answer are skipped, except in "submission" splits, whose answers are all hidden."""
     check_columns(dataset.column_names, source)
-    dataset, unread = _asked(dataset, source)
-    columns = _hub_columns(dataset, source)
+    dataset, listed, unread = _asked(dataset, source)
+    columns = _hub_columns(dataset, source, listed)
     columns["doc_types"] = [a + b for a, b in zip(columns["doc_types"], _invoice_labels(dataset, invoices))]
     rows = dataset.select_columns(["image"]).cast_column("image", ROW_FEATURES["image"])
     for name, values in columns.items(): rows = rows.add_column(name, values, feature=ROW_FEATURES[name])
