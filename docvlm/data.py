@@ -53,7 +53,7 @@ def question_rows(
     return [{"question_id": f"{page.doc_id}-q{number}", "doc_id": page.doc_id, "page": 1, "image": image,
              "question": question.question, "field": "", "answers": list(question.answers),
              "doc_types": list(dict.fromkeys([page.doc_type, *question.doc_types])),
-             "benchmark": page.benchmark, "split": split, "source": "generated"}
+             "language": "English", "benchmark": page.benchmark, "split": split, "source": "generated"}
             for number, question in enumerate(page.questions)]
 
 # %% ../nbs/02_data.ipynb #ground-truth
@@ -376,8 +376,8 @@ def summarize_split(
     frame, sizes = question_frame(rows), page_sizes(rows)
     answers = frame.drop_duplicates("question_id").answer_characters
     return {"pages": len(sizes), "questions": len(rows), "by_benchmark": _counts(frame, "benchmark"),
-            "by_document_type": _counts(frame, "group"), "by_language": _counts(frame[frame.language != ""], "language"),
-            "answer_characters": _percentiles(answers),
+            "by_document_type": _counts(frame, "group"),
+            "by_language": _counts(frame[frame.language != ""], "language"), "answer_characters": _percentiles(answers),
             "width_px": _percentiles(sizes.width), "height_px": _percentiles(sizes.height)}
 
 # %% ../nbs/02_data.ipynb #cell-020

@@ -77,13 +77,14 @@ _theirs = "\nAnswer the question using a word or phrase in the language of the q
 PROTOCOLS = {protocol.name: protocol for protocol in (
     Protocol("docvlm", 28*28, 1000*28*28, _each("", "", ""), _each(40, 40, 24), "greedy",
              "this project, for its nano model", ""),
-    Protocol("lmms-eval", 3136, 602112, _each(_phrase, _phrase, "\nAnswer the question with a single word.", mtvqa=_theirs),
-             _each(32, 32, 16), "greedy",
+    Protocol("lmms-eval", 3136, 602112,
+             _each(_phrase, _phrase, "\nAnswer the question with a single word.", mtvqa=_theirs), _each(32, 32, 16),
+             "greedy",
              "EvolvingLMMs-Lab/lmms-eval: models/simple/qwen2_vl.py (at 19085f3), tasks/{docvqa,infovqa,chartqa}; "
              "some versions give DocVQA 128 tokens",
              "pages are not recompressed as JPEG of quality 85 before they are read"),
-    Protocol("vlmevalkit", 1280*28*28, 16384*28*28, _each(_short, _short, _short, mtvqa=_theirs), _each(2048, 2048, 2048),
-             "temperature 0.01, top-k 1",
+    Protocol("vlmevalkit", 1280*28*28, 16384*28*28, _each(_short, _short, _short, mtvqa=_theirs),
+             _each(2048, 2048, 2048), "temperature 0.01, top-k 1",
              "open-compass/VLMEvalKit: vlm/qwen2_vl/prompt.py (at 2aa7214), vlm/qwen2_vl/model.py (at 002f7b7), "
              "config.py",
              "pages are resized once, by the processor"),
@@ -208,7 +209,8 @@ BOUNDS = {  # setting, or each value of one: smallest and largest number
     "patches_per_batch": (4, 2**30), "benchmark_pages": (1, 10**6), "benchmark_repeats": (1, 10**4),
 }
 CHOICES = {  # setting, or each value of one: what it may be
-    "source": ("generated", "hub"), "benchmarks": BENCHMARKS, "precision": PRECISIONS, "target_modules": ATTENTION_MODULES + MLP_MODULES,
+    "source": ("generated", "hub"), "benchmarks": BENCHMARKS, "precision": PRECISIONS,
+    "target_modules": ATTENTION_MODULES + MLP_MODULES,
     "ablation_precisions": ("int8", "nf4"), "ablation_variants": tuple(VARIANTS),
 }
 

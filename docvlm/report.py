@@ -219,7 +219,7 @@ def to_pdf(
 ) -> None:
     """Typeset Markdown as a PDF; the same text gives the same bytes.
 
-    Characters that no font has are named; text in a writing direction of its own is marked, since typst knows no `dir`."""
+    Characters that no font has are named. Text with a direction of its own is marked, since typst knows no `dir`."""
     text = _QUOTED.sub("[\u2068\\1\u2069]{.quoted}", drawable_text(text))
     source = _pandoc(text, title, "typst", "--include-in-header=paper/preamble.typ", "--variable=papersize:a4",
                      "--shift-heading-level-by=-1")

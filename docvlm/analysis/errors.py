@@ -161,8 +161,8 @@ def is_format(case: Case) -> bool:
                            or numbers(case.text) & numbers(target) or days(case.text) & days(target))
     return any(map(same, case.targets))
 
-VERDICTS = [set(pair.split("/")) for pair in ("yes/no ja/nein oui/non sí/no да/нет نعم/لا हाँ/नहीं 예/아니오 네/아니요 是/否 "
-                                              "はい/いいえ ใช่/ไม่ใช่").split()]
+VERDICTS = [set(pair.split("/")) for pair in (
+    "yes/no ja/nein oui/non sí/no да/нет نعم/لا हाँ/नहीं 예/아니오 네/아니요 是/否 はい/いいえ ใช่/ไม่ใช่").split()]
 
 def is_wrong_verdict(case: Case) -> bool:
     "`yes` for `no`, or `no` for `yes`, in one of the languages of `VERDICTS`."
@@ -175,13 +175,15 @@ def is_arithmetic(case: Case) -> bool:
     return case.kind in COMPUTED and bool(numbers(case.text))
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-020
-_UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]")
+_UNSPACED = regex.compile(  # scripts without spaces between words, and Korean with its particles
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]")
 
 def _within(part, whole):
     "Whether `whole` contains `part` as whole words, or as whole characters of a script without spaces between words."
     if f" {part} " in f" {whole} ": return True
     if part.isascii() or part not in whole: return False
-    left, right = (r"" if _UNSPACED.search(characters(part)[end]) else edge for end, edge in ((0, r"(?<!\S)"), (-1, r"(?!\S)")))
+    begin, end = characters(part)[0], characters(part)[-1]
+    left, right = "" if _UNSPACED.match(begin) else r"(?<!\S)", "" if _UNSPACED.match(end) else r"(?!\S)"
     return bool(regex.search(f"{left}{regex.escape(part)}{right}(?!\\p{{M}})", whole))
 
 def is_truncated(case: Case) -> bool:

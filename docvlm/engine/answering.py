@@ -165,7 +165,7 @@ def unknown_token(
     tokenizer,
 ) -> int | None:  # None if the tokenizer knows every character
     "The id of the token that stands for unknown characters."
-    ends = (tokenizer.pad_token_id, tokenizer.eos_token_id)  # Qwen2's tokenizer calls its end token unknown, never uses it
+    ends = (tokenizer.pad_token_id, tokenizer.eos_token_id)  # what Qwen2's tokenizer calls unknown, and never uses
     return None if tokenizer.unk_token_id in ends else tokenizer.unk_token_id
 
 def read_answer(
@@ -178,7 +178,7 @@ def read_answer(
     decode, unknown = partial(tokenizer.decode, skip_special_tokens=True), unknown_token(tokenizer)
     if unknown is None or unknown not in (*question, *answer): return decode(answer).strip(), confidence
     known = lambda ids: 1 - ids.count(unknown)/max(1, len(ids))
-    runs = [(token == unknown, list(run)) for token, run in groupby(answer, key=lambda token: token if token == unknown else None)]
+    runs = ((missing, list(run)) for missing, run in groupby(answer, lambda token: token == unknown))
     text = "".join("�"*len(run) if missing else decode(run) for missing, run in runs)
     return text.strip(), confidence*known(question)*known(answer)
 
@@ -188,7 +188,7 @@ def count_unknown(
     base: pd.DataFrame,  # predictions of the base: question, answers, confidence, score
     ours: list[pd.DataFrame],  # predictions for the same questions, one table per seed
 ) -> dict | None:  # the field `unknown_characters` of evaluation.json; None if every character is known
-    "Count the questions with unknown characters in the question or in every accepted answer; compare their confidence."
+    "Count questions with unknown characters in the question or in every accepted answer; compare their confidence."
     texts = pd.concat([base.question, base.answers.explode()])
     unknown = {c for c in set("".join(texts)) if unknown_token(tokenizer) in encode_text(tokenizer, c)}
     if not unknown: return None
@@ -200,7 +200,8 @@ def count_unknown(
         return {"base": mean([base]), "ours": mean(ours)}
     return {"characters": "".join(sorted(unknown)), "in_question": int(asked.sum()), "in_answers": int(due.sum()),
             "questions": int(either.sum()), "of": len(base),
-            **{name: {"unknown": means(name, either), "known": means(name, ~either)} for name in ("confidence", "score")}}
+            **{name: {"unknown": means(name, either), "known": means(name, ~either)}
+               for name in ("confidence", "score")}}
 
 # %% ../../nbs/engine/03_answering.ipynb #batches-of-pages
 def _batches(pages, features, found, budget, merge_size, asks, tokens_per_batch):

@@ -130,9 +130,9 @@ def read_sources(
                 for line in csv.DictReader(file)]
 
 # %% ../../nbs/inputs/02_sources.ipynb #cell-012
-# docvlm's column: columns on the hub. Several are joined by "_" (doc_id) or merged into one list (doc_types). A column of
-# `pairs` holds the questions and answers of a page as a Python list in a text, which become `question` and `answer`. The
-# last word of a `language` is its code.
+# docvlm's column: columns on the hub. Several are joined by "_" (doc_id) or merged into one list (doc_types). A column
+# of `pairs` holds the questions and answers of a page as a Python list in a text, which become `question` and `answer`.
+# The last word of a `language` is its code.
 LAYOUTS = {
     "docvqa": {"question_id": ["questionId"], "doc_id": ["ucsf_document_id", "ucsf_document_page_no"],
                "question": ["question"], "answers": ["answers"], "doc_types": ["question_types"]},
@@ -189,8 +189,9 @@ def _asked(dataset, source) -> tuple[Dataset, dict, list]:
     if "pairs" not in LAYOUTS[source.layout]: return dataset, {}, []
     rows, asked, skipped = [], [], []
     for number, (page, text) in enumerate(zip(dataset["id"][:], dataset[LAYOUTS[source.layout]["pairs"][0]][:])):
+        found = []
         try: found = _pairs(text)
-        except ValueError as error: found, _ = [], skipped.append({"row": f"{source.name} {page}", "reason": str(error)})
+        except ValueError as error: skipped.append({"row": f"{source.name} {page}", "reason": str(error)})
         asked += found
         rows += [number]*len(found)
     listed = {name: [pair[at] for pair in asked] for at, name in enumerate(("question", "answer"))}

@@ -120,10 +120,10 @@ def read_table(
 # %% ../../nbs/inputs/03_tables.ipynb #tables-names
 COLUMN_NAMES = {  # key of metadata.jsonl: names of the column in tables; the first that has a value counts
     "file_name": ("file_name", "image", "imgname", "image_local_name", "image_path", "filename", "file", "path",
-                  "document"),
-    "page": ("page",), "question": ("question", "query"), "answers": ("answers", "answer", "label"),
-    "questionId": ("questionId", "question_id"), "question_types": ("question_types",), "field": ("field",),
-    "benchmark": ("benchmark",), "language": ("language", "lang"), "split": ("split", "data_split"), "document": ("document", "ucsf_document_id")}
+                  "document"), "page": ("page",), "field": ("field",), "benchmark": ("benchmark",),
+    "question": ("question", "query"), "answers": ("answers", "answer", "label"), "language": ("language", "lang"),
+    "questionId": ("questionId", "question_id"), "question_types": ("question_types",),
+    "split": ("split", "data_split"), "document": ("document", "ucsf_document_id")}
 
 def named(
     record: dict,  # from `read_table`
@@ -166,8 +166,8 @@ def rows_of_conversation(
     said, rows = [turn for turn in map(_said, turns) if turn[0] != "system"], []
     for (who, question), (other, reply) in zip(said, [*said[1:], ("", "")]):
         if who != "user": continue
-        row = named(record, "page", "split", "document", "benchmark", "language") | {"file_name": images[0], "question": question}
-        if other == "assistant": row["answers"] = reply
+        row = named(record, "page", "split", "document", "benchmark", "language") | {"question": question}
+        row |= {"file_name": images[0]} | ({"answers": reply} if other == "assistant" else {})
         if "id" in record: row["questionId"] = f"{record['id']}-{len(rows) + 1}"
         rows.append(row)
     return rows

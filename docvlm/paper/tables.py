@@ -49,7 +49,7 @@ def quoted(
 def isolated(
     name: str,  # e.g. a document type that a user names
 ) -> str:
-    "A name within a sentence; if it has letters of a right-to-left script, with marks that keep it from reordering the rest."
+    "A name for a sentence; with letters of a right-to-left script, between marks that keep the rest in its order."
     return f"\u2068{name}\u2069" if any(unicodedata.bidirectional(c) in ("R", "AL") for c in name) else name
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-007
@@ -313,7 +313,7 @@ def data_tables(data: dict) -> dict:
 
 def _languages(splits):
     "Table of the pages and questions in each language; empty if no language is known."
-    rows = [{"split": split, "language": quoted(name), "pages": amount(part["pages"]), "questions": amount(part["questions"])}
+    rows = [{"split": split, "language": quoted(name), **{key: amount(part[key]) for key in ("pages", "questions")}}
             for split, found in splits.items() for name, part in found.get("by_language", {}).items()]
     return table(rows, "Pages and questions by language, where it is known") if rows else Markup("")
 
