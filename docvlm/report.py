@@ -223,8 +223,8 @@ def to_pdf(
     text = _QUOTED.sub("[\u2068\\1\u2069]{.quoted}", drawable_text(text))
     source = _pandoc(text, title, "typst", "--include-in-header=paper/preamble.typ", "--variable=papersize:a4",
                      "--shift-heading-level-by=-1")
-    typst.compile(source.encode(), output=path, root=root(), font_paths=list(map(str, font_files().values())),
-                  ignore_system_fonts=True, timestamp=0)
+    typst.compile(source.encode(), output=path, root=root(), ignore_system_fonts=True, timestamp=0,
+                  font_paths=[str(path.parent) for path in font_files().values()])
 
 # %% ../nbs/09_report.ipynb #cell-020
 def _unchanged(result, name, how_to_redo):

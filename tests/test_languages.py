@@ -1,4 +1,5 @@
 "Documents in any script: sources, results by language, unknown characters, fonts, text of mixed direction."
+import ctypes
 import json
 import re
 import unicodedata
@@ -10,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pypdfium2 as pdfium
+import pypdfium2.raw as raw
 import pytest
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage, ImageDraw
@@ -239,11 +241,22 @@ def test_a_figure_in_any_script_has_no_missing_glyph_and_the_same_bytes(tmp_path
     assert not [w for w in recwarn if "missing from" in str(w.message)]
 
 
+def font_of(place, index):
+    "The name of the font that a character of a page is drawn with."
+    buffer, flags = ctypes.create_string_buffer(200), ctypes.c_int()
+    raw.FPDFText_GetFontInfo(place, index, buffer, 200, flags)
+    return buffer.value.decode()
+
+
 def test_pdf_text_is_there_in_its_own_direction_and_missing_letters_are_named(tmp_path):
     text = "\n\n".join(f"Answer: {quoted(shown)} and 3.0 points." for shown in [*SHOWN, TAMIL])
     report.to_pdf(text, "Title", tmp_path/"a.pdf")
-    with pdfium.PdfDocument(tmp_path/"a.pdf") as pdf: read = "".join(page.get_textpage().get_text_range() for page in pdf)
+    with pdfium.PdfDocument(tmp_path/"a.pdf") as pdf:
+        place = pdf[0].get_textpage()
+        read = place.get_text_range()
+        fonts = {character: font_of(place, read.index(character)) for character in "민京が"}
     read = re.sub(r"\s+", " ", read)
+    assert all("NotoSansCJK" in fonts[character] for character in "민京が"), fonts
     assert "‹Tamil: 3 characters›" in read and TAMIL not in read and "\ufffd" not in read
     for shown in ("김민수", "北京大学", "がぎぐ", "Ёлка"): assert shown in read, shown
     assert read.count("3.0 points") == len(SHOWN) + 1, "the sentence around keeps its order"
