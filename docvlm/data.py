@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from tqdm.auto import tqdm
 
-from .analysis.metrics import squeezed
+from .analysis.metrics import characters, squeezed
 from .core import Study
 from .documents import make_page, UNSEEN_SHARE
 from .files import (check_started, digest_of, flush, in_library, process_pool, read_json, root, StudyError,
@@ -53,7 +53,7 @@ def question_rows(
     return [{"question_id": f"{page.doc_id}-q{number}", "doc_id": page.doc_id, "page": 1, "image": image,
              "question": question.question, "field": "", "answers": list(question.answers),
              "doc_types": list(dict.fromkeys([page.doc_type, *question.doc_types])),
-             "benchmark": page.benchmark, "split": split, "source": "generated"}
+             "language": "English", "benchmark": page.benchmark, "split": split, "source": "generated"}
             for number, question in enumerate(page.questions)]
 
 # %% ../nbs/02_data.ipynb #ground-truth
@@ -204,7 +204,8 @@ def _load_prepared(study):
 def _load_hub_splits(study):
     "Both splits of the hub benchmarks, and the report on their sources. Checks every source before any download."
     parts, report = {"train": [], "test": []}, {"sources": [], "skipped": []}
-    sources = [source for source in read_sources(root()/"data"/"sources.csv") if source.split in parts]
+    sources = [source for source in read_sources(root()/"data"/"sources.csv")
+               if source.split in parts and source.benchmark in study.preset.benchmarks]
     check_sources(sources)
     for source in sources:
         rows, skipped, commit = load_hub(source)
@@ -358,7 +359,7 @@ def question_frame(
     frame = rows.remove_columns("image").to_pandas()
     frame["group"] = [document_types(row) for row in frame.to_dict("records")]
     frame["page_id"] = page_ids(frame)
-    frame["answer_characters"] = [len(answers[0]) for answers in frame.answers]
+    frame["answer_characters"] = [len(characters(answers[0])) for answers in frame.answers]
     return frame.explode("group")
 
 # %% ../nbs/02_data.ipynb #summarize
@@ -375,7 +376,8 @@ def summarize_split(
     frame, sizes = question_frame(rows), page_sizes(rows)
     answers = frame.drop_duplicates("question_id").answer_characters
     return {"pages": len(sizes), "questions": len(rows), "by_benchmark": _counts(frame, "benchmark"),
-            "by_document_type": _counts(frame, "group"), "answer_characters": _percentiles(answers),
+            "by_document_type": _counts(frame, "group"),
+            "by_language": _counts(frame[frame.language != ""], "language"), "answer_characters": _percentiles(answers),
             "width_px": _percentiles(sizes.width), "height_px": _percentiles(sizes.height)}
 
 # %% ../nbs/02_data.ipynb #cell-020

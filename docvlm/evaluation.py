@@ -21,10 +21,11 @@ from accelerate.utils import gather_object
 from datasets import concatenate_datasets
 
 from .analysis.extraction import extraction_scores
-from .analysis.metrics import BENCHMARK_METRICS, compare_scores, relaxed_accuracy_strict, score
+from .analysis.metrics import (BENCHMARK_METRICS, anls_by_character, characters, compare_scores,
+                                     relaxed_accuracy_strict, score)
 from .core import Study
 from .data import limit_questions, load_splits, page_table, question_table
-from .engine.answering import answer_rows
+from .engine.answering import answer_rows, count_unknown
 from .engine.attention import team
 from .engine.features import cache_features, pages_of
 from .files import StudyError, digest_of, replacing, root, write_json
@@ -101,8 +102,7 @@ def predict(
     if about.get("key") == key: return stored, about["throughput"]
     parts = path.with_name(f"{system}.{key}")  # the key in the name keeps parts of different runs apart
     answers, seconds = _answer_parts(study, system, rows, processor, load, parts)
-    columns = ["question_id", "doc_id", "page", "field", "benchmark", "doc_types", "source", "question", "answers"]
-    frame = rows.remove_columns("image").to_pandas()[columns].join(answers)
+    frame = rows.remove_columns(["image", "split"]).to_pandas().join(answers)
     frame["score"] = [score(*row) for row in zip(frame.benchmark, frame.prediction, frame.answers)]
     if workers.is_main_process:
         _write_table(path, frame, {"key": key, "throughput": {"questions_per_s": len(rows)/seconds}})
@@ -200,10 +200,11 @@ def compare_groups(
     seeds: list[int],  # training seeds, in the order of `ours`
     resamples: int,  # number of bootstrap and permutation resamples
     groups: pd.Series,  # group or list of groups of each question; a missing value means no group
+    metric=None,  # as `compare` takes it
 ) -> dict[str, dict]:  # group name -> result of `compare`
     "Compare base and adapters within each group, in alphabetical order."
     sets = groups.map(lambda g: set(g) if isinstance(g, (list, set, np.ndarray)) else {g} if pd.notna(g) else set())
-    cells = {name: compare(base, ours, seeds, resamples, sets.map(lambda s: name in s))
+    cells = {name: compare(base, ours, seeds, resamples, sets.map(lambda s: name in s), metric)
              for name in sorted(set().union(*sets))}
     return {name: cell for name, cell in cells.items() if cell}
 
@@ -215,7 +216,8 @@ def own_questions(
 ):  # a datasets.Dataset in the row schema
     "A fixed sample of the preset's own test questions, in whole pages; StudyError if they cannot be loaded."
     if study.preset.source == "hub":
-        sources = [source for source in read_sources(root()/"data"/"sources.csv") if source.split == "test"]
+        sources = [source for source in read_sources(root()/"data"/"sources.csv")
+                   if source.split == "test" and source.benchmark in study.preset.benchmarks]
         check_sources(sources)
         rows = concatenate_datasets([load_hub(source)[0] for source in sources])
     else: rows = load_splits(replace(study, documents=""))["test"]
@@ -378,15 +380,18 @@ def evaluate_study(
     sample = _answer_training_sample(study, adapters)
     lost, own = forgotten(study, adapters) if study.documents else (None, [])
     base, ours = frames["base"], [frames[name] for name in adapters]
-    groups = lambda values: compare_groups(base, ours, seeds, resamples, values)
-    benchmarks = groups(base.benchmark)
+    groups = lambda values, metric=None: compare_groups(base, ours, seeds, resamples, values, metric)
+    benchmarks, languages = groups(base.benchmark), base.language.where(base.language != "")
+    in_anls = languages.where(base.benchmark.map(BENCHMARK_METRICS) == "anls")
     result = {"protocol": study.preset.protocol, "systems": list(frames), "benchmarks": benchmarks,
               "by_document_type": groups(pd.Series([document_types(row) for row in base.to_dict("records")])),
+              "by_language": groups(languages), "by_language_characters": groups(in_anls, anls_by_character),
+              "unknown_characters": count_unknown(load_processor(study.preset).tokenizer, base, ours),
               "chartqa_strict": compare(base, ours, seeds, resamples, base.benchmark == "chartqa",
                                         relaxed_accuracy_strict),
               "reliability": {"base": reliability([base]), "ours": reliability(ours)},
-              "by_answer_length": by_interval(base, ours, base.answers.str[0].str.len(), [0, 1, 5, 9, 13, 17, 25, 1000],
-                                              "characters"),
+              "by_answer_length": by_interval(base, ours, base.answers.map(lambda texts: len(characters(texts[0]))),
+                                              [0, 1, 5, 9, 13, 17, 25, 1000], "characters"),
               "comparison": comparison_rows(study, benchmarks, study.result("training")["model"]["total_parameters"]),
               "against_published": [] if study.documents else against_published(study.preset, benchmarks),
               "training_sample": sample, "throughput": throughput,

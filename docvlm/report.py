@@ -13,11 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pypandoc
+import regex
 import typst
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from .core import Study
+from .core import Study, drawable_text, font_files
 from .files import StudyError, read_json, root
 from .paper import serving, tables
 from .paper.figures import curve_tables, draw_all, speed_values
@@ -64,7 +65,13 @@ def data_tables(data: dict) -> dict:
               for split, part in data["splits"].items() for b in in_report_order(part["by_benchmark"])]
     leaks = [{"check": text, "found": amount(data["leakage"][kind])} for kind, text in LEAK_CHECKS.items()]
     return {"sources": table(sources, "Sources"), "splits": table(splits, "Pages and questions"),
-            "leakage": table(leaks, "Leakage from training to test")}
+            "leakage": table(leaks, "Leakage from training to test"), "languages": _languages(data["splits"])}
+
+def _languages(splits):
+    "Table of the pages and questions in each language; empty if no language is known."
+    rows = [{"split": split, "language": quoted(name), **{key: amount(part[key]) for key in ("pages", "questions")}}
+            for split, found in splits.items() for name, part in found.get("by_language", {}).items()]
+    return table(rows, "Pages and questions by language, where it is known") if rows else Markup("")
 
 # %% ../nbs/09_report.ipynb #forgotten-table
 def forgotten_table(forgotten: dict) -> Markup:
@@ -160,7 +167,7 @@ def answer_mark(error: str | None) -> Markup:
 
 def slug(text: str | None) -> str:
     "Text reduced to letters, digits and hyphens, for use as an HTML attribute value."
-    return "correct" if is_right(text) else re.sub(r"[^\w]+", "-", text.lower()).strip("-")
+    return "correct" if is_right(text) else regex.sub(r"[^\w]+", "-", text.lower()).strip("-")
 
 def first_page(gallery: list[dict]) -> dict | None:
     "The first gallery entry whose answer fine-tuning fixed; without one, the first entry; None for an empty gallery."
@@ -215,15 +222,21 @@ def to_html(
                    "--include-after-body=paper/gallery.html")
 
 # %% ../nbs/09_report.ipynb #to-pdf
+_QUOTED = re.compile(r'\[((?:\\.|[^\\\[\]])*)\]\{\.quoted dir="auto"\}')
+
 def to_pdf(
     text: str,  # Markdown; image paths are relative to the repository root
     title: str,
     path: Path,  # PDF file to write
 ) -> None:
-    "Typeset Markdown as a PDF; the same text gives the same bytes."
+    """Typeset Markdown as a PDF; the same text gives the same bytes.
+
+    Characters that no font has are named. Text with a direction of its own is marked, since typst knows no `dir`."""
+    text = _QUOTED.sub("[\u2068\\1\u2069]{.quoted}", drawable_text(text))
     source = _pandoc(text, title, "typst", "--include-in-header=paper/preamble.typ", "--variable=papersize:a4",
                      "--shift-heading-level-by=-1")
-    typst.compile(source.encode(), output=path, root=root(), ignore_system_fonts=True, timestamp=0)
+    typst.compile(source.encode(), output=path, root=root(), ignore_system_fonts=True, timestamp=0,
+                  font_paths=[str(path.parent) for path in font_files().values()])
 
 # %% ../nbs/09_report.ipynb #card
 def inference_code(

@@ -27,11 +27,13 @@ function take() {
 }
 
 function tell({answers: rows, target}) {
-  answers.caption.textContent = target ? `Accepted answer: ${target}` : "";
+  const accepted = document.createElement("bdi");  // a text in its own direction
+  accepted.textContent = target;
+  answers.caption.replaceChildren(...(target ? ["Accepted answer: ", accepted] : []));
   answers.tBodies[0].replaceChildren(...rows.map(row => {
     const line = document.createElement("tr");
     for (const text of [row.system, row.answer || "(empty)", `${Math.round(100 * row.confidence)} %`, `${row.seconds.toFixed(2)} s`])
-      line.insertCell().textContent = text;
+      Object.assign(line.insertCell(), {textContent: text, dir: "auto"});
     return line;
   }));
   answers.hidden = false;

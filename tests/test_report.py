@@ -57,7 +57,8 @@ def synthetic_results(images, texts=("42.10",)):
     share = lambda value: {"share": value, "ci95": [value - .02, value + .02], "count": round(900 * value)}
     split = lambda pages: {"pages": pages, "questions": 6 * pages, "unseen_page_share": .4,
                            "by_benchmark": {b: {"pages": pages // 3, "questions": 2 * pages} for b in ("docvqa", "chartqa", "infovqa")},
-                           "by_document_type": {t: {"pages": pages // 3, "questions": 2 * pages} for t in ("forms", "tables", "bar charts")}}
+                           "by_document_type": {t: {"pages": pages // 3, "questions": 2 * pages} for t in ("forms", "tables", "bar charts")},
+                           "by_language": {text(n): {"pages": 2, "questions": 4} for n in range(2)}}
     seeds = {str(s): {"loss": [{"step": n, "loss": 2.5 / (1 + n / 20) + .02 * ((n * s) % 7), "learning_rate": 1e-3} for n in range(1, 160)],
                       "questions_per_s": 31.2, "train_s": 301.5, "peak_memory_bytes": 2**31, "adapter_digest": "0f" * 8,
                       "adapter": f"data/runs/nano/adapters/lora-r16-seed{s}"} for s in (42, 43)}
@@ -81,6 +82,9 @@ def synthetic_results(images, texts=("42.10",)):
                        "by_document_type": {name: cell(.3, gain) for name, gain in (
                            ("forms", .25), ("tables", .19), ("invoices", .28), ("letters", .08), ("bar", .03), ("pie", -.02),
                            ("charts, human questions", .5), ("infographics", .13))},
+                       "by_language": {text(n) + str(n): cell(.3, .1) for n in range(2)}, "by_language_characters": {text(0): cell(.2, .1)},
+                       "unknown_characters": {"characters": text(5) + "김", "in_question": 2, "in_answers": 3, "questions": 4, "of": 900} | {
+                           name: {"unknown": {"base": .2, "ours": .1}, "known": {"base": None, "ours": .8}} for name in ("confidence", "score")},
                        "by_template": {g: {"docvqa": cell(.3, .2), "chartqa": cell(.2, .01)} for g in ("seen", "unseen")},
                        "chartqa_strict": cell(.22, .01) | {"metric": "relaxed_accuracy"},
                        "reliability": {k: [{"confidence": n / 10 + .05, "score": (n / 10 + .05)**p, "questions": 20 + 10 * n}

@@ -2,6 +2,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -9,6 +10,7 @@ from datasets import Dataset
 from PIL import Image
 
 from docvlm.core import Study
+from docvlm.engine import answering
 from docvlm.files import JSON_TYPES, results_schema, schema_errors, schema_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,6 +76,12 @@ def rare_objects(tmp_path, monkeypatch):
     assert listed["listed"][0]["answer"] == "7"
     cell = compare(frame.assign(score=0.), [frame.assign(score=[1., 0, 1, 1])], [42], 100)
     for forgotten in ({"comparison": cell, "note": None}, {"comparison": None, "note": "no connection"}): yield "evaluation.json", {"forgotten": forgotten}
+    tokenizer = SimpleNamespace(unk_token_id=2, pad_token_id=0, eos_token_id=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(answering, "encode_text", lambda _, text: [2 if text == "?" else 5])
+        unknown = answering.count_unknown(tokenizer, frame.assign(score=1.), [frame.assign(score=1.)])
+    yield "evaluation.json", {"by_language": {"Korean": cell}, "by_language_characters": {"Korean": cell}, "unknown_characters": unknown}
+    yield "split", {"by_language": {"Korean": {"pages": 1, "questions": 2}}}
     yield from (("ablation.json", curve) for curve in curves(monkeypatch))
     yield "failures.json", {"suspect_labels": {"test": listed, "training": listed, "training_questions": 9, "seeds": 1,
                                                "detection": failures.measure_detection([frame])}}

@@ -81,8 +81,8 @@ def compare_f1(
 def parts_of(
     text: str,  # a value
 ) -> list[str]:
-    "The parts of a list of values, separated by semicolons or line breaks."
-    return [part.strip() for part in re.split(r"[;\n]", composed(text)) if part.strip()]
+    "The parts of a list of values, separated by semicolons (also full-width and Arabic ones) or line breaks."
+    return [part.strip() for part in re.split(r"[;；؛\n]", composed(text)) if part.strip()]
 
 # %% ../../nbs/analysis/02_extraction.ipynb #anls-star
 def _objects(prediction, answers):

@@ -25,7 +25,7 @@ from tornado.web import Application, HTTPError, RequestHandler
 
 from ..core import Study
 from ..data import load_splits
-from ..engine.answering import answer, questions_at_a_time
+from ..engine.answering import answer, questions_at_a_time, read_answer
 from ..engine.attention import autocast, encode_pages, prepare_images
 from ..engine.packing import chat_template, encode_text
 from ..files import root, StudyError
@@ -91,9 +91,9 @@ def ask(self: Asker,
             started = time.perf_counter()
             answers = self._answers_of(system, groups, vision, grids, preset.max_new_tokens[benchmark])
             seconds = encoded_s + time.perf_counter() - started
+            read = [read_answer(tokenizer, ids, *answered) for ids, answered in zip(asked, answers)]
             found += [{"question": question, "system": system, "confidence": confidence, "seconds": seconds,
-                       "answer": tokenizer.decode(ids, skip_special_tokens=True).strip()}
-                      for question, (ids, confidence) in zip(questions, answers)]
+                       "answer": text} for question, (text, confidence) in zip(questions, read)]
     return found
 
 # %% ../../nbs/apps/00_ask.ipynb #8fee9821
@@ -142,11 +142,12 @@ def answers_html(
     target: str = "",  # accepted answer, if known
 ) -> str:
     "Answers as an HTML table; the model's text is escaped, so any HTML in it has no effect."
-    cell = lambda tag, text: f"<{tag} style='text-align:left'>{escape(text)}</{tag}>"
+    cell = lambda tag, text: f"<{tag} dir='auto' style='text-align:start'>{escape(text)}</{tag}>"
     line = lambda tag, *texts: f"<tr>{''.join(cell(tag, text) for text in texts)}</tr>"
     body = "".join(line("td", row["system"], row["answer"] or "(empty)",
                         f"{row['confidence']:.0%}", f"{row['seconds']:.2f} s") for row in rows)
-    caption = f"<caption style='text-align:left'>Accepted answer: {escape(target)}</caption>" if target else ""
+    caption = (f"<caption style='text-align:left'>Accepted answer: <bdi>{escape(target)}</bdi></caption>" if target
+               else "")
     return (f"<table>{caption}<thead>{line('th', 'system', 'answer', 'confidence', 'time')}</thead>"
             f"<tbody>{body}</tbody></table>")
 

@@ -8,6 +8,7 @@ __all__ = ['CUTS', 'CUTS_AROUND', 'BESIDE', 'AROUND', 'LOOKUP_RULES', 'Line', 'e
 # %% ../../nbs/baselines/01_ocr.ipynb #918e6128
 import math
 import re
+import regex
 import time
 from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
@@ -83,8 +84,8 @@ CUTS_AROUND = (*CUTS, re.compile(r"(.*[^\W\d])\s*(\d[\d.,]*(?:\s?%)?)"),
                re.compile(r"(\d[\d.,]*(?:\s?%)?)\s*([^\W\d].*)"))
 
 def letters_and_digits(text: str) -> str:
-    "Keep only letters and digits, in lower case."
-    return "".join(filter(str.isalnum, squeezed(text)))
+    "Keep only letters with their marks and digits, in lower case."
+    return regex.sub(r"[^\p{L}\p{M}\p{N}]", "", squeezed(text))
 
 def without_title(
     lines: list[Line],  # lines of a chart

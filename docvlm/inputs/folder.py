@@ -137,6 +137,7 @@ def clean_record(
         raise ValueError(f"unknown benchmark {benchmark!r}; known: {', '.join(BENCHMARKS)}")
     return {"file_name": file_name, "page": page_number(record.get("page")), "question": question, "answers": answers,
             "benchmark": benchmark, "doc_types": texts("question_types"),
+            "language": clean_text(record.get("language"), "language"),
             "field": clean_text(record.get("field"), "field")}
 
 # %% ../../nbs/inputs/01_folder.ipynb #files-path

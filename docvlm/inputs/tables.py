@@ -120,10 +120,10 @@ def read_table(
 # %% ../../nbs/inputs/03_tables.ipynb #tables-names
 COLUMN_NAMES = {  # key of metadata.jsonl: names of the column in tables; the first that has a value counts
     "file_name": ("file_name", "image", "imgname", "image_local_name", "image_path", "filename", "file", "path",
-                  "document"),
-    "page": ("page",), "question": ("question", "query"), "answers": ("answers", "answer", "label"),
-    "questionId": ("questionId", "question_id"), "question_types": ("question_types",), "field": ("field",),
-    "benchmark": ("benchmark",), "split": ("split", "data_split"), "document": ("document", "ucsf_document_id")}
+                  "document"), "page": ("page",), "field": ("field",), "benchmark": ("benchmark",),
+    "question": ("question", "query"), "answers": ("answers", "answer", "label"), "language": ("language", "lang"),
+    "questionId": ("questionId", "question_id"), "question_types": ("question_types",),
+    "split": ("split", "data_split"), "document": ("document", "ucsf_document_id")}
 
 def named(
     record: dict,  # from `read_table`
@@ -166,8 +166,8 @@ def rows_of_conversation(
     said, rows = [turn for turn in map(_said, turns) if turn[0] != "system"], []
     for (who, question), (other, reply) in zip(said, [*said[1:], ("", "")]):
         if who != "user": continue
-        row = named(record, "page", "split", "document", "benchmark") | {"file_name": images[0], "question": question}
-        if other == "assistant": row["answers"] = reply
+        row = named(record, "page", "split", "document", "benchmark", "language") | {"question": question}
+        row |= {"file_name": images[0]} | ({"answers": reply} if other == "assistant" else {})
         if "id" in record: row["questionId"] = f"{record['id']}-{len(rows) + 1}"
         rows.append(row)
     return rows
@@ -179,7 +179,7 @@ def rows_of_fields(
 ) -> list[dict]:  # one for each field; without answers if the record has no value for it
     "The questions of a row of fields. An empty cell, or null, means that the document does not show the value."
     values = record["fields"] if isinstance(record.get("fields"), dict) else record
-    shared, rows = named(record, "file_name", "page", "split", "document", "benchmark"), []
+    shared, rows = named(record, "file_name", "page", "split", "document", "benchmark", "language"), []
     for name, question in fields.items():
         row = shared | {"question": question, "field": name}
         if name in values: row["answers"] = "" if values[name] is None else values[name]
@@ -352,7 +352,7 @@ def _write_split(folder, rows, top):
             (folder/name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder/name)
         kept = {"question_types": row["doc_types"]} | {
-            name: row[name] for name in ("page", "field", "questionId", "benchmark")}
+            name: row[name] for name in ("page", "field", "questionId", "benchmark", "language")}
         lines.append({"file_name": names[path], "question": row["question"], "answers": row["answers"]}
                      | {name: value for name, value in kept.items() if value})
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

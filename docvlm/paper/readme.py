@@ -17,8 +17,8 @@ import nbformat
 from ..core import Study
 from ..files import StudyError, read_json, root, schema_page
 from .serving import serving_tables
-from .tables import (amount, benchmark_name, headline, in_report_order, interval, percent, points,
-                                 published_systems, VARIANT_NAMES)
+from .tables import (amount, benchmark_name, headline, in_report_order, interval, isolated, percent,
+                                 points, published_systems, VARIANT_NAMES)
 from ..steps import Step, content_digest
 
 
@@ -58,11 +58,11 @@ def verdict(cell: dict) -> str:
 
 def _change(name, cell):
     delta, ends = cell["delta"], interval(cell["delta"]["ci95"], points)
-    return f"{name} {points(delta['value'])} points ({'95 % interval ' if delta['ci95'] else ''}{ends})"
+    return f"{isolated(name)} {points(delta['value'])} points ({'95 % interval ' if delta['ci95'] else ''}{ends})"
 
 def _in_brackets(name, cell):
     ends = "one page" if cell["delta"]["ci95"] is None else f"95 % interval {interval(cell['delta']['ci95'], points)}"
-    return f"{name} ({points(cell['delta']['value'])} points, {ends})"
+    return f"{isolated(name)} ({points(cell['delta']['value'])} points, {ends})"
 
 def _listed(parts):
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]

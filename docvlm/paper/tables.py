@@ -2,43 +2,54 @@
 
 # %% auto #0
 __all__ = ['NOT_MEASURED', 'ONE_PAGE', 'NO_TEST', 'BENCHMARK_NAMES', 'METRIC_NAMES', 'FIELD_SCORES', 'DOCUMENT_SCORES',
-           'VARIANT_NAMES', 'markdown', 'quoted', 'percent', 'points', 'interval', 'p_value', 'amount', 'mib', 'table',
-           'benchmark_name', 'metric_name', 'in_report_order', 'comparison_row', 'answered_share', 'headline',
-           'main_results', 'by_group', 'by_template', 'field_scores', 'field_rates', 'measured_systems',
+           'VARIANT_NAMES', 'markdown', 'quoted', 'isolated', 'percent', 'points', 'interval', 'p_value', 'amount',
+           'mib', 'table', 'benchmark_name', 'metric_name', 'in_report_order', 'comparison_row', 'answered_share',
+           'headline', 'main_results', 'by_group', 'by_template', 'field_scores', 'field_rates', 'measured_systems',
            'published_systems', 'published_gap_table', 'other_systems', 'without_answer', 'empty_answers',
            'ablation_table', 'quantized_table']
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-002
 import re
+import unicodedata
 
 import pandas as pd
 from markupsafe import Markup
 
+from ..analysis.metrics import characters
 from ..files import root
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-004
 NOT_MEASURED, ONE_PAGE, NO_TEST = "not measured", "one page: no interval", "no test"
 _unsafe = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]"
                      r"|[\ud800-\udfff]")
+_ISOLATED = re.compile("\u2068([^\u2066-\u2069]*)\u2069")  # text between the marks of `isolated`
 
 def markdown(
     value,  # text, number or None; `Markup` is returned unchanged
 ) -> Markup:
     "Escape a value to Markdown that shows it literally; None becomes 'not measured'."
     if isinstance(value, Markup): return value
-    text = NOT_MEASURED if value is None else str(value)
-    text = _unsafe.sub("�", " ".join(text.split()))
-    return Markup(re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text))
+    text = NOT_MEASURED if value is None else " ".join(str(value).split())
+    escape = lambda part: re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", _unsafe.sub("�", part))
+    span = lambda part: f'[{escape(part)}]{{.quoted dir="auto"}}'
+    parts = _ISOLATED.split(text)  # every second part stood between marks
+    return Markup("".join((span if number % 2 else escape)(part) for number, part in enumerate(parts)))
 
 # %% ../../nbs/paper/00_tables.ipynb #quoted
 def quoted(
     text: str,  # text from a model, a user or a document
     longest: int = 160,  # maximum number of characters to show
 ) -> Markup:
-    "Text from a model or document, escaped and shortened, in a span that isolates its writing direction."
-    words = " ".join(str(text).split())
-    shown = words if len(words) <= longest else f"{words[:longest]}… ({len(words):,} characters)"
-    return Markup(f"[{markdown(shown)}]{{.quoted}}") if shown else Markup("[(empty)]{.empty}")
+    "Text from a model or document, escaped and shortened, in a span with a writing direction of its own."
+    words = characters(" ".join(str(text).split()))
+    shown = "".join(words[:longest]) + (f"… ({len(words):,} characters)" if len(words) > longest else "")
+    return Markup(f'[{markdown(shown)}]{{.quoted dir="auto"}}') if shown else Markup("[(empty)]{.empty}")
+
+def isolated(
+    name: str,  # e.g. a document type that a user names
+) -> str:
+    "A name for a sentence; with letters of a right-to-left script, between marks that keep the rest in its order."
+    return f"\u2068{name}\u2069" if any(unicodedata.bidirectional(c) in ("R", "AL") for c in name) else name
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-007
 def percent(
@@ -94,9 +105,10 @@ def table(
     return Markup(f"\n::: table\n{body}\n\n" + (f": {markdown(caption)}\n" if caption else "") + ":::\n")
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-013
-BENCHMARK_NAMES = {"docvqa": "DocVQA", "chartqa": "ChartQA", "infovqa": "InfographicVQA"}
+BENCHMARK_NAMES = {"docvqa": "DocVQA", "chartqa": "ChartQA", "infovqa": "InfographicVQA", "mtvqa": "MTVQA",
+                   "ocrbench2": "OCRBench v2"}
 METRIC_NAMES = {"anls": "ANLS", "relaxed_accuracy": "relaxed accuracy",
-           "relaxed_accuracy_strict": "relaxed accuracy, strict"}
+           "relaxed_accuracy_strict": "relaxed accuracy, strict", "anls_by_character": "ANLS by character"}
 
 def benchmark_name(benchmark: str) -> str:
     "The benchmark's name as its authors spell it."
@@ -172,7 +184,7 @@ def by_group(
 ) -> Markup:
     "Table of groups of questions: `first`, then the others, largest gain first."
     order = lambda item: (first.index(item[0]) if item[0] in first else len(first), -item[1]["delta"]["value"])
-    return table([{label: name, **comparison_row(cell)} for name, cell in sorted(cells.items(), key=order)], caption)
+    return table([{label: quoted(name), **comparison_row(cell)} for name, cell in sorted(cells.items(), key=order)], caption)
 
 def by_template(evaluation: dict) -> Markup:
     "Table of the scores on layouts and fonts seen and not seen in training."
