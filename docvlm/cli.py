@@ -282,7 +282,7 @@ def ask(
 # %% ../nbs/11_cli.ipynb #predict
 def _fields(path, questions, output):
     "The question of each field, from a file or from `--question`; ValueError unless one of the two is given."
-    from docvlm.inputs.folder import check_question
+    from docvlm.execution import check_question
     from docvlm.inputs.tables import read_fields
     if bool(path) == bool(questions): raise ValueError("Give either --fields or --question")
     if path and Path(path).resolve() == Path(output).resolve():

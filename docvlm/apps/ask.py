@@ -29,7 +29,7 @@ from ..engine.answering import answer, questions_at_a_time
 from ..engine.attention import autocast, encode_pages, prepare_images
 from ..engine.packing import chat_template, encode_text
 from ..files import root, StudyError
-from ..inputs.folder import check_question
+from ..execution import check_question
 from ..inputs.images import open_page
 from ..inputs.sources import TYPE_GROUPS
 from ..model import load_adapter, load_base, load_processor

@@ -31,9 +31,9 @@ from ..engine.attention import autocast, encode_pages, prepare_images, within_me
 from ..engine.features import FeaturesInMemory, ahead
 from ..engine.packing import encode_text
 from ..evaluation import stored_predictions
-from ..execution import check_number
+from ..execution import check_number, one_line
 from ..files import StudyError, digest_of, replacing
-from ..inputs.folder import document_files, one_line
+from ..inputs.folder import document_files
 from ..inputs.images import open_page, page_count
 from ..model import adapter_digest, load_adapter, load_base, load_processor
 from ..presets import base_digest
