@@ -29,6 +29,7 @@ from .engine.attention import team
 from .engine.features import cache_features, pages_of
 from .files import StudyError, digest_of, replacing, root, write_json
 from .inputs.images import distinct_pages, page_ids
+from .inputs.retrieval import evidence_groups, page_count_group
 from .inputs.sources import Source, check_sources, document_types, load_hub, read_sources
 from .model import adapter_digest, hold_weights, load_adapter, load_base, load_processor
 from .presets import base_digest
@@ -387,6 +388,9 @@ def evaluate_study(
               "training_sample": sample, "throughput": throughput,
               "artefacts": [str((study.run_dir/"predictions"/f"{name}.parquet").relative_to(root()))
                             for name in (*frames, *sample["systems"], *own)]}
-    fields = extraction_scores(base, ours, seeds, resamples)
-    return result | ({"fields": fields} if fields else {}) | ({"forgotten": lost} if lost else {}) | (
+    fields, rows = extraction_scores(base, ours, seeds, resamples), base.to_dict("records")
+    by_pages = {} if base.page_count.max() == 1 else {
+        "by_page_count": groups(pd.Series(list(map(page_count_group, rows)))),
+        "by_evidence_page": groups(pd.Series(list(map(evidence_groups, rows))))}
+    return result | by_pages | ({"fields": fields} if fields else {}) | ({"forgotten": lost} if lost else {}) | (
         _by_page_knowledge(study, base, ours, seeds) if study.generated else {})

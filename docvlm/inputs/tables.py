@@ -296,8 +296,8 @@ CHECK_PIXELS = 250_000  # of a PDF page that is drawn only to see that it can be
 class _Checker:
     "Checks rows as `docvlm-study` will and finds their documents; each page is opened once."
     def __init__(self, documents):
-        pages = DocumentPages(lambda name, path, page: open_page(path, page, CHECK_PIXELS) and None)
-        self.documents, self.pages, self.asked = documents, pages, set()
+        self.pages = DocumentPages(lambda name, path, page: open_page(path, page, CHECK_PIXELS) and None)
+        self.documents, self.asked = documents, set()
 
     def row(self, line, split, beside):
         "A checked row with the paths of its files, `paths`; ValueError if it cannot be used."
@@ -308,13 +308,12 @@ class _Checker:
         folder, *inner = paths[0].relative_to(self.documents.folder).parts
         split = split or (SPLITS.get(folder.lower()) if inner else None)
         pages, _ = self.pages.of([(path.name, path) for path in paths], known["pages"], known["evidence_pages"])
-        name = clean_text(line.get("questionId"), "questionId")
-        key = split, name or (*paths, *pages, known["question"])
+        key = split, (name := clean_text(line.get("questionId"), "questionId")) or (*paths, *pages, known["question"])
         if key in self.asked: raise ValueError("this question is there already, with the same " +
                                                (f"id {name!r}" if name else "document and page"))
         self.asked.add(key)
-        return known | {"paths": paths, "document": str(line.get("document") or paths[0]), "split": split,
-                        "questionId": name}
+        document = str(line.get("document") or paths[0])
+        return known | {"paths": paths, "document": document, "split": split, "questionId": name}
 
 def check_rows(
     tables: list,  # from `find_tables`
