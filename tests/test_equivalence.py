@@ -227,8 +227,8 @@ def test_cached_features_are_those_that_vision_computes(rows, processor, tmp_pat
     first, second, fresh = fill("first"), fill("second"), FreshFeatures(base, processor, some, "fp32")
     assert isinstance(first, PageFeatures) and first.folder != second.folder
     for page in pages_of(some).values():
-        (feature, grid), (again, _), (alone, fresh_grid) = (source.get(page["key"]) for source in (first, second, fresh))
-        assert torch.equal(feature, again) and grid == fresh_grid == fresh.grid(page["key"])
-        exact = exact_features(base, processor, some.select(page["rows"]))[page["key"]][0]
+        (feature, grid), (again, _), (alone, fresh_grid) = (source.get(*page["keys"]) for source in (first, second, fresh))
+        assert torch.equal(feature, again) and grid == fresh_grid == fresh.grid(*page["keys"])
+        exact = exact_features(base, processor, some.select(page["rows"]))[page["keys"][0]][0]
         assert torch.equal(alone, exact.bfloat16()), "computed now, it is what the cache would hold"
         assert (feature.float() - exact).abs().max() <= 2**-8*exact.abs().max(), "a page among others differs by rounding alone"

@@ -3,10 +3,11 @@
 # %% auto #0
 __all__ = ['RANGES', 'OVERSHOOT', 'FORMATS', 'MOST_PAGES', 'MAX_PIXELS', 'MAX_ASPECT', 'DARKEST', 'FAINTEST', 'DEFAULT_DPI',
            'sample_range', 'to_rgb', 'UnfitPage', 'check_shape', 'decode_page', 'pdf_scale', 'page_count', 'open_page',
-           'page_size', 'page_key', 'page_id', 'pages_id', 'page_ids', 'distinct_pages', 'undecoded', 'images_at',
-           'pages_of']
+           'page_size', 'page_key', 'page_id', 'pages_id', 'page_ids', 'distinct_pages', 'with_images', 'undecoded',
+           'images_at', 'pages_of']
 
 # %% ../../nbs/inputs/00_images.ipynb #images-import
+import copy
 import io
 import math
 import threading
@@ -19,6 +20,7 @@ import datasets
 import numpy as np
 import pypdfium2 as pdfium
 from pypdfium2.raw import FPDF_ERR_PASSWORD, FPDF_PAGEOBJ_IMAGE
+from datasets.arrow_dataset import update_metadata_with_features
 from PIL import Image as PILImage, ImageOps
 
 from ..files import digest_of
@@ -334,23 +336,15 @@ def page_size(
     return decode_page(content)[0].size
 
 # %% ../../nbs/inputs/00_images.ipynb #images-pages
-def page_key(
-    image: dict,  # an undecoded `datasets.Image` value, with bytes or path
-) -> str:  # hexadecimal
-    "A page's key in the cache: the digest of its image file."
+def page_key(image: dict) -> str:
+    "An undecoded page's key in the cache: the digest of its image file."
     return digest_of(image["bytes"] if image.get("bytes") else Path(image["path"]))
 
-def page_id(
-    doc_id: str,  # the document
-    page: int = 1,  # its page, from 1
-) -> str:
+def page_id(doc_id: str, page: int = 1) -> str:
     "A page's name: its document's, followed by the number unless it is the first page."
     return doc_id if page == 1 else f"{doc_id} page {page}"
 
-def pages_id(
-    doc_id: str,  # the document
-    pages: list[int],  # numbers of its pages that are read together, from 1
-) -> str:
+def pages_id(doc_id: str, pages: list[int]) -> str:
     "The name of pages that are read together: `page_id` of a single page, else the document's and the numbers."
     if len(pages) == 1: return page_id(doc_id, int(pages[0]))
     runs = []
@@ -375,10 +369,17 @@ def distinct_pages(
         for place, page in enumerate(pages): found.setdefault(page_id(doc, int(page)), (row, place))
     return found
 
-def undecoded(
-    rows,  # a datasets.Dataset in the row schema
-):  # the same rows, each of their images as a dict of bytes and path
-    return rows.cast_column("images", datasets.List(datasets.Image(decode=False)))
+def with_images(
+    rows,  # a datasets.Dataset with a column of lists of images
+    image: datasets.Image,  # how they are decoded
+):  # the same rows; `cast_column` would copy every image of a column of lists
+    found, features = copy.copy(rows), rows.features | {"images": datasets.List(image)}
+    found._info, found._fingerprint = rows.info.copy(), f"{rows._fingerprint}-{type(image).__name__}-{image.decode}"
+    found._info.features = datasets.Features(features)
+    found._data = update_metadata_with_features(rows._data, found._info.features)
+    return found
+
+def undecoded(rows): return with_images(rows, datasets.Image(decode=False))
 
 def images_at(
     rows,  # a datasets.Dataset in the row schema

@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 
 from ..core import Study
 from ..files import StudyError, digest_of, read_json, write_json
-from .images import page_id, page_key, page_size, to_rgb, undecoded
-from .sources import ROW_FEATURES, read_image
+from .images import page_id, page_key, page_size, to_rgb, undecoded, with_images
+from .sources import PAGE, read_image
 
 # %% ../../nbs/inputs/04_retrieval.ipynb #099d7dea
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def fit_documents(
     cut = cut.map(lambda record, i: {name: keep(record[name], numbers[i]) for name in ("pages", "images")},
                   with_indices=True, features=cut.features)
     rest = [row for row in range(len(rows)) if row not in chosen]
-    joined = concatenate_datasets([rows.select(rest), cut.cast_column("images", ROW_FEATURES["images"])])
+    joined = concatenate_datasets([rows.select(rest), with_images(cut, PAGE)])
     order = np.argsort([*rest, *numbers])
     shown, evidence = [keep(pages[row], row) for row in numbers], rows.select(numbers)["evidence_pages"][:]
     return joined.select(order), {
