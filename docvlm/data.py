@@ -52,7 +52,8 @@ def question_rows(
 ) -> list:  # of row dicts
     "One row per question of a page. The first of a row's `doc_types` is the page's own type."
     return [{"question_id": f"{page.doc_id}-q{number}", "doc_id": page.doc_id, "pages": [1], "page_count": 1,
-             "evidence_pages": [1], "images": [image], "question": question.question, "field": "", "answers": list(question.answers),
+             "evidence_pages": [1], "images": [image], "question": question.question, "field": "",
+             "answers": list(question.answers),
              "doc_types": list(dict.fromkeys([page.doc_type, *question.doc_types])),
              "benchmark": page.benchmark, "split": split, "source": "generated"}
             for number, question in enumerate(page.questions)]
@@ -262,12 +263,12 @@ def fingerprints(
 ) -> pd.DataFrame:  # one row per page: page_id, pixels, bits
     "Compute both fingerprints of every page, decoding each page once."
     places = distinct_pages(dataset)
-    return pd.DataFrame([
-        {"page_id": name, "pixels": pixel_digest(image), "bits": perceptual_bits(image)}
-        for name, image in tqdm(_decoded(dataset, places), total=len(places), desc=f"fingerprints of {label}", leave=False)])
+    bar = tqdm(_decoded(dataset, places), total=len(places), desc=f"fingerprints of {label}", leave=False)
+    return pd.DataFrame([{"page_id": name, "pixels": pixel_digest(image), "bits": perceptual_bits(image)}
+                         for name, image in bar])
 
 def _decoded(dataset, places):
-    "Yield name and image of each page; ValueError names a page that is unreadable or has a shape that the model refuses."
+    "Yield name and image of each page; ValueError names one that is unreadable or of a shape that the model refuses."
     for name, image in zip(places, images_at(dataset, places.values())):
         try: yield name, read_image(image)
         except UnfitPage as error:

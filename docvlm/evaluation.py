@@ -26,9 +26,9 @@ from .core import Study
 from .data import limit_questions, load_splits, page_table, question_table
 from .engine.answering import answer_rows
 from .engine.attention import team
-from .engine.features import cache_features, pages_of
+from .engine.features import cache_features
 from .files import StudyError, digest_of, replacing, root, write_json
-from .inputs.images import distinct_pages, page_ids
+from .inputs.images import distinct_pages, page_ids, pages_of
 from .inputs.retrieval import evidence_groups, page_count_group
 from .inputs.sources import Source, check_sources, document_types, load_hub, read_sources
 from .model import adapter_digest, hold_weights, load_adapter, load_base, load_processor

@@ -300,7 +300,8 @@ def suspect_entries(
     for number, (i, row) in enumerate(found.iterrows(), 1):
         path = folder/f"{number:02d}-{digest_of(row.question_id)}.png"
         if number <= SUSPECTS_SHOWN: save_page(page_image(rows[place[row.question_id]]), path)
-        entries.append({"question_id": row.question_id, "doc_id": row.doc_id, "page": page_to_show(row), "field": row.field,
+        entries.append({"question_id": row.question_id, "doc_id": row.doc_id, "page": page_to_show(row),
+                        "field": row.field,
                         "question": row.question, "label": " | ".join(row.answers), "answer": row.prediction,
                         "base": base.prediction[i], "confidence": float(row.confidence),
                         "image": path.relative_to(root()).as_posix() if number <= SUSPECTS_SHOWN else None})

@@ -16,9 +16,9 @@ from .core import Study
 from .data import load_splits
 from .engine.answering import answer
 from .engine.attention import autocast, cannot_run, encode_pages, peak_memory, prepare_images
-from .engine.features import pages_of
 from .engine.packing import chat_template, encode_text
 from .files import StudyError, in_library, process_pool, root
+from .inputs.images import pages_of
 from .model import load_base, load_processor
 from .presets import device_kind, has_bf16
 
@@ -70,7 +70,7 @@ def _measure(study, processor, model, chosen, questions, precision, size):
     "One row: time to first token and to the full answer, throughput and memory of batches of `size` documents."
     groups = [(chosen[i:i + size], questions[i:i + size]) for i in range(0, len(chosen) - size + 1, size)]
     used = study.preset.precision if precision in ("int8", "nf4") else precision
-    once = lambda rows, asked, limit: time_answers(model, processor, [row["images"] for row in rows], asked, limit, used)
+    once = lambda rows, *more: time_answers(model, processor, [row["images"] for row in rows], *more, used)
     limit = max(study.preset.max_new_tokens.values())
     pages = sum(len(row["images"]) for rows, _ in groups for row in rows)/len(groups)  # of a batch, on average
     peak_memory(reset=True)

@@ -115,7 +115,7 @@ class Preset:
     epochs: float
     learning_rate: float
     tokens_per_page: int  # token budget of a page with its questions; further questions use another copy of the page
-    tokens_per_document: int  # budget of all pages of a document; of a longer one, a retriever chooses pages by question
+    tokens_per_document: int  # budget of a document's pages; of a longer one, a retriever chooses pages by question
     tokens_per_batch: int  # tokens in one optimizer step
     tokens_in_flight: int  # prompt tokens processed at a time in evaluation
     protocol: str  # one of `PROTOCOLS`, which sets pixels, prompt and answer lengths
@@ -210,7 +210,8 @@ BOUNDS = {  # setting, or each value of one: smallest and largest number
     "patches_per_batch": (4, 2**30), "benchmark_pages": (1, 10**6), "benchmark_repeats": (1, 10**4),
 }
 CHOICES = {  # setting, or each value of one: what it may be
-    "source": ("generated", "hub"), "benchmarks": BENCHMARKS, "precision": PRECISIONS, "target_modules": ATTENTION_MODULES + MLP_MODULES,
+    "source": ("generated", "hub"), "benchmarks": BENCHMARKS, "precision": PRECISIONS,
+    "target_modules": ATTENTION_MODULES + MLP_MODULES,
     "ablation_precisions": ("int8", "nf4"), "ablation_variants": tuple(VARIANTS),
 }
 

@@ -23,9 +23,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .core import Study
 from .data import load_splits
 from .engine.attention import last_layer_at, peak_memory, team, within_memory
-from .engine.features import PageFeatures, cache_features, pages_of
+from .engine.features import PageFeatures, cache_features
 from .engine.packing import PackedPages, chat_template, collate_pages, encode_text, pack_pages
 from .files import StudyError, digest_of, flush, read_json, root, set_seed, write_json
+from .inputs.images import pages_of
 from .model import adapter_digest, add_lora, hold_weights, load_base, load_processor
 from .presets import Preset, base_digest, device_kind, in_bf16, with_variant
 

@@ -16,7 +16,8 @@ from docvlm.core import open_study
 from docvlm.data import load_splits
 from docvlm.model import load_base, load_processor
 from docvlm.bench.throughput import ScratchStudy, changed, one_question_a_page
-from docvlm.engine.features import PageFeatures, cache_features, pages_of
+from docvlm.engine.features import PageFeatures, cache_features
+from docvlm.inputs.images import pages_of
 from docvlm.training import TrainingBatches, answer_loss, pack_rows
 
 FEATURE = torch.randn(64, 256, generator=torch.Generator().manual_seed(0)).bfloat16()

@@ -16,7 +16,8 @@ from docvlm.engine.attention import ATTENTION, autocast, cannot_run
 from docvlm.model import add_lora, hold_weights, load_adapter, load_base, load_processor, parameter_table
 from docvlm.engine.packing import collate_pages
 from docvlm.bench.throughput import generate_answers, load_plain, question_batch
-from docvlm.engine.features import PageFeatures, cache_features, pages_of
+from docvlm.engine.features import PageFeatures, cache_features
+from docvlm.inputs.images import pages_of
 from docvlm.bench.throughput import FreshFeatures, full_logits, one_question_a_page
 from docvlm.presets import with_variant
 from docvlm.training import answer_loss, pack_rows

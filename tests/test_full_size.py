@@ -27,7 +27,8 @@ from docvlm.evaluation import evaluate_study
 from docvlm.model import load_base, load_processor, qwen2_vl_2b_config
 from docvlm.engine.packing import chat_template, page_features
 from docvlm.bench.cost import PREFIX_TOKENS
-from docvlm.engine.features import PageFeatures, pages_of
+from docvlm.engine.features import PageFeatures
+from docvlm.inputs.images import pages_of
 from docvlm.training import adapter_folder, train_adapter, train_study
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,8 @@ from hostile import EITHER, USED, cases, encoded, record
 
 from docvlm.files import write_json
 from docvlm.inputs.folder import load_folder
-from docvlm.inputs.folder import BENCHMARKS, MAX_CHARACTERS
+from docvlm.execution import MAX_CHARACTERS
+from docvlm.presets import BENCHMARKS
 from docvlm.inputs.sources import rows_dataset
 
 CASES = {case.name: case for case in cases()}

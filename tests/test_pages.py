@@ -291,12 +291,13 @@ def frames(kind, count):
 
 
 @pytest.mark.parametrize("kind, count", [("TIFF", 2), ("TIFF", 3), ("GIF", 2), ("WEBP", 3), ("PNG", 2)])
-def test_a_file_of_several_pages_is_refused(kind, count, tmp_path):
+def test_a_file_of_several_pages_is_read_as_a_whole(kind, count, tmp_path):
     said, content = f"holds {count} pages; say which by `page`, a number from 1 to {count}", frames(kind, count)
-    with pytest.raises(ValueError, match=said): read_upload(content)
+    with pytest.raises(ValueError, match=said): open_page(content)
+    assert len(read_upload(content)) == count
     mine = folder_of(tmp_path/"mine", {"page.png": encoded(drawn()), "scan": content})
     rows, skipped = load_folder(mine, tmp_path/"pages")
-    assert len(rows["train"]) == 1 and f"scan: holds {count} pages" in skipped[0]["reason"]
+    assert not skipped and len(rows["train"]) == 2 and rows["train"][1]["pages"] == list(range(1, count + 1))
 
 
 @pytest.mark.parametrize("content", [

@@ -15,7 +15,8 @@ from docvlm.engine.answering import questions_at_a_time
 from docvlm.apps.ask import Asker, AskWidget, ask_page
 from docvlm.core import open_study
 from docvlm.apps.ask import listen, make_app
-from docvlm.inputs.folder import MAX_CHARACTERS, check_question, clean_record
+from docvlm.execution import MAX_CHARACTERS, check_question
+from docvlm.inputs.folder import clean_record
 
 ROOT = Path(__file__).resolve().parent.parent
 RULE = "; ask in 1 to 4,000 readable characters (UTF-8)"

@@ -1,6 +1,5 @@
 "Documents of several pages: one prefix, the library's positions, loss and answers; bad documents; long ones; their scores."
 import json
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 

@@ -257,14 +257,14 @@ def test_every_bad_row_is_listed_and_the_good_ones_are_used(desk, tmp_path):
     (desk/"out.png").symlink_to("/etc/hosts")
     bad = [{"file_name": f"bad/{n}.pdf", "question": "Total?", "answers": "9"} for n in range(len(BROKEN))]
     good = {"file_name": "scans/2.png", "question": "Total?", "answers": "9"}
-    wrong = [good | change for change in ({"file_name": "bad/several.pdf"}, {"file_name": "bad/several.pdf", "page": "3"}, {"page": "first"}, {"question": " "},
+    wrong = [good | change for change in ({"file_name": "bad/several.pdf", "evidence_pages": "[3]"}, {"file_name": "bad/several.pdf", "page": "3"}, {"page": "first"}, {"question": " "},
                                           {"file_name": "none.png"}, {"file_name": "x/1.png"}, {"file_name": "out.png"}, {"file_name": ""}, {"benchmark": "vqa"},
                                           {})]
     as_csv(desk/"metadata", records() + bad + wrong)
     report = import_documents(desk, tmp_path/"mine")
     assert len(report["skipped"]) == len(bad) + len(wrong) and report["train"]["questions"] + report["test"]["questions"] == 10
     reasons = [skip["reason"] for skip in report["skipped"]][len(bad):]
-    for found, reason in zip(reasons, ("holds 2 pages; say which by `page`", "has no page 3", "not a page number", "no question", "document 'none.png' not found",
+    for found, reason in zip(reasons, ("evidence on page 3, but", "has no page 3", "not a page number", "no question", "document 'none.png' not found",
                                        "2 documents are called 'x/1.png'", "leaves the folder", "no document; name its file", "unknown benchmark",
                                        "this question is there already, with the same document and page")): assert reason in found
     assert all(skip["row"].startswith("desk/metadata.csv:") for skip in report["skipped"])

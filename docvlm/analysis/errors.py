@@ -296,7 +296,7 @@ def save_page(
 def page_to_show(
     row,  # in the row schema, or a row of predictions
 ) -> int:
-    "The number of the page to show beside a question: the first with evidence that the model was shown, else the first."
+    "Number of the page to show beside a question: the first with evidence that the model was shown, else the first."
     pages = list(map(int, row["pages"]))
     return next((int(page) for page in row["evidence_pages"] if page in pages), pages[0])
 

@@ -137,7 +137,8 @@ def ask_page(
     try: images = read_pages(document, pages, study.preset.max_pixels)
     except ValueError as error: raise ValueError(f"{document}: {error}") from error
     numbers = page_numbers(pages) or list(range(1, len(images) + 1))
-    return [row | {"pages": [numbers[page - 1] for page in row["pages"]]} for row in Asker(study).ask(images, questions)]
+    return [row | {"pages": [numbers[page - 1] for page in row["pages"]]}
+            for row in Asker(study).ask(images, questions)]
 
 # %% ../../nbs/apps/00_ask.ipynb #0e087fb3
 def example_pages(

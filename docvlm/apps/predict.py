@@ -219,7 +219,8 @@ def document_row(
 ) -> dict:  # by column, see `columns_of`
     "The row of a document; `review` names the fields that are for a person."
     reasons = [errors[document]] if document in errors else [
-        ("" if len(numbers) > 1 else f"page {numbers[0]}: ") + errors[key] for key, _, numbers in pages if key in errors]
+        ("" if len(numbers) > 1 else f"page {numbers[0]}: ") + errors[key]
+        for key, _, numbers in pages if key in errors]
     row, review = {"document": document}, []
     for place, field in enumerate(fields):
         told = [(numbers[0] if len(numbers) == 1 else None, *answers[key][place])
@@ -230,7 +231,8 @@ def document_row(
     return row | {"review": review, "error": "; ".join(reasons[:3] + more)}
 
 # %% ../../nbs/apps/01_predict.ipynb #promise
-METHOD = (f"Clopper–Pearson bound at {100*CERTAINTY:.0f} % certainty, fixed-sequence testing from the most confident answer down with "
+METHOD = (f"Clopper–Pearson bound at {100*CERTAINTY:.0f} % certainty, "
+          "fixed-sequence testing from the most confident answer down with "
           f"{STARTS} starts")
 
 def promise(
@@ -329,7 +331,8 @@ def _table(documents, fields, answers, errors, threshold):
 def _summary(frame, documents, fields, left_out, output):
     "What the table holds, in lines."
     values, review, failed = len(frame)*len(fields), frame.review.map(len).sum(), (frame.error != "").sum()
-    yield (f"{output}: documents {len(frame):,}, pages {sum(len(numbers) for listed in documents.values() for *_, numbers in listed):,}, fields {len(fields):,}; "
+    pages = sum(len(numbers) for listed in documents.values() for *_, numbers in listed)
+    yield (f"{output}: documents {len(frame):,}, pages {pages:,}, fields {len(fields):,}; "
            f"for a person: {review:,} of {values:,} values ({100*review/values:.0f} %), see the column review")
     if failed: yield f"Documents with an error: {failed:,}, see the column error"
     more = [f"and {len(left_out) - 5:,} more"]*(len(left_out) > 5)
@@ -345,8 +348,8 @@ def predict_documents(
     system: str = "base",  # name of the test answers of base or adapter, see `stored_predictions`
     accept_error: float | None = None,  # share of accepted values that may be wrong; None: only failures are for review
 ) -> list[str]:  # lines of a summary
-    """Ask every field of every document and write a table with a row a document. As in the study, the pages of a document
-    are read together, or else each is asked and the most confident answer counts."""
+    """Ask every field of every document and write a table with a row a document. As in the study, the pages of a
+    document are read together, or else each is asked and the most confident answer counts."""
     columns_of(list(fields))
     questions, output = list(fields.values()), check_output(Path(output))
     found, threshold = None, 0

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+import numpy as np
 import pandas as pd
 from rapidfuzz import fuzz, process
 from tqdm.auto import tqdm

@@ -19,9 +19,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from ..core import Study
 from .attention import last_layer_at
 from .attention import autocast, within_memory
-from .features import PageFeatures, pages_of
+from .features import PageFeatures
 from .packing import Template, chat_template, collate_pages, encode_text, pack_pages, page_features
 from ..files import StudyError
+from ..inputs.images import pages_of
 
 # %% ../../nbs/engine/03_answering.ipynb #roomy
 class RoomyLayer(DynamicLayer):
@@ -160,8 +161,8 @@ def answer(
 
 # %% ../../nbs/engine/03_answering.ipynb #batches-of-pages
 def _batches(pages, features, found, budget, merge_size, asks, tokens_per_batch):
-    """Yield batches of (pages, unanswered rows), sorted by the size of the pages, of similar cost, with at most `budget`
-    cached tokens (or one question)."""
+    """Yield batches of (pages, unanswered rows), sorted by the size of the pages, of similar cost, with at most
+    `budget` cached tokens (or one question)."""
     todo = []
     for each in pages:
         waiting = [row for row in each["rows"] if found[row] is None]

@@ -19,7 +19,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from ..core import Study
 from .attention import autocast, encode_pages, prepare_images, team, within_memory
 from ..files import StudyError, digest_of, replacing
-from ..inputs.images import distinct_pages, images_at, page_key, page_size, pages_of
+from ..inputs.images import distinct_pages, images_at, page_key, page_size
 from ..inputs.sources import read_image
 from ..presets import base_digest, device_kind, in_bf16
 from ..steps import module_file

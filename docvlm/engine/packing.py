@@ -73,7 +73,8 @@ def rope_positions(
     text = lambda first, count: torch.arange(first, first + count).expand(3, -1)
     parts, start = [], 0
     for number, (time, height, width) in enumerate(grids):
-        lead, sides = len(template.between if number else template.before), (time, height//merge_size, width//merge_size)
+        lead = len(template.between if number else template.before)
+        sides = time, height//merge_size, width//merge_size
         image = torch.stack(torch.meshgrid(*map(torch.arange, sides), indexing="ij")).reshape(3, -1)
         parts += [text(start, lead), image + start + lead]
         start += lead + max(sides)
@@ -106,7 +107,7 @@ def pack_pages(
 
 # %% ../../nbs/engine/01_packing.ipynb #cell-010
 def block_mask(
-    question: torch.Tensor,  # (B, T): 0 for tokens of pages; 1, 2, … for their questions; another for padding at the end
+    question: torch.Tensor,  # (B, T): 0 for tokens of pages; 1, 2, … for questions; another for padding at the end
     first: int = 0,  # leave out the mask's rows of the tokens before this one
 ) -> torch.Tensor:  # bool (B, 1, T - first, T)
     "Causal mask in which each token attends to the pages and to its own question only; True: may attend."

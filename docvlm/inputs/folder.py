@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import count
 from pathlib import Path, PureWindowsPath
 
-from ..execution import MAX_CHARACTERS, check_question, clean_text, one_line
+from ..execution import check_question, clean_text, one_line
 from ..files import digest_of
 from .images import open_page, page_count, page_id, pages_id
 from ..presets import BENCHMARKS
@@ -309,7 +309,7 @@ def load_split(
         raise FileNotFoundError(f"{folder} is missing: a documents folder needs train/ and test/; docvlm-import makes "
                                 "them from a table of questions.")
     lines, skipped = read_metadata(folder/"metadata.jsonl")
-    known = {name for _, record in lines for name in record} | {"file_name" for _, record in lines if "file_names" in record}
+    known = {"file_name" if name == "file_names" else name for _, record in lines for name in record}
     missing = [name for name in REQUIRED if lines and name not in known]
     if missing: raise ValueError(f"{folder/'metadata.jsonl'} lacks the column(s) {', '.join(missing)}; its "
                                  f"first line has {one_line(', '.join(lines[0][1]))}. Rename or add columns, or run "
@@ -349,7 +349,8 @@ class DocumentPages:
             raise ValueError(f"{more[0]}, over {MOST_TOGETHER} at once; name some by `page`, as 1-{MOST_TOGETHER}")
         numbers = pages or list(range(1, (counts[0] if len(files) == 1 else len(files)) + 1))
         if beyond := set(evidence) - set(numbers):
-            raise ValueError(f"evidence on page {min(beyond)}, but the question is about{pages_id('', numbers) or ' page 1'}")
+            about = pages_id("", numbers) or " page 1"
+            raise ValueError(f"evidence on page {min(beyond)}, but the question is about{about}")
         places = [(*files[0], number) for number in numbers] if len(files) == 1 else [(*file, 1) for file in files]
         return numbers, [self._once(self.use, *place) for place in places]
 

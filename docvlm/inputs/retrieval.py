@@ -17,7 +17,7 @@ from datasets import concatenate_datasets
 from tqdm.auto import tqdm
 
 from ..core import Study
-from ..files import StudyError, digest_of, read_json, write_json
+from ..files import StudyError, read_json, write_json
 from .images import page_id, page_key, page_size, to_rgb, undecoded, with_images
 from .sources import PAGE, read_image
 
@@ -204,7 +204,8 @@ def fit_documents(
 
 # %% ../../nbs/inputs/04_retrieval.ipynb #groups
 def _span(number, word):
-    low, high = next(span for span in ((1, 1), (2, 4), (5, 9), (10, 20), (21, None)) if not span[1] or number <= span[1])
+    spans = (1, 1), (2, 4), (5, 9), (10, 20), (21, None)
+    low, high = next((low, high) for low, high in spans if not high or number <= high)
     return f"over {low - 1} {word}s" if not high else f"{low}–{high} {word}s" if high > low else f"{low} {word}"
 
 def page_count_group(

@@ -49,8 +49,8 @@ ROW_FEATURES = Features({
     "page_count": Value("int32"),  # pages that the question is asked about; more than `pages` if a retriever chose some
     "evidence_pages": List(Value("int32")),  # numbers of the pages that hold the answer; empty if unknown
     "images": List(PAGE), "question": Value("string"), "field": Value("string"),
-    "answers": List(Value("string")), "doc_types": List(Value("string")), "benchmark": Value("string"), "split": Value("string"),
-    "source": Value("string")})
+    "answers": List(Value("string")), "doc_types": List(Value("string")), "benchmark": Value("string"),
+    "split": Value("string"), "source": Value("string")})
 
 def rows_dataset(
     records: list,  # dicts with the columns of ROW_FEATURES; an image is a path, or encoded bytes as {"bytes", "path"};
@@ -116,8 +116,8 @@ def read_sources(
                 for line in csv.DictReader(file)]
 
 # %% ../../nbs/inputs/02_sources.ipynb #cell-012
-# docvlm's column: columns on the hub. Several are joined by "_" (doc_id), merged into one list (doc_types) or are a page
-# each (images). Of the last three, which a layout may lack: names of the pages, which end in their number from 0; the
+# docvlm's column: columns on the hub. Several are joined by "_" (doc_id), merged into one list (doc_types) or are a
+# page each (images). Of the last three, which a layout may lack: names of the pages, which end in their number from 0; the
 # place of the page with the answer among the images, from 0; columns that hold a Python list as text.
 LAYOUTS = {
     "docvqa": {"question_id": ["questionId"], "doc_id": ["ucsf_document_id", "ucsf_document_page_no"],
@@ -188,7 +188,8 @@ def _image_ids(lists) -> list:
 def _page_numbers(names, count) -> list:
     "The numbers of a row's pages, from their names (from 0) or as they come; ValueError if a page is missing."
     if not count: raise ValueError("no page")
-    numbers = list(range(1, count + 1)) if names is None else [int(re.search(r"\d+$", str(name))[0]) + 1 for name in names]
+    if names is None: return list(range(1, count + 1))
+    numbers = [int(re.search(r"\d+$", str(name))[0]) + 1 for name in names]
     if len(numbers) != count: raise ValueError(f"{count} images, but {len(numbers)} pages are named")
     return numbers
 
