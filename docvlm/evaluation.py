@@ -27,9 +27,10 @@ from .core import Study
 from .data import limit_questions, load_splits, page_table, question_table
 from .engine.answering import answer_rows, count_unknown
 from .engine.attention import team
-from .engine.features import cache_features, pages_of
+from .engine.features import cache_features
 from .files import StudyError, digest_of, replacing, root, write_json
-from .inputs.images import page_ids
+from .inputs.images import distinct_pages, page_ids, pages_of
+from .inputs.retrieval import evidence_groups, page_count_group
 from .inputs.sources import Source, check_sources, document_types, load_hub, read_sources
 from .model import adapter_digest, hold_weights, load_adapter, load_base, load_processor
 from .presets import base_digest
@@ -102,7 +103,7 @@ def predict(
     if about.get("key") == key: return stored, about["throughput"]
     parts = path.with_name(f"{system}.{key}")  # the key in the name keeps parts of different runs apart
     answers, seconds = _answer_parts(study, system, rows, processor, load, parts)
-    frame = rows.remove_columns(["image", "split"]).to_pandas().join(answers)
+    frame = rows.remove_columns(["images", "split"]).to_pandas().join(answers)
     frame["score"] = [score(*row) for row in zip(frame.benchmark, frame.prediction, frame.answers)]
     if workers.is_main_process:
         _write_table(path, frame, {"key": key, "throughput": {"questions_per_s": len(rows)/seconds}})
@@ -127,7 +128,7 @@ def predict_systems(
     "Predictions of the base and of each adapter, with a single copy of the base in memory."
     processor, loaded, others = load_processor(study.preset), [], []
     if rows is None: rows = load_splits(study)["test"]
-    else: others = [rows.remove_columns("image").to_pandas().to_json(), *(p["key"] for p in pages_of(rows).values())]
+    else: others = [rows.remove_columns("images").to_pandas().to_json(), *(p["keys"] for p in pages_of(rows).values())]
     def system(folder):
         if not loaded: loaded.append(hold_weights(load_base(study.preset, precision)))
         if folder is None: return loaded[0]
@@ -190,7 +191,7 @@ def compare(
     before, after = scores(base), np.stack([scores(frame) for frame in ours])
     names = sorted({BENCHMARK_METRICS[b] for b in base.benchmark[keep]})
     return {"metric": metric.__name__ if metric else "/".join(names), "questions": int(keep.sum()),
-            "images": len(set(page_ids(base[keep]))),
+            "images": len(distinct_pages(base[keep])),
             **compare_scores(before, after, pages, seeds, resamples)}
 
 # %% ../nbs/05_evaluation.ipynb #compare-groups
@@ -397,6 +398,9 @@ def evaluate_study(
               "training_sample": sample, "throughput": throughput,
               "artefacts": [str((study.run_dir/"predictions"/f"{name}.parquet").relative_to(root()))
                             for name in (*frames, *sample["systems"], *own)]}
-    fields = extraction_scores(base, ours, seeds, resamples)
-    return result | ({"fields": fields} if fields else {}) | ({"forgotten": lost} if lost else {}) | (
+    fields, rows = extraction_scores(base, ours, seeds, resamples), base.to_dict("records")
+    by_pages = {} if base.page_count.max() == 1 else {
+        "by_page_count": groups(pd.Series(list(map(page_count_group, rows)))),
+        "by_evidence_page": groups(pd.Series(list(map(evidence_groups, rows))))}
+    return result | by_pages | ({"fields": fields} if fields else {}) | ({"forgotten": lost} if lost else {}) | (
         _by_page_knowledge(study, base, ours, seeds) if study.generated else {})

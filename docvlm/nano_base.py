@@ -98,7 +98,7 @@ def answer_similarity(
     grids = [(1, 2*cells[1], 2*cells[0])]*pages
     asked = [(page, *qa) for page, sheet in enumerate(sheets) for qa in sheet.questions[:4]]
     with torch.no_grad(), autocast("cpu"):
-        ids, _ = answer(model, template, encode_pages(model, list(pixels), grids), grids,
+        ids, _ = answer(model, template, encode_pages(model, list(pixels), grids), [[grid] for grid in grids],
                         [processor.tokenizer.encode(q) for _, q, *_ in asked],
                         [p for p, *_ in asked], 50)
     scores = [anls(processor.tokenizer.decode(i, skip_special_tokens=True), [a]) for i, (*_, a, _) in zip(ids, asked)]
@@ -133,7 +133,7 @@ def practice_overlap(
     def rows(name, image, questions):
         png = io.BytesIO()
         image.save(png, "PNG")
-        return [{"question_id": f"{name}-{i}", "doc_id": name, "image": {"bytes": png.getvalue(), "path": None},
+        return [{"question_id": f"{name}-{i}", "doc_id": name, "images": [{"bytes": png.getvalue(), "path": None}],
                  "question": question, "answers": answers,
                  "doc_types": [], "benchmark": "", "split": "", "source": ""}
                 for i, (question, answers) in enumerate(questions)]

@@ -90,7 +90,7 @@ class Protocol:
                 "prompt_suffix": self.prompt_suffix, "max_new_tokens": self.max_new_tokens}
 
 # %% ../nbs/study/01_presets.ipynb #4fbbb668
-BENCHMARKS = ("docvqa", "infovqa", "chartqa", "mtvqa", "ocrbench2")
+BENCHMARKS = ("docvqa", "infovqa", "chartqa", "mpdocvqa", "dude", "mtvqa", "ocrbench2")
 
 def _each(docvqa, infovqa, chartqa, **others):
     "A setting of each benchmark; those not named are asked like DocVQA."
@@ -142,6 +142,7 @@ class Preset:
     epochs: float
     learning_rate: float
     tokens_per_page: int  # token budget of a page with its questions; further questions use another copy of the page
+    tokens_per_document: int  # budget of a document's pages; of a longer one, a retriever chooses pages by question
     tokens_per_batch: int  # tokens in one optimizer step
     tokens_in_flight: int  # prompt tokens processed at a time in evaluation
     protocol: str  # one of `PROTOCOLS`, which sets pixels, prompt and answer lengths
@@ -188,10 +189,11 @@ def with_variant(
 # %% ../nbs/study/01_presets.ipynb #cell-006
 _types = ("forms", "tables", "invoices", "receipts", "letters", "bar", "line", "pie", "infographics")
 _hub = dict(source="hub", train_pages={}, test_pages={}, max_train_questions=None, max_test_questions=None, epochs=1,
-            learning_rate=1e-4, tokens_per_page=4096, tokens_per_batch=8192, tokens_in_flight=65536,
-            **PROTOCOLS["lmms-eval"].settings())
+            learning_rate=1e-4, tokens_per_page=4096, tokens_per_document=16384, tokens_per_batch=8192,
+            tokens_in_flight=65536, **PROTOCOLS["lmms-eval"].settings())
 _nano = dict(base="data/nano", revision="", source="generated", max_train_questions=None, max_test_questions=None,
-             tokens_in_flight=32768, curve_fractions=(1/4, 1/2), curve_minutes=10, **PROTOCOLS["docvlm"].settings())
+             tokens_per_document=4096, tokens_in_flight=32768, curve_fractions=(1/4, 1/2), curve_minutes=10,
+             **PROTOCOLS["docvlm"].settings())
 PRESETS = {preset.name: preset for preset in (
     Preset("smoke", **_nano, train_pages=dict.fromkeys(_types, 2), test_pages=dict.fromkeys(_types, 2), epochs=1,
            learning_rate=1e-3, tokens_per_page=1536, tokens_per_batch=2048, min_steps=1, seeds=(42, 43),
@@ -226,6 +228,7 @@ BOUNDS = {  # setting, or each value of one: smallest and largest number
     "train_pages": (1, 10**6), "test_pages": (1, 10**6), "max_train_questions": (1, 10**9),
     "max_test_questions": (1, 10**9), "min_pixels": (28*28, 10**8), "max_pixels": (28*28, 10**8),
     "max_new_tokens": (1, 4096), "epochs": (1e-3, 1e4), "learning_rate": (1e-9, 1e2), "tokens_per_page": (64, 2**24),
+    "tokens_per_document": (64, 2**24),
     "tokens_per_batch": (64, 2**24), "tokens_in_flight": (64, 2**30), "seeds": (0, 2**32 - 1),
     "data_seed": (0, 2**32 - 1), "lora_rank": (1, 1024), "lora_alpha_per_rank": (1, 1024), "lora_dropout": (0.0, 0.9),
     "ablation_ranks": (1, 1024), "curve_fractions": (0.01, 0.99), "curve_minutes": (0.0, 1e6),

@@ -125,8 +125,8 @@ class Parrot:
     "Stands in for a model: answers with what would do harm if it were taken for markup."
     systems = ["base", "LoRA"]
 
-    def ask(self, page, questions):
-        return [{"question": questions[0], "system": s, "answer": HOSTILE[n] + f" {page.size}", "confidence": .5, "seconds": .01}
+    def ask(self, pages, questions):
+        return [{"question": questions[0], "system": s, "answer": HOSTILE[n] + f" {pages[0].size}", "confidence": .5, "seconds": .01}
                 for n, s in enumerate(self.systems)]
 
 

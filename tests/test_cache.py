@@ -16,7 +16,8 @@ from docvlm.core import open_study
 from docvlm.data import load_splits
 from docvlm.model import load_base, load_processor
 from docvlm.bench.throughput import ScratchStudy, changed, one_question_a_page
-from docvlm.engine.features import PageFeatures, cache_features, pages_of
+from docvlm.engine.features import PageFeatures, cache_features
+from docvlm.inputs.images import pages_of
 from docvlm.training import TrainingBatches, answer_loss, pack_rows
 
 FEATURE = torch.randn(64, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
@@ -107,7 +108,7 @@ def test_a_damaged_file_does_not_count(study, damage):
 def test_damaged_pages_are_computed_again(study, base, rows):
     some = rows.select(range(8))
     features = fill(study, base, some)
-    before = {page["key"]: features.get(page["key"])[0].clone() for page in pages_of(some).values()}
+    before = {page["keys"][0]: features.get(page["keys"][0])[0].clone() for page in pages_of(some).values()}
     for path in features.folder.rglob("*.safetensors"): path.write_bytes(path.read_bytes()[:200])
     after = fill(study, base, some)
     assert all(torch.equal(after.get(key)[0], feature) for key, feature in before.items())
@@ -122,7 +123,7 @@ def test_features_of_another_model_or_pixel_budget_are_not_taken(study, change):
 
 def test_a_lower_pixel_budget_gives_fewer_tokens(study, base, rows):
     some = rows.select(range(3))
-    key = next(iter(pages_of(some).values()))["key"]
+    key = next(iter(pages_of(some).values()))["keys"][0]
     many, few = (len(fill(s, base, some).get(key)[0]) for s in (study, changed(study, max_pixels=32*28*28)))
     assert few <= 32 < many <= 64
 

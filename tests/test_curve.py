@@ -24,7 +24,7 @@ from test_report import HOSTILE, cell, fill, html_of, no_figures, study, synthet
 def rows_of(documents, pages=1, types=("bill", "memo")):
     "Training rows: two questions on every page of every document."
     asked = [(f"doc{d}", page + 1, [types[d % len(types)]] if types else []) for d in range(documents) for page in range(pages) for _ in "ab"]
-    return Dataset.from_dict({"doc_id": [a[0] for a in asked], "page": [a[1] for a in asked], "doc_types": [a[2] for a in asked]})
+    return Dataset.from_dict({"doc_id": [a[0] for a in asked], "pages": [[a[1]] for a in asked], "doc_types": [a[2] for a in asked]})
 
 
 class Made(Study):
@@ -48,7 +48,7 @@ def curve_of(monkeypatch):
         page_effect = np.random.default_rng(0).normal(0, .1, test_documents)
         def answers(count):
             own = np.random.default_rng(count).normal(0, noise, test_documents)
-            parts = [pd.DataFrame({"doc_id": [f"t{n}" for n in range(test_documents)], "page": 1, "benchmark": b, "score": score_of(count) + page_effect + own}) for b in benchmarks]
+            parts = [pd.DataFrame({"doc_id": [f"t{n}" for n in range(test_documents)], "pages": [[1]]*test_documents, "benchmark": b, "score": score_of(count) + page_effect + own}) for b in benchmarks]
             return pd.concat(parts, ignore_index=True)
         def train(study, rank, seed, doc_ids=()):
             trained.append(doc_ids)
@@ -222,7 +222,7 @@ def test_a_hub_that_cannot_be_reached_is_said_and_is_no_failure(monkeypatch, tmp
 
 
 def test_what_was_forgotten_compares_the_same_questions_by_page(monkeypatch, tmp_path):
-    base = pd.DataFrame({"doc_id": list("aabbcc"), "page": 1, "benchmark": ["docvqa"]*4 + ["chartqa"]*2, "score": 1.})
+    base = pd.DataFrame({"doc_id": list("aabbcc"), "pages": [[1]]*6, "benchmark": ["docvqa"]*4 + ["chartqa"]*2, "score": 1.})
     asked = []
     def predict(study, adapters, rows, mark):
         asked.append((len(rows), mark))

@@ -49,7 +49,7 @@ def test_good_folder(documents):
     rows, skipped = load(documents)
     dataset = rows_dataset(rows["train"])
     assert dataset.features == ROW_FEATURES and not skipped
-    assert dataset[0]["image"].size == (60, 40) and dataset[0]["benchmark"] == "docvqa"
+    assert dataset[0]["images"][0].size == (60, 40) and dataset[0]["benchmark"] == "docvqa"
 
 
 def test_missing_folder(tmp_path):
@@ -185,7 +185,7 @@ def test_every_mode_becomes_rgb(documents, mode, suffix):
     page.paste(0, (10, 10, 20, 20))
     page.convert("RGB" if mode in ("CMYK", "YCbCr") else "L").convert(mode).save(documents / f"train/other.{suffix}")
     write(documents / "train", line(0, file_name=f"other.{suffix}"))
-    image = rows_dataset(load(documents)[0]["train"])[0]["image"]
+    image = rows_dataset(load(documents)[0]["train"])[0]["images"][0]
     assert image.mode == "RGB" and image.size == (64, 32)
 
 
@@ -196,7 +196,7 @@ def test_exif_rotation_is_honoured(documents, suffix):
     image.getexif()[0x0112] = 6  # turn a quarter to the right to view
     image.save(documents / f"train/turned.{suffix}", exif=image.getexif())
     write(documents / "train", line(0, file_name=f"turned.{suffix}"))
-    turned = rows_dataset(load(documents)[0]["train"])[0]["image"]
+    turned = rows_dataset(load(documents)[0]["train"])[0]["images"][0]
     assert turned.size == (32, 64) and turned.getpixel((16, 8))[0] < 60 and turned.getpixel((16, 56))[0] > 200
 
 
@@ -211,7 +211,7 @@ def test_animation_is_a_listed_skip(documents):
 def test_later_damage_to_the_folder_does_no_harm(documents):
     rows, _ = load(documents)
     (documents / "train/page.png").unlink()
-    assert rows_dataset(rows["train"])[0]["image"].size == (60, 40)
+    assert rows_dataset(rows["train"])[0]["images"][0].size == (60, 40)
 
 
 def test_unknown_benchmark_and_no_answers_are_never_scored():
@@ -226,7 +226,7 @@ def test_real_receipts(tmp_path):
     assert not skipped and {name: len(split) for name, split in rows.items()} == {"train": 160, "test": 80}
     test = rows_dataset(rows["test"])
     assert len(set(test["doc_id"])) == 20 and test["doc_types"][0] == ["receipt"]
-    assert test[0]["image"].mode == "RGB" and max(test[0]["image"].size) <= 1400
+    assert test[0]["images"][0].mode == "RGB" and max(test[0]["images"][0].size) <= 1400
 
 
 def test_odd_pages_get_an_answer():
@@ -235,8 +235,8 @@ def test_odd_pages_get_an_answer():
     ImageDraw.Draw(ink).text((20, 60), "\u65e5\u672c\u8a9e \u0420\u0443\u0441", "black", ImageFont.load_default(28))
     pages = [Image.new("RGB", (280, 200), "white"), Image.new("RGB", (280, 200)), ink, Image.new("L", (3, 400), 200).convert("RGB")]
     for page in pages:
-        for said in asker.ask(page, ["What is the total?", "\u603b\u91d1\u989d?"]): assert isinstance(said["answer"], str) and 0 <= said["confidence"] <= 1
-    with pytest.warns(UserWarning, match="made smaller"): said = asker.ask(Image.new("RGB", (3000, 2000), "white"), ["Date?"])
+        for said in asker.ask([page], ["What is the total?", "\u603b\u91d1\u989d?"]): assert isinstance(said["answer"], str) and 0 <= said["confidence"] <= 1
+    with pytest.warns(UserWarning, match="made smaller"): said = asker.ask([Image.new("RGB", (3000, 2000), "white")], ["Date?"])
     assert 0 <= said[0]["confidence"] <= 1
 
 

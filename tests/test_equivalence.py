@@ -16,7 +16,8 @@ from docvlm.engine.attention import ATTENTION, autocast, cannot_run
 from docvlm.model import add_lora, hold_weights, load_adapter, load_base, load_processor, parameter_table
 from docvlm.engine.packing import collate_pages
 from docvlm.bench.throughput import generate_answers, load_plain, question_batch
-from docvlm.engine.features import PageFeatures, cache_features, pages_of
+from docvlm.engine.features import PageFeatures, cache_features
+from docvlm.inputs.images import pages_of
 from docvlm.bench.throughput import FreshFeatures, ScratchStudy, changed, full_logits, one_question_a_page
 from docvlm.engine.attention import recompute_layers
 from docvlm.presets import with_variant
@@ -302,8 +303,8 @@ def test_cached_features_are_those_that_vision_computes(rows, processor, tmp_pat
     first, second, fresh = fill("first"), fill("second"), FreshFeatures(base, processor, some, "fp32")
     assert isinstance(first, PageFeatures) and first.folder != second.folder
     for page in pages_of(some).values():
-        (feature, grid), (again, _), (alone, fresh_grid) = (source.get(page["key"]) for source in (first, second, fresh))
-        assert torch.equal(feature, again) and grid == fresh_grid == fresh.grid(page["key"])
-        exact = exact_features(base, processor, some.select(page["rows"]))[page["key"]][0]
+        (feature, grid), (again, _), (alone, fresh_grid) = (source.get(*page["keys"]) for source in (first, second, fresh))
+        assert torch.equal(feature, again) and grid == fresh_grid == fresh.grid(*page["keys"])
+        exact = exact_features(base, processor, some.select(page["rows"]))[page["keys"][0]][0]
         assert torch.equal(alone, exact.bfloat16()), "computed now, it is what the cache would hold"
         assert (feature.float() - exact).abs().max() <= 2**-8*exact.abs().max(), "a page among others differs by rounding alone"

@@ -60,7 +60,7 @@ def test_an_unknown_benchmark_is_named():
 
 def predictions(texts, scores, pages):
     ids = [f"q{i}" for i in range(len(texts))]
-    return pd.DataFrame({"question_id": ids, "doc_id": pages, "page": 1, "benchmark": "docvqa", "doc_types": [["form"]] * len(ids), "question": "?",
+    return pd.DataFrame({"question_id": ids, "doc_id": pages, "pages": [[1]]*len(ids), "evidence_pages": [[]]*len(ids), "benchmark": "docvqa", "doc_types": [["form"]] * len(ids), "question": "?",
                          "answers": [["Oak Shelf"]] * len(ids), "prediction": texts, "score": scores,
                          "confidence": np.linspace(.1, .9, len(ids)), "answer_tokens": 3})
 
@@ -131,7 +131,7 @@ def test_hostile_text_is_shown_as_text(text, tmp_path, monkeypatch):
 def labelled(count=60, fields=("date", "total"), per_document=2):
     "Questions about documents, whose fields have a value of their own on each."
     names = [fields[n % len(fields)] for n in range(count)]
-    return pd.DataFrame({"question_id": [f"q{n}" for n in range(count)], "doc_id": [f"{n//per_document}.pdf" for n in range(count)], "page": 1,
+    return pd.DataFrame({"question_id": [f"q{n}" for n in range(count)], "doc_id": [f"{n//per_document}.pdf" for n in range(count)], "pages": [[1]]*count, "evidence_pages": [[]]*count,
                          "field": names, "benchmark": "docvqa", "question": [f"{name}?" for name in names],
                          "answers": [[f"{'May' if name == 'date' else 'USD'} {n}"] for n, name in enumerate(names)]})
 
@@ -237,8 +237,8 @@ def test_suspects_are_listed_with_their_page(text, tmp_path, monkeypatch):
     Image.new("RGB", (30, 20), "white").save(tmp_path/"page.png")
     (tmp_path/"suspects").mkdir()
     (tmp_path/"suspects/old.png").write_bytes(b"")
-    rows = rows_dataset([{"image": str(tmp_path/"page.png"), "doc_types": [], "split": "test", "source": "folder"}
-                         | {name: row[name] for name in ("question_id", "doc_id", "page", "field", "benchmark", "question", "answers")}
+    rows = rows_dataset([{"images": [str(tmp_path/"page.png")], "doc_types": [], "split": "test", "source": "folder"}
+                         | {name: row[name] for name in ("question_id", "doc_id", "pages", "evidence_pages", "field", "benchmark", "question", "answers")}
                          for row in frame.to_dict("records")])
     found = json.loads(json.dumps(suspect_entries(seed.assign(prediction="base"), [seed, seed], rows, tmp_path/"suspects"), allow_nan=False))
     pictures = [entry["image"] for entry in found["listed"] if entry["image"]]

@@ -22,10 +22,11 @@ from docvlm.presets import get_preset
 from docvlm.data import load_splits, prepare_data, prepared_folder
 from docvlm.evaluation import evaluate_study
 from docvlm.model import load_base, load_processor, qwen2_vl_2b_config
-from docvlm.engine.packing import chat_template
+from docvlm.engine.packing import chat_template, page_features
 from docvlm.model import QWEN_SPECIAL_TOKENS, byte_ranks, save_random_base, with_layers
 from docvlm.bench.cost import PREFIX_TOKENS
-from docvlm.engine.features import PageFeatures, pages_of
+from docvlm.engine.features import PageFeatures
+from docvlm.inputs.images import pages_of
 from docvlm.training import adapter_folder, train_adapter, train_study
 
 pytestmark = pytest.mark.slow
@@ -162,7 +163,7 @@ def test_training_stops_resumes_and_saves_an_adapter(study, monkeypatch):
 def test_merged_and_unmerged_adapter_agree(study):
     processor, model, rows = load_processor(study.preset), load_base(study.preset), load_splits(study)["test"]
     template, features = chat_template(processor), training.cache_features(study, model, processor, rows)
-    cached = [features.get(page["key"]) for page in list(pages_of(rows).values())[:3]]
+    cached = [page_features(features, page["keys"]) for page in list(pages_of(rows).values())[:3]]
     asked = [processor.tokenizer.encode(f"What is item {i}?") for i in range(6)]
 
     def answers(model):

@@ -8,7 +8,8 @@ from hostile import EITHER, USED, cases, encoded, record
 
 from docvlm.files import write_json
 from docvlm.inputs.folder import load_folder
-from docvlm.inputs.folder import BENCHMARKS, MAX_CHARACTERS
+from docvlm.execution import MAX_CHARACTERS
+from docvlm.presets import BENCHMARKS
 from docvlm.inputs.sources import rows_dataset
 
 CASES = {case.name: case for case in cases()}
@@ -63,17 +64,17 @@ def test_each_is_used_or_skipped_for_its_own_reason(outcome, name):
 def test_every_used_page_opens_upright_in_rgb(outcome):
     folder, found, rows, _ = outcome
     dataset = rows_dataset(rows)
-    for row in dataset: assert row["image"].mode == "RGB" and min(row["image"].size) > 0
-    sizes = {row["question_id"]: row["image"].size for row in dataset}
+    for row in dataset: assert row["images"][0].mode == "RGB" and min(row["images"][0].size) > 0
+    sizes = {row["question_id"]: row["images"][0].size for row in dataset}
     for number in range(1, 9): assert sizes[f"orientation {number}"] == ((40, 24) if number < 5 else (24, 40))
-    assert all(row["image"].startswith(str(folder/"pages"/"train")) for row in rows), "a stored page lies elsewhere"
+    assert all(row["images"][0].startswith(str(folder/"pages"/"train")) for row in rows), "a stored page lies elsewhere"
     assert sizes["same names but for the suffix, one"] and len({row["doc_id"] for row in rows if "twin" in row["doc_id"]}) == 2
 
 
 def test_one_page_is_one_document_however_it_is_named(outcome):
     _, found, _, _ = outcome
     named = ("link within the folder", "file name './page.png', used", "file name 'a/../page.png', used", "question 7, used")
-    assert {found[name]["doc_id"] for name in named} == {"train/page.png"} and len({found[name]["image"] for name in named}) == 1
+    assert {found[name]["doc_id"] for name in named} == {"train/page.png"} and len({found[name]["images"][0] for name in named}) == 1
 
 
 def test_the_list_of_skips_can_be_published(outcome, tmp_path):

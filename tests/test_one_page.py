@@ -10,7 +10,7 @@ from docvlm.baselines.compare import system_cells
 
 
 def answers(pages, scores):
-    return pd.DataFrame({"question_id": list(map(str, range(len(pages)))), "doc_id": list(pages), "page": 1, "benchmark": "docvqa", "score": scores, "failure": None,
+    return pd.DataFrame({"question_id": list(map(str, range(len(pages)))), "doc_id": list(pages), "pages": [[1]]*len(pages), "page_count": 1, "evidence_pages": [[]]*len(pages), "benchmark": "docvqa", "score": scores, "failure": None,
                          "prediction": "a", "answers": [["a"]]*len(pages)})
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset, Image, concatenate_datasets
+from datasets import Dataset, Image, List, concatenate_datasets
 from PIL import Image as PILImage
 from PIL import TiffImagePlugin
 
-from docvlm.baselines import ocr
+from docvlm.inputs import retrieval as ocr
 from docvlm.apps.ask import read_upload
 from docvlm.presets import Preset, base_digest, get_preset
 from docvlm.core import Study, open_study
@@ -148,18 +148,18 @@ def doors(tmp_path_factory):
     rows, skipped = load_folder(folder_of(folder/"mine", contents), folder/"pages")
     assert not skipped
     study = dict(zip(FILES, rows_dataset(rows["train"])))
-    stored = dict(zip(FILES, rows_dataset(rows["train"]).cast_column("image", Image(decode=False))))
-    record = {name: "x" for name in ROW_FEATURES} | {"answers": ["x"], "doc_types": [], "page": 1}
-    hub_rows = rows_dataset([record | {"image": {"bytes": content, "path": None}} for content in FILES.values()])
+    stored = dict(zip(FILES, rows_dataset(rows["train"]).cast_column("images", List(Image(decode=False)))))
+    record = {name: "x" for name in ROW_FEATURES} | {"answers": ["x"], "doc_types": [], "pages": [1], "page_count": 1, "evidence_pages": []}
+    hub_rows = rows_dataset([record | {"images": [{"bytes": content, "path": None}]} for content in FILES.values()])
     hub = dict(zip(FILES, concatenate_datasets([hub_rows, hub_rows]).select(range(len(FILES)))))
-    raw = dict(zip(FILES, hub_rows.cast_column("image", Image(decode=False))))
+    raw = dict(zip(FILES, hub_rows.cast_column("images", List(Image(decode=False)))))
     seen = lambda url: array(PILImage.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGB"))
-    return {"ask": {name: array(read_upload(content)) for name, content in FILES.items()},
-            "study": {name: array(study[name]["image"]) for name in FILES},
-            "hub": {name: array(hub[name]["image"]) for name in FILES},
-            "file": {name: array(PILImage.open(stored[name]["image"]["path"]).convert("RGB")) for name in FILES},
-            "endpoint": {name: seen(page_url(stored[name]["image"])) for name in FILES},
-            "endpoint, hub": {name: seen(page_url(raw[name]["image"])) for name in FILES}}
+    return {"ask": {name: array(read_upload(content)[0]) for name, content in FILES.items()},
+            "study": {name: array(study[name]["images"][0]) for name in FILES},
+            "hub": {name: array(hub[name]["images"][0]) for name in FILES},
+            "file": {name: array(PILImage.open(stored[name]["images"][0]["path"]).convert("RGB")) for name in FILES},
+            "endpoint": {name: seen(page_url(stored[name]["images"][0])) for name in FILES},
+            "endpoint, hub": {name: seen(page_url(raw[name]["images"][0])) for name in FILES}}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -201,7 +201,7 @@ def test_a_transparent_colour_is_white_whatever_the_depth():
 def test_a_drawn_page_is_kept_as_it_is(tmp_path):
     contents = {"page.png": encoded(drawn("RGB")), "photo.jpg": encoded(drawn("RGB"), "JPEG")}
     rows, _ = load_folder(folder_of(tmp_path/"mine", contents), tmp_path/"pages")
-    assert [Path(row["image"]).read_bytes() for row in rows["train"]] == list(contents.values())
+    assert [Path(row["images"][0]).read_bytes() for row in rows["train"]] == list(contents.values())
 
 
 # --- which number is white
@@ -291,12 +291,13 @@ def frames(kind, count):
 
 
 @pytest.mark.parametrize("kind, count", [("TIFF", 2), ("TIFF", 3), ("GIF", 2), ("WEBP", 3), ("PNG", 2)])
-def test_a_file_of_several_pages_is_refused(kind, count, tmp_path):
+def test_a_file_of_several_pages_is_read_as_a_whole(kind, count, tmp_path):
     said, content = f"holds {count} pages; say which by `page`, a number from 1 to {count}", frames(kind, count)
-    with pytest.raises(ValueError, match=said): read_upload(content)
+    with pytest.raises(ValueError, match=said): open_page(content)
+    assert len(read_upload(content)) == count
     mine = folder_of(tmp_path/"mine", {"page.png": encoded(drawn()), "scan": content})
     rows, skipped = load_folder(mine, tmp_path/"pages")
-    assert len(rows["train"]) == 1 and f"scan: holds {count} pages" in skipped[0]["reason"]
+    assert not skipped and len(rows["train"]) == 2 and rows["train"][1]["pages"] == list(range(1, count + 1))
 
 
 @pytest.mark.parametrize("content", [
@@ -343,7 +344,7 @@ def test_what_phones_add_to_a_picture_is_no_page(tmp_path):
     page, suffix = open_page(content)
     assert suffix == ".jpeg" and (array(page) == array(PILImage.open(io.BytesIO(content)).convert("RGB"))).all()
     rows, skipped = load_folder(folder_of(tmp_path/"mine", {"photo.jpg": content}), tmp_path/"pages")
-    assert not skipped and (array(rows_dataset(rows["train"])[0]["image"]) == array(page)).all()
+    assert not skipped and (array(rows_dataset(rows["train"])[0]["images"][0]) == array(page)).all()
 
 
 # --- what a folder's digest covers
@@ -495,7 +496,7 @@ def test_a_name_is_taken_as_it_is_written(tmp_path):
     names = ["a b.png", "a\u200eb.png", " a b.png", "a b.png "]
     folder = folder_of(tmp_path/"names", {name: encoded(drawn(seed=n)) for n, name in enumerate(names)})
     splits, skipped = load_folder(folder, tmp_path/"pages")
-    assert not skipped and len({row["image"] for row in splits["train"]}) == len(names)
+    assert not skipped and len({row["images"][0] for row in splits["train"]}) == len(names)
     assert {f"train/{name}" for name in names} <= set(files_read(folder))
 
 
@@ -523,7 +524,7 @@ def test_two_names_that_differ_in_spelling_only_are_two_pages(mine, tmp_path):
     rows, skipped = load_folder(mine, tmp_path/"pages")
     assert [row["doc_id"] for row in rows["train"]] == [f"train/{NFC}", f"train/{NFD}"]
     assert "not found" in skipped[0]["reason"]
-    assert (array(rows_dataset(rows["train"])[1]["image"]) == array(open_page(mine/"train"/NFD)[0])).all()
+    assert (array(rows_dataset(rows["train"])[1]["images"][0]) == array(open_page(mine/"train"/NFD)[0])).all()
 
 
 # --- other inputs
@@ -571,13 +572,13 @@ def test_copies_of_data_sets_are_inputs_of_the_data_step(tmp_path, monkeypatch):
 
 def test_rows_decode_pages_alike_after_every_operation():
     content = FILES["RGB with a transparent colour"]
-    record = {name: "x" for name in ROW_FEATURES} | {"answers": ["x"], "doc_types": [], "page": 1}
-    rows = rows_dataset([record | {"image": {"bytes": content, "path": None}}]*3)
-    page, raw = array(decode_page(content)[0]), rows.cast_column("image", Image(decode=False))
-    for changed in (rows.select([1]), rows.select_columns(["image"]), concatenate_datasets([rows, rows]),
+    record = {name: "x" for name in ROW_FEATURES} | {"answers": ["x"], "doc_types": [], "pages": [1], "page_count": 1, "evidence_pages": []}
+    rows = rows_dataset([record | {"images": [{"bytes": content, "path": None}]}]*3)
+    page, raw = array(decode_page(content)[0]), rows.cast_column("images", List(Image(decode=False)))
+    for changed in (rows.select([1]), rows.select_columns(["images"]), concatenate_datasets([rows, rows]),
                     rows.remove_columns("doc_id"), rows.add_column("more", [1, 2, 3]), rows.shuffle(seed=0),
                     rows.filter(lambda row: True, input_columns="doc_id"),
-                    raw.cast_column("image", ROW_FEATURES["image"]),
-                    Dataset.from_list(raw.to_list()).cast_column("image", ROW_FEATURES["image"])):
-        for found in (changed[0]["image"], changed[:1]["image"][0], next(iter(changed))["image"], changed["image"][0]):
+                    raw.cast_column("images", ROW_FEATURES["images"]),
+                    Dataset.from_list(raw.to_list()).cast_column("images", ROW_FEATURES["images"])):
+        for found in (changed[0]["images"][0], changed[:1]["images"][0][0], next(iter(changed))["images"][0], changed["images"][0][0]):
             assert (array(found) == page).all()

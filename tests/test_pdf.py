@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from docvlm.core import open_study
-from docvlm.data import fingerprints, first_rows_of_pages, load_splits, prepared_folder, summarize_split
+from docvlm.data import fingerprints, load_splits, prepared_folder, summarize_split
 from docvlm.inputs.folder import document_files, files_read, load_folder
 from docvlm.inputs.images import MAX_PIXELS, open_page, page_count, pages_of
 from docvlm.inputs.sources import rows_dataset
@@ -159,21 +159,21 @@ def mine(tmp_path):
 def test_rows_name_document_page_and_field(mine, tmp_path):
     splits, skipped = load_folder(mine, tmp_path/"pages", BUDGET)
     rows = splits["train"]
-    assert not skipped and [(row["doc_id"], row["page"], row["field"]) for row in rows] == [
+    assert not skipped and [(row["doc_id"], row["pages"][0], row["field"]) for row in rows] == [
         ("train/a.pdf", 1, ""), ("train/a.pdf", 3, ""), ("train/a.pdf", 3, "date"), ("train/b.tif", 2, ""), ("train/c.png", 1, "")]
-    assert len({row["image"] for row in rows}) == 4 and len({row["question_id"] for row in rows}) == 5
+    assert len({row["images"][0] for row in rows}) == 4 and len({row["question_id"] for row in rows}) == 5
     assert rows[2]["answers"] == [""], "an empty answer is an answer"
     dataset = rows_dataset(rows)
     assert [page["rows"] for page in pages_of(dataset).values()] == [[0], [1, 2], [3], [4]]
-    assert len({page["key"] for page in pages_of(dataset).values()}) == 4
-    assert first_rows_of_pages(dataset) == [0, 1, 3, 4] and len(fingerprints(dataset)) == 4
+    assert len({page["keys"] for page in pages_of(dataset).values()}) == 4
+    assert len(fingerprints(dataset)) == 4
     told = summarize_split(dataset)
     assert told["pages"] == told["by_benchmark"]["docvqa"]["pages"] == 4 and told["questions"] == 5
 
 
-@pytest.mark.parametrize("page, reason", [(None, "a.pdf: holds 3 pages; say which by `page`"), (4, "a.pdf: has no page 4"), (0, "numbered from 1"),
-                                          (1.5, "not a page number"), ("x", "not a page number"), (True, "not a page number"), ([1], "not a page")])
-def test_a_row_without_a_page_or_with_a_wrong_one_is_listed(mine, tmp_path, page, reason):
+@pytest.mark.parametrize("page, reason", [(4, "a.pdf: has no page 4"), (0, "numbered from 1"),
+                                          (1.5, "not a page number"), ("x", "not a page number"), (True, "not a page number"), ([1, 9], "a.pdf: has no page 9")])
+def test_a_row_with_a_wrong_page_is_listed(mine, tmp_path, page, reason):
     write(mine, "train", [line("a.pdf", page), line("c.png")])
     splits, skipped = load_folder(mine, tmp_path/"pages", BUDGET)
     assert len(splits["train"]) == 1 and len(skipped) == 1 and reason in skipped[0]["reason"]
@@ -192,8 +192,8 @@ def test_the_digest_covers_the_document_and_the_budget_decides_the_pages(mine, m
     study = open_study("smoke", str(mine))
     monkeypatch.setattr(type(study), "cache_dir", tmp_path/"cache")
     splits = load_splits(study)
-    sizes = [row["image"].size for row in splits["train"]]
-    assert splits["train"]["page"][:] == [1, 3, 3, 2, 1]
+    sizes = [row["images"][0].size for row in splits["train"]]
+    assert splits["train"]["pages"][:] == [[1], [3], [3], [2], [1]]
     assert .8*study.preset.max_pixels < sizes[0][0]*sizes[0][1] <= study.preset.max_pixels and sizes[4] == (300, 400)
     folder = prepared_folder(study)
     object.__setattr__(study, "preset", type(study.preset)(**{**vars(study.preset), "max_pixels": 4*study.preset.max_pixels}))

@@ -13,7 +13,8 @@ from PIL import Image
 
 from docvlm import cli, evaluation
 from docvlm.apps import predict
-from docvlm.apps.predict import (CERTAINTY, KeptAnswers, choose_answer, choose_threshold, explain_promise, find_pages,
+from docvlm.analysis.extraction import CERTAINTY, choose_threshold
+from docvlm.apps.predict import (KeptAnswers, choose_answer, explain_promise, find_pages,
                                  predict_documents, promise)
 from docvlm.bench.throughput import generate_answers, load_plain
 from docvlm.core import Study, open_study
@@ -59,7 +60,7 @@ def test_the_answers_are_those_of_generate_and_a_page_is_encoded_once(folder, tm
     predict_documents(SMOKE, folder, FIELDS, tmp_path/"answers.parquet")
     found = pd.read_parquet(tmp_path/"answers.parquet").set_index("document")
     assert encoded == [2, 2, 1] and found.error.eq("").all() and found.review.eq("").all()
-    rows = rows_dataset([{"question_id": f"{name}{field}", "doc_id": name, "image": str(folder/name), "question": question, "answers": [""],
+    rows = rows_dataset([{"question_id": f"{name}{field}", "doc_id": name, "images": [str(folder/name)], "question": question, "answers": [""],
                           "doc_types": [], "benchmark": "docvqa", "split": "test", "source": ""}
                          for name in ("a.png", "below/c.png") for field, question in FIELDS.items()])
     want = generate_answers(load_plain(SMOKE.preset, "fp32"), load_processor(SMOKE.preset), SMOKE.preset, rows, 1, "fp32")

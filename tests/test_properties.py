@@ -18,7 +18,7 @@ from docvlm.core import open_study
 from docvlm.analysis.metrics import (BENCHMARK_METRICS, METRICS, anls, clustered_mean_ci, paired_delta,
                                      parse_number, score)
 from docvlm.engine.attention import text_attention
-from docvlm.engine.packing import Template, block_mask, collate_pages, pack_page, rope_positions
+from docvlm.engine.packing import Template, block_mask, collate_pages, pack_pages, rope_positions
 from docvlm.steps import PROVENANCE, Step, content_digest
 from docvlm.provenance import leaf_values
 
@@ -94,7 +94,7 @@ def test_intervals_are_ordered_within_bounds_and_the_same_each_time(case):
 
 # packing and masks
 
-TEMPLATE = Template(before=(1, 2), after=(3,), closing=(4, 5), image_token_id=9, end_token_id=6)
+TEMPLATE = Template(before=(1, 2), between=(3, 2), after=(3,), closing=(4, 5), image_token_id=9, end_token_id=6)
 tokens = st.lists(st.integers(10, 50), min_size=1, max_size=4)
 
 
@@ -104,7 +104,7 @@ def packed_pages(draw):
     for number in range(draw(st.integers(1, 4))):
         grid = (1, 2*draw(st.integers(1, 3)), 2*draw(st.integers(1, 3)))
         count = draw(st.integers(1, 3))
-        pages.append(pack_page(TEMPLATE, grid, [draw(tokens) for _ in range(count)], [draw(tokens) for _ in range(count)], page_key=str(number)))
+        pages.append(pack_pages(TEMPLATE, [grid], [draw(tokens) for _ in range(count)], [draw(tokens) for _ in range(count)], page_keys=(str(number),)))
     return pages
 
 

@@ -15,7 +15,8 @@ from docvlm.engine.answering import questions_at_a_time
 from docvlm.apps.ask import Asker, AskWidget, ask_page
 from docvlm.core import open_study
 from docvlm.apps.ask import listen, make_app
-from docvlm.inputs.folder import MAX_CHARACTERS, check_question, clean_record
+from docvlm.execution import MAX_CHARACTERS, check_question
+from docvlm.inputs.folder import clean_record
 
 ROOT = Path(__file__).resolve().parent.parent
 RULE = "; ask in 1 to 4,000 readable characters (UTF-8)"
@@ -36,7 +37,7 @@ def page(tmp_path_factory):
 
 @pytest.fixture
 def widget(asker, monkeypatch):
-    monkeypatch.setattr(asking, "example_pages", lambda study: [{"name": "forms", "image": PAGE, "answers": {"Who?": "ACME"}}])
+    monkeypatch.setattr(asking, "example_pages", lambda study: [{"name": "forms", "images": [PAGE], "answers": {"Who?": "ACME"}}])
     widget = AskWidget(asker.study)
     widget.asker = asker
     return widget
@@ -48,7 +49,7 @@ def post():
     import asyncio
     parrot = SimpleNamespace(systems=["base"], ask=lambda page, questions: [{"question": q, "answer": q} for q in questions])
     async def sent(bodies):
-        url, found = listen(make_app(parrot, [{"name": "forms", "image": PAGE, "answers": {}}]), "127.0.0.1", 0), []
+        url, found = listen(make_app(parrot, [{"name": "forms", "images": [PAGE], "answers": {}}]), "127.0.0.1", 0), []
         for body in bodies:
             try: answer = await AsyncHTTPClient().fetch(url + "ask", method="POST", body=body)
             except HTTPClientError as error: answer = error.response
@@ -61,7 +62,7 @@ def post():
 def test_every_door_refuses_alike(asker, page, widget, monkeypatch, question, reason):
     monkeypatch.setattr(asking, "Asker", lambda study: pytest.fail("a model was loaded for nothing"))
     said = []
-    for door in (lambda: check_question(question), lambda: asker.ask(PAGE, ["Who?", question]), lambda: ask_page(asker.study, page, [question]),
+    for door in (lambda: check_question(question), lambda: asker.ask([PAGE], ["Who?", question]), lambda: ask_page(asker.study, page, [question]),
                  lambda: clean_record({"file_name": "a.png", "question": question, "answers": ["x"]})):
         with pytest.raises(ValueError, match=reason) as refused: door()
         said.append(str(refused.value))
@@ -84,7 +85,7 @@ def test_a_long_question_is_asked_whole(asker, page, widget, post, monkeypatch):
     widget.question.value = question
     widget._ask()
     assert seen == [question] and "<table>" in widget.reply.value
-    assert asker.ask(PAGE, [question])[0]["question"] == question and check_question(question) == question
+    assert asker.ask([PAGE], [question])[0]["question"] == question and check_question(question) == question
     assert post(urlencode({"question": question, "example": 0}))[0] == (200, f'{{"answers": [{{"question": "{question}", "answer": "{question}"}}], "target": null}}')
 
 
@@ -103,12 +104,12 @@ def test_many_questions_are_answered_in_shares_and_alike(asker, monkeypatch):
         return answer(model, template, vision, grids, asked, *more)
     monkeypatch.setattr(asking, "answer", counted)
     told = lambda found: [(row["question"], row["system"], row["answer"]) for row in found]
-    whole = told(asker.ask(PAGE, questions))
+    whole = told(asker.ask([PAGE], questions))
     assert [question for question, system, _ in whole if system == "base"] == questions
     monkeypatch.setattr(asker, "study", replace(asker.study, preset=replace(asker.study.preset, tokens_per_batch=4*len(questions[0]))))
     sizes.clear()
-    assert [row[:2] for row in told(asker.ask(PAGE, questions))] == [row[:2] for row in whole] and max(sizes) <= 4
-    assert asker.ask(PAGE, []) == []
+    assert [row[:2] for row in told(asker.ask([PAGE], questions))] == [row[:2] for row in whole] and max(sizes) <= 4
+    assert asker.ask([PAGE], []) == []
 
 
 def test_no_number_of_questions_takes_all_memory():

@@ -22,9 +22,9 @@ def curves(monkeypatch):
     "A learning curve with a fraction left out, and power, from the code that writes them."
     from docvlm import ablation
     from docvlm.core import open_study
-    answers = pd.DataFrame({"doc_id": list("xxyyz"), "page": 1, "benchmark": "docvqa", "score": 0.})
+    answers = pd.DataFrame({"doc_id": list("xxyyz"), "pages": [[1]]*5, "benchmark": "docvqa", "score": 0.})
     better = answers.assign(score=[1, 0, 1, 1, 1.])
-    rows = Dataset.from_dict({"doc_id": [f"d{n}" for n in range(8)], "page": [1]*8, "doc_types": [[]]*8})
+    rows = Dataset.from_dict({"doc_id": [f"d{n}" for n in range(8)], "pages": [[1]]*8, "doc_types": [[]]*8})
     done = {"data": {"splits": {"test": {"questions": 5}}}, "training": {"setup": {"steps": 1, "pages_per_step": 1, "epochs": 1}, "seeds": {"42": {"train_s": 1}}},
             "evaluation": {"throughput": {"base": {"questions_per_s": 1}}, "benchmarks": {"docvqa": {"ours": {"per_seed": {"42": .5, "43": .6}}}}}}
     with monkeypatch.context() as patch:
@@ -47,6 +47,7 @@ def rare_objects(tmp_path, monkeypatch):
     from docvlm.data import find_leaks
     from docvlm.evaluation import against_published, compare
     from docvlm.inputs.folder import load_folder
+    from docvlm.inputs.retrieval import _recall
     from docvlm.inputs.sources import rows_dataset
     from docvlm.presets import get_preset
     for split in ("train", "test"):
@@ -56,7 +57,7 @@ def rare_objects(tmp_path, monkeypatch):
         (tmp_path/split/"metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     rows, skipped = load_folder(tmp_path, tmp_path/"pages")
     pages = rows_dataset(rows["train"])
-    failed = pd.DataFrame([{"question_id": "q", "doc_id": "d", "page": 1, "failure": "HTTP 400", "reason": None}])
+    failed = pd.DataFrame([{"question_id": "q", "doc_id": "d", "pages": [1], "failure": "HTTP 400", "reason": None}])
     cells = {"docvqa": {"baseline": {"value": .5}}}
     yield "benchmark.json", {"predict": synthetic_benchmark()["predict"]}
     yield "rehearsal.json", synthetic_rehearsal()
@@ -65,7 +66,7 @@ def rare_objects(tmp_path, monkeypatch):
     yield from (("published_gap", gap) for gap in against_published(get_preset("qwen2-vl-2b@vlmevalkit"), cells))
     yield from (("unanswered_question", row) for row in _unanswered(failed))
     yield "other_system", {"failures": dict(Counter(failed.failure))}
-    frame = pd.DataFrame({"question_id": list("abcd"), "doc_id": list("xxyy"), "page": 1, "field": "total", "question": "?",
+    frame = pd.DataFrame({"question_id": list("abcd"), "doc_id": list("xxyy"), "pages": [[1]]*4, "evidence_pages": [[]]*4, "field": "total", "question": "?",
                           "benchmark": "docvqa", "answers": [["9"], [""], ["8"], ["May"]], "prediction": ["9", "", "7", "May"], "confidence": .9})
     yield "evaluation.json", {"fields": extraction_scores(frame, [frame], [42], 20),
                               "training_sample": {"questions": 4, "of": 9, "systems": ["base@train"]}}
@@ -82,6 +83,9 @@ def rare_objects(tmp_path, monkeypatch):
         unknown = answering.count_unknown(tokenizer, frame.assign(score=1.), [frame.assign(score=1.)])
     yield "evaluation.json", {"by_language": {"Korean": cell}, "by_language_characters": {"Korean": cell}, "unknown_characters": unknown}
     yield "split", {"by_language": {"Korean": {"pages": 1, "questions": 2}}}
+    yield "evaluation.json", {"by_page_count": {"2–4 pages": cell}, "by_evidence_page": {"page 1": cell}}
+    chosen = {"retriever": "BM25", "versions": "1", "budget_tokens": 9, "questions": 1, "documents": 1, "pages_asked": 3., "pages_shown": 2.}
+    yield "data.json", {"retrieval": {"test": chosen | _recall([[1]], [[1, 2]])}}
     yield from (("ablation.json", curve) for curve in curves(monkeypatch))
     yield "failures.json", {"suspect_labels": {"test": listed, "training": listed, "training_questions": 9, "seeds": 1,
                                                "detection": failures.measure_detection([frame])}}

@@ -39,7 +39,10 @@ SCHEMAS = {  # of the cards, by repository and configuration
         "operation/reasoning": texts, "ocr": text, "data_split": text},
     ("lmms-lab/ChartQA", ""): {"type": text, "question": text, "answer": text, "image": Image()},
     ("HuggingFaceM4/ChartQA", ""): {"image": Image(), "query": text, "label": texts,
-                                    "human_or_machine": ClassLabel(names=["human", "machine"])}}
+                                    "human_or_machine": ClassLabel(names=["human", "machine"])},
+    ("lmms-lab/MP-DocVQA", ""): {"questionId": text, "question": text, "doc_id": text, "page_ids": text, "answers": text,
+                                 "answer_page_idx": text, "data_split": text, **{f"image_{n}": Image() for n in range(1, 21)}},
+    ("jordyvl/DUDE_subset_100val", ""): {"questionId": text, "question": text, "answer": text, "images": List(Image())}}
 
 
 def example(source, n):
@@ -51,8 +54,14 @@ def example(source, n):
             "answers": None if hidden else [f"{n}", f"no. {n}"], "data_split": source.hub_split,
             "answer_type": None if hidden else ["multiple spans"], "image_url": f"https://example.org/{page}.jpeg",
             "operation/reasoning": ["counting"] if odd else [], "ocr": "[]", "type": ["human_test", "augmented_test"][odd],
-            "answer": f"{n}", "label": [f"{n}"], "human_or_machine": odd,
-            "image": PILImage.new("RGB", (30 + page, 20), (page, 90, 200))}
+            "answer": f"{n}", "label": [f"{n}"], "human_or_machine": odd, "doc_id": f"abcd000{page}",
+            "page_ids": f"['abcd000{page}_p4', 'abcd000{page}_p5']", "answer_page_idx": "1", **images_of(page)}
+
+
+def images_of(page):
+    "The images of a page's row: one, or two pages in twenty columns or in a list."
+    image, other = (PILImage.new("RGB", (30 + page, 20 + n), (page, 90, 200)) for n in range(2))
+    return {"image": image, "images": [image, other], "image_1": image, "image_2": other} | {f"image_{n}": None for n in range(3, 21)}
 
 
 def write_parquet(folder, source, rows=4, shards=2, drop=()):
@@ -62,6 +71,7 @@ def write_parquet(folder, source, rows=4, shards=2, drop=()):
         numbers = range(shard*rows//shards, (shard + 1)*rows//shards)
         columns = {name: [example(source, n)[name] for n in numbers] for name in schema}
         if schema.get("questionId") == text: columns["questionId"] = list(map(str, columns["questionId"]))
+        if schema.get("answers") == text: columns["answers"] = list(map(repr, columns["answers"]))
         path = folder/source.files.replace("*", f"{shard:05d}-of-{shards:05d}")
         path.parent.mkdir(parents=True, exist_ok=True)
         Dataset.from_dict(columns, features=Features(schema)).to_parquet(path)
@@ -83,14 +93,17 @@ def test_every_source_becomes_rows_of_one_schema(tmp_path, name):
     rows, skipped, commit = hub.load_hub(source)
     assert rows.features == ROW_FEATURES and len(rows) == 4 and not skipped and commit == "local"
     assert len(set(rows["question_id"])) == 4 and len(set(rows["doc_id"])) == 2, "two questions a page"
-    assert rows[2]["image"].size == (31, 20) and set(rows["split"]) == {source.split}
+    assert rows[2]["images"][0].size == (31, 20) and set(rows["split"]) == {source.split}
     if source.split == "submission": assert rows["answers"][:] == [[]]*4
     else: assert rows["answers"][3][0] == "3"
-    expected = {"docvqa": [["form"], ["table/list", "handwritten"]], "chartqa": [["human"], ["augmented"]],
+    pages = {"mpdocvqa": [5, 6], "dude": [1, 2]}.get(source.benchmark, [1])
+    assert rows["pages"][:] == [pages]*4 and rows["page_count"][0] == len(rows[0]["images"]) == len(pages)
+    assert rows["evidence_pages"][0] == ([6] if source.benchmark == "mpdocvqa" else [])
+    expected = {"mpdocvqa": [[], []], "dude": [[], []], "docvqa": [["form"], ["table/list", "handwritten"]], "chartqa": [["human"], ["augmented"]],
                 "infovqa": [["multiple spans"], ["multiple spans", "counting"]]}[source.benchmark]
     if source.split != "submission": assert rows["doc_types"][:2] == expected
     first = hub.first_look(source, 2)
-    assert first["question_id"][:] == rows["question_id"][:2] and first[0]["image"].size == (30, 20)
+    assert first["question_id"][:] == rows["question_id"][:2] and first[0]["images"][0].size == (30, 20)
 
 
 def test_invoices_from_the_librarys_table_else_by_a_proxy_that_says_so(tmp_path, monkeypatch):

@@ -174,5 +174,5 @@ def test_the_readmes_python_answers_as_docvlm_does(study, tmp_path):
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr[-2000:]
     fp32 = replace(study, preset=replace(study.preset, precision="fp32"))
-    answers = {row["system"]: row["answer"] for row in Asker(fp32).ask(Image.open(page), ["What is the total?"])}
+    answers = {row["system"]: row["answer"] for row in Asker(fp32).ask([Image.open(page)], ["What is the total?"])}
     assert said.stdout.strip() == answers["LoRA"]

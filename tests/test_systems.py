@@ -246,11 +246,11 @@ def test_mistakes_get_one_clear_line(arguments, message):
 
 @pytest.mark.skipif(not RECEIPTS.is_dir(), reason="shared/real/receipts is not beside this checkout")
 def test_rules_read_a_real_training_receipt(tmp_path):
-    from datasets import Dataset, Image
+    from datasets import Dataset, Image, List
     from docvlm.baselines.ocr import lookup_answers
     asked = [json.loads(line) for line in (RECEIPTS/"train/metadata.jsonl").read_text().splitlines()][:4]
-    rows = Dataset.from_dict({"doc_id": ["r"]*4, "page": [1]*4, "question": [row["question"] for row in asked], "benchmark": ["docvqa"]*4,
-                              "image": [str(RECEIPTS/"train"/asked[0]["file_name"])]*4}).cast_column("image", Image())
+    rows = Dataset.from_dict({"doc_id": ["r"]*4, "pages": [[1]]*4, "question": [row["question"] for row in asked], "benchmark": ["docvqa"]*4,
+                              "images": [[str(RECEIPTS/"train"/asked[0]["file_name"])]]*4}).cast_column("images", List(Image()))
     found = dict(zip([row["field"] for row in asked], lookup_answers(SimpleNamespace(cache_dir=tmp_path), rows).prediction))
     assert found["date"] == "25/12/2018" and found["total"] == "9.00" and "TAMAN" in found["address"]
 
@@ -263,7 +263,7 @@ def small(tmp_path, rows):
     made = SimpleNamespace(preset=get_preset("smoke"), name="small", run_dir=tmp_path/"run", results_dir=tmp_path/"results",
                            cache_dir=tmp_path/"cache", result=lambda step: {"digest": {"test": "d"}},
                            step=lambda name: SimpleNamespace(state=lambda: "fresh" if name == "data" else "missing"))
-    own = rows.remove_columns("image").to_pandas().assign(score=1.0)
+    own = rows.remove_columns("images").to_pandas().assign(score=1.0)
     return made, ("evaluation-digest", [own]*len(made.preset.seeds))
 
 
@@ -446,19 +446,19 @@ def test_pages_that_a_server_rejects_do_not_end_the_others(measured, rows, monke
 def with_bad_pages(rows):
     "Five questions: two on good pages, one on a page of 28×5600 pixels, one on a broken file, one that is no text."
     import io
-    from datasets import Dataset, Image
+    from datasets import Dataset, Image, List
     from PIL import Image as PILImage
     def png(page):
         page.save(buffer := io.BytesIO(), "PNG")
         return buffer.getvalue()
-    narrow, good = png(PILImage.new("RGB", (28, 5600), "white")), [png(rows[i]["image"]) for i in (0, len(rows) - 1)]
-    table = rows.select(range(5)).remove_columns("image").to_pandas()
+    narrow, good = png(PILImage.new("RGB", (28, 5600), "white")), [png(rows[i]["images"][0]) for i in (0, len(rows) - 1)]
+    table = rows.select(range(5)).remove_columns("images").to_pandas()
     table["doc_id"], table["question_id"] = ["good", "also good", "narrow", "broken", "good"], list("abcde")
     table["benchmark"] = "docvqa"
     table.loc[4, "question"] = "What raises?"
     pages = [good[0], good[1], narrow, good[0][:200], good[0]]
-    found = Dataset.from_pandas(table, preserve_index=False).add_column("image", [{"bytes": page, "path": None} for page in pages])
-    return found.cast_column("image", Image())
+    found = Dataset.from_pandas(table, preserve_index=False).add_column("images", [[{"bytes": page, "path": None}] for page in pages])
+    return found.cast_column("images", List(Image()))
 
 
 def test_a_page_that_ocr_cannot_read_and_a_rule_that_raises_fail_alone(measured, rows, monkeypatch, tmp_path):
@@ -478,7 +478,7 @@ def test_a_page_that_ocr_cannot_read_and_a_rule_that_raises_fail_alone(measured,
 
 
 def test_what_would_fail_on_every_page_stops(measured, rows, monkeypatch):
-    from docvlm.baselines import ocr
+    from docvlm.inputs import retrieval as ocr
     ocr._engine.cache_clear()
     monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", None)
     found = measured("ocr", with_bad_pages(rows), model="")
@@ -494,9 +494,9 @@ def test_ocr_that_reads_no_page_is_no_measurement(measured, rows):
 
 
 def test_a_broken_file_of_cached_lines_is_made_anew(tmp_path, monkeypatch):
-    from docvlm.baselines.ocr import Line, page_lines
+    from docvlm.inputs.retrieval import Line, page_lines
     study, image = SimpleNamespace(cache_dir=tmp_path), lambda: None
-    monkeypatch.setattr("docvlm.baselines.ocr.read_lines", lambda page: [Line("a", 0, 0, 1, 1, 1.)])
+    monkeypatch.setattr("docvlm.inputs.retrieval.read_lines", lambda page: [Line("a", 0, 0, 1, 1, 1.)])
     lines, _ = page_lines(study, image, "k")
     for broken in ("", "[]", '{"lines": [[1]], "seconds": 1}', '{"lines": []}'):
         next(tmp_path.rglob("k.json")).write_text(broken)

@@ -145,8 +145,8 @@ def relaxed_accuracy_strict(
 
 # %% ../../nbs/analysis/00_metrics.ipynb #cell-014
 METRICS = {metric.__name__: metric for metric in (anls, relaxed_accuracy, relaxed_accuracy_strict)}
-BENCHMARK_METRICS = {"docvqa": "anls", "infovqa": "anls", "chartqa": "relaxed_accuracy", "mtvqa": "anls",
-                     "ocrbench2": "anls"}
+BENCHMARK_METRICS = {"docvqa": "anls", "infovqa": "anls", "chartqa": "relaxed_accuracy", "mpdocvqa": "anls",
+                     "dude": "anls", "mtvqa": "anls", "ocrbench2": "anls"}
 
 def score(
     benchmark: str,  # one of `BENCHMARK_METRICS`

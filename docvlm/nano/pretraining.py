@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..engine.packing import block_mask, chat_template, pack_page
+from ..engine.packing import block_mask, chat_template, pack_pages
 from ..files import replacing
 from ..model import load_base
 from .losses import Speller, practice_losses
@@ -175,8 +175,8 @@ class PracticeBatches(torch.utils.data.Dataset):
             asked = ([qa for qa in sheet.questions if len(qa[1]) <= self.recipe.max_answer_characters]
                      or sheet.questions[:1])
             asked = [asked[i] for i in rng.permutation(len(asked))[:most]]
-            pages.append(pack_page(self.template, grid,
-                                   [encode(q) for q, *_ in asked], [encode(a) for _, a, _ in asked]))
+            pages.append(pack_pages(self.template, [grid],
+                                    [encode(q) for q, *_ in asked], [encode(a) for _, a, _ in asked]))
             cells.append([cell for _, a, start in asked for cell in ([-1]*(len(a) + 1) if start < 0 else
                           answer_cells(a, characters[start:], grid[2]//2, grid[1]//2))])
         cells, first = torch.tensor(sum(cells, [])), len(self.template.before)
