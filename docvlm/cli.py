@@ -197,7 +197,8 @@ def evaluate(
 ):
     "Answer the test questions with base model and adapter and print the scores; also runs under `accelerate launch`."
     from docvlm.engine.attention import team
-    from docvlm.evaluation import compare_groups, hidden_source, predict_systems, write_submission
+    from docvlm.evaluation import compare_groups, predict_systems, write_submission
+    from docvlm.inputs.hub import hidden_source
     if submit is not None: hidden_source(submit)  # before the adapter is looked for
     opened = _opened(preset, documents, set, config)
     folder = None if submit is not None and adapter == "base" else _found_adapter(opened, adapter)

@@ -29,7 +29,8 @@ from .files import (check_started, digest_of, flush, in_library, process_pool, r
 from .inputs.folder import load_folder
 from .inputs.images import distinct_pages, images_at, page_id, page_ids, page_size, UnfitPage
 from .inputs.retrieval import fit_documents
-from .inputs.sources import check_sources, document_types, load_hub, read_image, read_sources, rows_dataset
+from .inputs.hub import check_sources, load_hub
+from .inputs.sources import document_types, read_image, read_sources, rows_dataset
 from .steps import documents_digest, import_closure, module_file, templates_digest
 
 # %% ../nbs/02_data.ipynb #cell-004

@@ -3,8 +3,7 @@
 # %% auto #0
 __all__ = ['QUESTIONS_PER_PART', 'TRAINING_SAMPLE', 'OWN_QUESTIONS', 'predict', 'predict_systems', 'stored_predictions',
            'training_sample', 'compare', 'compare_groups', 'own_questions', 'forgotten', 'reliability', 'by_interval',
-           'comparison_rows', 'published_spread', 'against_published', 'rrc_submission', 'hidden_source',
-           'write_submission', 'evaluate_study']
+           'comparison_rows', 'published_spread', 'against_published', 'write_submission', 'evaluate_study']
 
 # %% ../nbs/05_evaluation.ipynb #cell-002
 import json
@@ -31,7 +30,8 @@ from .engine.features import cache_features
 from .files import StudyError, digest_of, replacing, root, write_json
 from .inputs.images import distinct_pages, page_ids, pages_of
 from .inputs.retrieval import evidence_groups, page_count_group
-from .inputs.sources import Source, check_sources, document_types, load_hub, read_sources
+from .inputs.hub import check_sources, hidden_source, load_hub, rrc_submission
+from .inputs.sources import document_types, read_sources
 from .model import adapter_digest, hold_weights, load_adapter, load_base, load_processor
 from .presets import base_digest
 from .steps import code_digests, content_digest
@@ -309,28 +309,6 @@ def against_published(
                       "flag": ("another protocol" if not same
                                else differs if abs(gap) > spread else None)})
     return found
-
-# %% ../nbs/05_evaluation.ipynb #75664e0d
-def rrc_submission(
-    question_ids: list[str],  # ids of rows from the hub, which end in the benchmark's question number
-    predictions: list[str],  # answers in the same order
-) -> list[dict]:  # items {"questionId": int, "answer": str}
-    "Answers in the format of the Robust Reading Competition; ValueError if counts differ or a question occurs twice."
-    if len(question_ids) != len(predictions):
-        raise ValueError(f"{len(question_ids)} questions, but {len(predictions)} answers")
-    numbers = [int(name.rsplit("-", 1)[-1]) for name in question_ids]
-    if len(set(numbers)) < len(numbers):
-        raise ValueError("Some question is answered twice; the server scores each once")
-    return [{"questionId": number, "answer": str(answer)} for number, answer in zip(numbers, predictions)]
-
-# %% ../nbs/05_evaluation.ipynb #48450e90
-def hidden_source(
-    benchmark: str,  # "docvqa" or "infovqa"
-) -> Source:
-    "The hidden test set of a benchmark in `data/sources.csv`; ValueError if it has none."
-    hidden = {s.benchmark: s for s in read_sources(root()/"data"/"sources.csv") if s.split == "submission"}
-    if benchmark in hidden: return hidden[benchmark]
-    raise ValueError(f"{benchmark!r} has no hidden test set; choose one of: {', '.join(hidden)}")
 
 # %% ../nbs/05_evaluation.ipynb #write-submission
 def write_submission(

@@ -25,9 +25,9 @@ from docvlm.core import drawable_text, font_files, open_study, save_figure
 from docvlm.data import summarize_split
 from docvlm.engine.answering import count_unknown, read_answer
 from docvlm.files import StudyError
-from docvlm.inputs import sources as hub
+from docvlm.inputs import hub
 from docvlm.inputs.folder import load_folder
-from docvlm.inputs.sources import language_name, read_sources, rows_dataset
+from docvlm.inputs.sources import ROW_FEATURES, language_name, read_sources, rows_dataset
 from docvlm.inputs.tables import import_documents
 from docvlm.paper.tables import by_group, quoted
 
@@ -103,7 +103,7 @@ def test_mtvqa_has_a_row_for_each_question_and_its_language(tmp_path, name):
                      {"image": Image(), "id": Value("string"), "qa_pairs": Value("string"), "lang": Value("string")})
     hub.check_sources([source])
     rows, skipped, _ = hub.load_hub(source)
-    assert rows.features == hub.ROW_FEATURES and rows["question"][:] == ["합계는?", "날짜?", "ما الاسم؟"]
+    assert rows.features == ROW_FEATURES and rows["question"][:] == ["합계는?", "날짜?", "ما الاسم؟"]
     assert rows["language"][:] == ["Korean", "Korean", "Arabic"] and rows["answers"][:] == [["12,000원"], ["5월"], ["شركة"]]
     assert len(set(rows["question_id"][:])) == 3 and [row["image"].size for row in rows] == [(30, 20), (30, 20), (31, 20)]
     assert rows["doc_id"][0] == rows["doc_id"][1] != rows["doc_id"][2] and set(rows["benchmark"]) == {"mtvqa"}

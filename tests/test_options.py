@@ -24,7 +24,7 @@ AT = {name: i for name, cells in CODE.items() for i, c in enumerate(cells) if "p
 
 
 def test_every_notebook_with_parameters_checks_them_first():
-    assert set(AT) >= {notebook for notebook, *_ in (steps.STEPS | steps.SEPARATE_STEPS).values()} | {"inputs/02_sources", "10_nano_base"}
+    assert set(AT) >= {notebook for notebook, *_ in (steps.STEPS | steps.SEPARATE_STEPS).values()} | {"inputs/05_hub", "10_nano_base"}
     for name, at in AT.items():
         assert f'validate_parameters("{name}", globals())' in "".join(CODE[name][at + 1]["source"]), name
 
@@ -47,8 +47,8 @@ def given(tmp_path):
 
 
 @pytest.mark.parametrize("name, parameter, options, outcome", [
-    ("inputs/02_sources", "look", ("-p", "look", "false"), "False"),
-    ("inputs/02_sources", "look", ("-p", "look", "True"), "True"),
+    ("inputs/05_hub", "look", ("-p", "look", "false"), "False"),
+    ("inputs/05_hub", "look", ("-p", "look", "True"), "True"),
     ("10_nano_base", "train", ("-p", "train", "false"), "False"),
     ("10_nano_base", "train", ("-p", "train", "0"), "False"),
     ("10_nano_base", "train", ("-p", "train", "on"), "True"),

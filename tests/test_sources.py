@@ -20,7 +20,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
-from docvlm.inputs import sources as hub
+from docvlm.inputs import hub
 from docvlm.files import StudyError
 from docvlm.core import open_study
 from docvlm.inputs.sources import INVOICE_PROXY, ROW_FEATURES, convert_hub, document_types, read_sources

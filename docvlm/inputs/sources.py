@@ -3,31 +3,23 @@
 # %% auto #0
 __all__ = ['PAGE', 'ROW_FEATURES', 'TYPE_GROUPS', 'INVOICE_PROXY', 'NO_INVOICE', 'LAYOUTS', 'CHINESE_TASKS', 'language_name',
            'language_of', 'read_image', 'PageImage', 'rows_dataset', 'document_types', 'Source', 'read_sources',
-           'check_columns', 'read_ucsf', 'convert_hub', 'remedy_for_source', 'fetch', 'load_hub', 'first_look',
-           'missing_files', 'check_sources']
+           'check_columns', 'read_ucsf', 'convert_hub']
 
 # %% ../../nbs/inputs/02_sources.ipynb #cell-002
 import ast
 import csv
-import glob
 import hashlib
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet as pq
 import re
-import shutil
 from babel import Locale, UnknownLocaleError
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datasets import Dataset, DatasetInfo, Features, Image, List, load_dataset, Value
+from datasets import Dataset, DatasetInfo, Features, Image, List, Value
 from datasets.table import InMemoryTable
-from huggingface_hub import constants, HfFileSystem, snapshot_download
-from huggingface_hub.errors import (DryRunError, GatedRepoError, HTTPError, LocalEntryNotFoundError,
-                                    OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError)
 from functools import lru_cache
 from pathlib import Path
 
-from ..files import root, StudyError
+from ..files import StudyError
 from .images import check_shape, decode_page, undecoded, with_images
 
 # %% ../../nbs/inputs/02_sources.ipynb #languages
@@ -333,126 +325,3 @@ def convert_hub(
         bad = {row: "no answers" for row, answers in enumerate(columns["answers"]) if not answers} | bad
     skipped = unread + [{"row": columns["question_id"][row], "reason": bad[row]} for row in sorted(bad)]
     return rows.select_columns(list(ROW_FEATURES)).select([n for n in range(len(rows)) if n not in bad]), skipped
-
-# %% ../../nbs/inputs/02_sources.ipynb #74c38ddf
-def remedy_for_source(
-    source: Source,  # that failed
-    error: Exception,  # from the hub's client, or from reading a file
-) -> str:
-    "One line that states what is wrong with a source and what to do."
-    page, why = f"https://huggingface.co/datasets/{source.hub_id}", (str(error).strip() or "no message").splitlines()[0]
-    copy = (f"run `hf download --repo-type dataset {source.hub_id} --revision {source.revision} "
-            f"--include '{source.files}' --local-dir DIR` on a machine with a connection, copy DIR here, and set it as "
-            "the hub_id in data/sources.csv")
-    match error:
-        case GatedRepoError(): text = f"is gated. Accept its terms on {page}, then run `hf auth login` or set HF_TOKEN"
-        case RevisionNotFoundError():
-            text = (f"no longer has the commit {source.revision}. "
-                    f"Set `revision` in data/sources.csv to another one from {page}/commits/main")
-        case RepositoryNotFoundError():
-            text = "does not exist, or is private. Correct its hub_id in data/sources.csv, or run `hf auth login`"
-        case LocalEntryNotFoundError() | OfflineModeIsEnabled() | HTTPError():
-            text = ("is not completely on this disk, and the hub did not provide it. "
-                    f"Connect to the internet (unset HF_HUB_OFFLINE), or {copy}")
-        case _: text = f"could not be read. Complete files are kept: run the same command again, or {copy}"
-    return f"{source.name}: {source.hub_id} {text}. ({type(error).__name__}: {why})"
-
-# %% ../../nbs/inputs/02_sources.ipynb #explained
-@contextmanager
-def _explained(source):
-    "Turn any error from the hub client or from files into a `StudyError` that says what to do."
-    try: yield
-    except StudyError: raise
-    except DryRunError as error: raise StudyError(remedy_for_source(source, error.__cause__ or error)) from error
-    except Exception as error: raise StudyError(remedy_for_source(source, error)) from error
-
-# %% ../../nbs/inputs/02_sources.ipynb #c36f3d19
-def _copy(source):
-    "The local folder that `hub_id` names, or None."
-    return folder if (folder := root()/source.hub_id).is_dir() else None
-
-def _snapshot(source, **options):
-    return snapshot_download(source.hub_id, repo_type="dataset", revision=source.revision,
-                             allow_patterns=source.files, **options)
-
-def fetch(
-    source: Source,  # whose files to get
-) -> tuple[list[Path], str]:  # parquet files, and their commit ("local" for a copy)
-    "The files of a source, downloaded unless they are on disk."
-    folder = _copy(source) or Path(_snapshot(source))
-    files = sorted(folder.glob(source.files))
-    if not files:
-        raise StudyError(f"{source.name}: no file {source.files} in {source.hub_id}; "
-                         "correct `files` or `revision` in data/sources.csv")
-    return files, "local" if _copy(source) else folder.name
-
-# %% ../../nbs/inputs/02_sources.ipynb #a6053632
-def load_hub(
-    source: Source,  # benchmark split to load
-) -> tuple:  # Dataset of rows, list of skipped rows, loaded commit ("local" for a copy)
-    "Load a benchmark split at its pinned commit from hub, cache or copy; StudyError if the row count is not `samples`."
-    with _explained(source):
-        files, commit = fetch(source)
-        dataset = load_dataset("parquet", data_files={"rows": [glob.escape(str(file)) for file in files]}, split="rows")
-        rows, skipped = convert_hub(dataset, source, read_ucsf(root()/"data"/"ucsf_metadata.csv"))
-    if len(dataset) != source.samples:
-        raise StudyError(f"{source.name}: {len(dataset):,} rows, but data/sources.csv says {source.samples:,}: the "
-                         "copy is incomplete or of another release. Complete it, or correct `samples` if intended")
-    return rows, skipped, commit
-
-# %% ../../nbs/inputs/02_sources.ipynb #c35b0186
-def first_look(
-    source: Source,  # benchmark split to look at
-    questions: int = 3,  # rows to fetch
-) -> Dataset:  # rows of `ROW_FEATURES`
-    "Stream the first rows of a source, without downloading it."
-    copy = _copy(source)
-    where = glob.escape(str(copy)) if copy else f"hf://datasets/{source.hub_id}@{source.revision}"
-    with _explained(source):
-        stream = load_dataset("parquet", data_files={"rows": f"{where}/{source.files}"}, split="rows", streaming=True)
-        head = Dataset.from_list(list(stream.decode(False).take(questions)), features=stream.features)
-        return convert_hub(head, source)[0]
-
-# %% ../../nbs/inputs/02_sources.ipynb #14d461a5
-def missing_files(
-    source: Source,  # benchmark split to check
-) -> list:  # of (name, bytes)
-    "Files of a source that still need to be downloaded."
-    if _copy(source): return []
-    try:
-        if any(Path(_snapshot(source, local_files_only=True)).glob(source.files)): return []
-    except LocalEntryNotFoundError: pass
-    return [(file.filename, file.file_size) for file in _snapshot(source, dry_run=True) if file.will_download]
-
-def _bytes_needed(source):
-    "Check a source's columns and return the number of bytes that it still needs, to download and to unpack."
-    with _explained(source):
-        missing = missing_files(source)
-        if not missing:
-            check_columns(pq.read_schema(fetch(source)[0][0]).names, source)
-            return 0, 0
-        with HfFileSystem().open(f"datasets/{source.hub_id}@{source.revision}/{missing[0][0]}") as file:
-            check_columns(pq.read_schema(file).names, source)
-        return sum(size for _, size in missing), source.decoded_bytes
-
-# %% ../../nbs/inputs/02_sources.ipynb #5249551c
-def check_sources(
-    sources: list[Source],  # all sources of a study
-) -> dict:  # bytes for "download", "unpack" and "free"
-    """Check before any download that all sources are available and fit on the disk.
-
-    One StudyError lists every unavailable source; another reports a lack of disk space."""
-    sizes, complaints = [], []
-    for source in sources:
-        try: sizes.append(_bytes_needed(source))
-        except StudyError as error: complaints.append(str(error))
-    if complaints:
-        raise StudyError("\n".join([f"{len(complaints)} of {len(sources)} sources are not available:", *complaints]))
-    cache = Path(constants.HF_HUB_CACHE)
-    place = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    download, unpack = (sum(part) for part in zip(*sizes))
-    free = shutil.disk_usage(place).free
-    if download + unpack > free:
-        raise StudyError(f"The data sets need {(download + unpack)/1e9:.1f} GB more on the disk of {place}, which has "
-                         f"{free/1e9:.1f} GB free; free some space, or set HF_HOME to a folder on a larger disk")
-    return {"download": download, "unpack": unpack, "free": free}

@@ -184,7 +184,8 @@ def by_group(
 ) -> Markup:
     "Table of groups of questions: `first`, then the others, largest gain first."
     order = lambda item: (first.index(item[0]) if item[0] in first else len(first), -item[1]["delta"]["value"])
-    return table([{label: quoted(name), **comparison_row(cell)} for name, cell in sorted(cells.items(), key=order)], caption)
+    return table([{label: quoted(name), **comparison_row(cell)} for name, cell in sorted(cells.items(), key=order)],
+                 caption)
 
 def by_template(evaluation: dict) -> Markup:
     "Table of the scores on layouts and fonts seen and not seen in training."
