@@ -2,11 +2,12 @@
 
 # %% auto #0
 __all__ = ['CHAT_TEMPLATE', 'SPECIAL_TOKENS', 'VISION', 'TEXT', 'PATCH', 'SLOTS', 'BORDER_PX', 'POINTING_LAYERS', 'POINTING_HEAD',
-           'FIRST_WEIGHT', 'build_processor', 'build_model', 'patchify', 'merge_order', 'single_frames', 'see',
-           'patch_targets', 'Speller', 'spelling_loss', 'characters_found', 'read_pages', 'answer_weights',
-           'pointing_loss', 'answer_losses', 'practice_losses']
+           'FIRST_WEIGHT', 'build_processor', 'build_model', 'patchify', 'merge_order', 'StillPatches', 'embed_stills',
+           'see', 'patch_targets', 'Speller', 'spelling_loss', 'characters_found', 'read_pages', 'answer_weights',
+           'pointing_loss', 'Looks', 'watched', 'answer_losses', 'practice_losses']
 
 # %% ../../nbs/nano/03_model.ipynb #imports
+import threading
 from collections import Counter
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ from torch import nn
 from transformers import (PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration,
                           Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchEmbed
 
 from ..engine.attention import ATTENTION
 from ..engine.device import autocast
@@ -102,26 +104,30 @@ def merge_order(
     return targets.unflatten(1, (-1, 2)).unflatten(3, (-1, 2)).permute(0, 1, 3, 2, 4, 5).flatten(1, 4)
 
 # %% ../../nbs/nano/03_model.ipynb #see
-@contextmanager
-def single_frames(
-    visual,  # the vision tower
-):
-    "Let the tower take patches of one frame: its kernels of both frames, added."
-    embed = visual.patch_embed
-    embed.forward = lambda patches: nn.functional.linear(patches, embed.proj.weight.sum(2).flatten(1))
-    try: yield
-    finally: del embed.forward
+class StillPatches(PatchEmbed):
+    "Embeds patches of one frame with the kernels of both frames added; patches of two frames as its parent does."
+    def forward(self, patches):
+        if patches.shape[-1] == self.proj.weight[0].numel(): return super().forward(patches)
+        return nn.functional.linear(patches, self.proj.weight.sum(2).flatten(1))
+
+def embed_stills(
+    model,  # from `build_model`
+) -> None:
+    "Give a model's tower a `StillPatches` with the weights it has."
+    plain = model.model.visual.patch_embed
+    still = StillPatches(plain.patch_size, plain.temporal_patch_size, plain.in_channels, plain.embed_dim)
+    still.load_state_dict(plain.state_dict())
+    model.model.visual.patch_embed = still
 
 def see(
-    model,  # from `build_model`
+    model,  # a nano model
     pixels: torch.Tensor,  # uint8 (B, height, width, 3), pages of one size
 ):  # the tower's output: last_hidden_state (B*patches, width), pooler_output (B*cells, hidden)
     "Scanned pages through the tower, all at once."
-    patches = patchify(pixels, frames=1)
+    patches = patchify(pixels, frames=1 if isinstance(model.model.visual.patch_embed, StillPatches) else 2)
     grid = torch.tensor([[1, pixels.shape[1]//PATCH, pixels.shape[2]//PATCH]]*len(patches), device=pixels.device)
     ends = torch.tensor([0, patches.shape[0]*patches.shape[1]], dtype=torch.int32, device=pixels.device)
-    with single_frames(model.model.visual):
-        return model.model.visual(patches.flatten(0, 1), grid_thw=grid, pages=len(patches), cu_seqlens=ends)
+    return model.model.visual(patches.flatten(0, 1), grid_thw=grid, pages=len(patches), cu_seqlens=ends)
 
 # %% ../../nbs/nano/03_model.ipynb #targets
 SLOTS = 3  # characters per patch
@@ -226,26 +232,39 @@ def pointing_loss(
     return -(there.clamp_min(1e-6).log()*weight).sum()/weight.sum().clamp_min(1), (
         (rows.argmax(1) == cells).float().mean().item() if len(cells) else float("nan"))
 
+# %% ../../nbs/nano/03_model.ipynb #watched
+class Looks(threading.local):
+    "Attention weights that a layer hands out, apart for each thread."
+    def __init__(self): self.seen = []
+    def append(self, weights): self.seen.append(weights)
+
+@contextmanager
+def watched(
+    model,  # from `build_model`
+):
+    "Let the pointing layers hand out their attention weights, for `answer_losses`."
+    layers = [model.model.language_model.layers[i].self_attn for i in POINTING_LAYERS]
+    for layer in layers: layer.watch = Looks()
+    try: yield
+    finally:
+        for layer in layers: del layer.watch
+
 # %% ../../nbs/nano/03_model.ipynb #answer-losses
 def answer_losses(
-    model,  # from `build_model`
+    model,  # from `build_model`, `watched`
     batch: dict,  # with input_ids, position_ids, attention_mask, labels, cells
     tokens: torch.Tensor,  # (image tokens of all pages, hidden): what stands for the image tokens
 ) -> tuple[torch.Tensor, torch.Tensor, dict]:  # answer loss, pointing loss, figures of the batch
     "The losses of the language model on packed questions."
-    labels, layers = batch["labels"], model.model.language_model.layers
-    looks = {i: [] for i in POINTING_LAYERS}
-    for i, seen in looks.items(): layers[i].self_attn.watch = seen
-    try:
-        logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"],
-                       attention_mask=batch["attention_mask"], logits_to_keep=labels != -100, use_cache=False,
-                       mm_encoder_outputs={"image": BaseModelOutputWithPooling(
-                           pooler_output=tuple(tokens.chunk(len(labels))))}).logits.float()
-    finally:
-        for i in looks: del layers[i].self_attn.watch
+    labels = batch["labels"]
+    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"],
+                   attention_mask=batch["attention_mask"], logits_to_keep=labels != -100, use_cache=False,
+                   mm_encoder_outputs={"image": BaseModelOutputWithPooling(
+                       pooler_output=tuple(tokens.chunk(len(labels))))}).logits.float()
+    looks = [model.model.language_model.layers[i].self_attn.watch.seen.pop() for i in POINTING_LAYERS]
     wanted, weight = labels[labels != -100], answer_weights(labels)
     loss = (nn.functional.cross_entropy(logits, wanted, reduction="none")*weight).sum()/weight.sum()
-    pointing = [pointing_loss(seen[0], labels, batch["cells"]) for seen in looks.values()]
+    pointing = [pointing_loss(look, labels, batch["cells"]) for look in looks]
     right = (logits.argmax(-1) == wanted).float()
     return loss, sum(part for part, _ in pointing), {
         "answers": right.mean().item(), "first": right[weight > 1].mean().item(), "answer_loss": loss.item(),
