@@ -106,10 +106,11 @@ def write_bill(sheet: Sheet, box: Box, rng: np.random.Generator, pen: Pen) -> li
         sheet.ask(pick(rng, wordings), text, span[0], "unlabelled")
         y += step
     count, tables = whole(rng, 1, min(4, lines - len(heads) - 6)), []
+    written = len(sheet.characters)
     fields = write_fields(sheet, (x0, y, x1, y + 2.3*step*count), rng, pen, [_draw_field(rng) for _ in range(count)])
     if fields:
         tables.append(fields)
-        y = max(place[2] for place in sheet.characters[fields.cells[0][0].span[0]:]) + 1.2*size
+        y = max(char[2] for char in sheet.characters[written:]) + 1.2*size
     room = int((y1 - y)/step) - 3
     if room < 1: return tables
     goods, y = _write_goods(sheet, (x0, y, x1, y1), rng, pen, step, min(room, whole(rng, 2, 9)))
@@ -156,7 +157,8 @@ def _write_sums(sheet, box, rng, pen, step, amounts):
                                                                          "RM ")), Table([], [Name("")], [], LEFT)
     for name, amount in sums:
         strong, text = replace(pen, bold=pen.bold or name == label), f"{sign if name == label else ''}{amount:.2f}"
-        table.rows.append(Name(name, put(sheet, max(x0, left), y + 2, name, strong)))
+        at = max(x0, min(left, x1 - strong.width(f"{name}  {text}")))
+        table.rows.append(Name(name, put(sheet, at, y + 2, name, strong)))
         table.cells.append([Cell(text, None, put(sheet, x1 - 3, y + 2, text, strong, 1))])
         if name == label: sheet.ask(pick(rng, _total_wordings), text, sheet.last(text)[0], "unlabelled")
         y += step

@@ -175,7 +175,7 @@ def _colors(rng, count, paper):
     return [tuple([int(255*part) for part in hls_to_rgb(hue, light + 0.06*(i % 2), 0.45 + 0.5*rng.random())])
             for i, hue in enumerate(hues)]
 
-def _on(pen, color): return replace(pen, ink=(255, 255, 255) if sum(color) < 400 else (20, 20, 20))
+def _on(pen, color): return replace(pen, ink=(255, 255, 255) if sum(color) < 440 else (20, 20, 20))
 
 def _write_legend(sheet, box, rng, pen, names, colors):
     "Coloured squares with names above or below; returns the rest of the box and the names' spans."

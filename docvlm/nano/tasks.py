@@ -27,9 +27,9 @@ WORDINGS = {
     "value": ("{k}{of}", "How much is {k}{of}?", "Value at {k}{of}?", "Read {k}{of}.", "Number for {k}{of}?",
               "What's at {k}{of}?",
               "Figure for {k}{of}?", "Which number goes with {k}{of}?", "What's the value of {k}{of}?"),
-    "cell": ("{c} of {r}", "{r}, {c}", "Read {c} for {r}.", "Tell me the {c} of {r}.", "Find {c} in row {r}.",
+    "cell": ("{c} of {r}", "{c}, row {r}", "Read {c} for {r}.", "Tell me the {c} of {r}.", "Find {c} in row {r}.",
              "{r}'s {c}?",
-             "How much {c} has {r}?", "What's the {c} of {r}?", "Give {c} where the row is {r}.", "{c} ({r})",
+             "How much {c} has {r}?", "What's the {c} of {r}?", "Give {c} where the row is {r}.", "{r} has what {c}?",
              "What {c} is given for {r}?", "How many {c} for {r}?", "Which {c} belongs to {r}?"),
     "reverse": ("Where does {v} stand{of}?", "{v} is what{of}?", "Which name has {v}{of}?", "What's {v}{of}?",
                 "Row with {v}{of}?"),
@@ -248,11 +248,11 @@ _ALONE = ("bill", "letter", "text")  # at most once a page: what they ask names 
 def _areas(box, rng, size_px):
     "Cut a box into areas, across or down, while they stay large enough."
     x0, y0, x1, y1 = box
-    if y1 - y0 > 22*size_px and rng.random() < 0.65:
+    if y1 - y0 > 20*size_px and rng.random() < (y1 - y0)/(45*size_px):
         cut = y0 + (y1 - y0)*(0.3 + 0.4*rng.random())
         return _areas((x0, y0, x1, cut - 0.4*size_px), rng, size_px) + _areas((x0, cut + 0.4*size_px, x1, y1), rng,
                                                                               size_px)
-    if x1 - x0 > 34*size_px and rng.random() < 0.5:
+    if x1 - x0 > 32*size_px and rng.random() < (x1 - x0)/(60*size_px):
         cut = x0 + (x1 - x0)*(0.4 + 0.2*rng.random())
         return _areas((x0, y0, cut - 0.7*size_px, y1), rng, size_px) + _areas((cut + 0.7*size_px, y0, x1, y1), rng,
                                                                               size_px)
@@ -279,7 +279,16 @@ def draw_task_page(
     sizes_px: tuple[float, float] = (12, 24),  # smallest and largest em size
     layout: str | None = None,  # a key of `LAYOUTS` for the whole page; None: one or several at random
 ) -> Sheet:
-    "A page of tables, charts, forms, bills and letters with up to twenty questions."
+    "A page of tables, charts, forms, bills and letters with six to twenty questions, fewer where little fits."
+    page = _draw_page(width, height, rng, families, sizes_px, layout)
+    for _ in range(3):
+        if len(page.questions) >= 6: break
+        page = max(page, _draw_page(width, height, rng, families, sizes_px, layout),
+                   key=lambda sheet: len(sheet.questions))
+    return page
+
+def _draw_page(width, height, rng, families, sizes_px, layout):
+    "One page, whatever number of questions it has."
     sheet, margin = draw_sheet(width, height, rng), 4 + 10*rng.random()
     size_px = min(draw_size(rng, sizes_px), max(sizes_px[0], width/13))
     pen = draw_pen(rng, families, size_px, sheet.paper)
@@ -301,7 +310,7 @@ def draw_task_page(
     seen = Counter(row.called.lower() for table, _ in drawn for row in table.rows)
     for table, caption in drawn: ask_table(sheet, rng, table, seen, caption)
     _keep_some(sheet, rng, whole(rng, 6, 21))
-    return sheet if sheet.questions else draw_task_page(width, height, rng, families, sizes_px, layout)
+    return sheet
 
 FOUND = ("field", "value", "cell", "reverse", "position", "title", "unlabelled", "letter",
          "reading")  # read off the page
