@@ -190,7 +190,9 @@ def _write_block(sheet, column, rng, families, sizes_px, main):
     "One block at the top of a column, sometimes on a panel or in a box; returns where the next one goes."
     left, top, right, bottom = column
     pen = main if rng.random() < 0.5 else draw_pen(rng, families, draw_size(rng, sizes_px), sheet.paper)
-    step = pen.size_px*(1.08 + 0.6*rng.random()**2)
+    if not sheet.characters: pen = replace(pen, size_px=min(pen.size_px,
+                                                            (bottom - top)/1.25))  # something fits on any strip
+    step = min(pen.size_px*(1.08 + 0.6*rng.random()**2), max(bottom - top, 1.08*pen.size_px))
     count = min(int((bottom - top)/step), pick(rng, (1, 2, 3, 5, 8, 12)))
     if count < 1: return bottom
     end, frame, ink = top + count*step, rng.random(), pen.ink
@@ -309,11 +311,12 @@ def _soften(image, rng, strength, smallest_px):
     return small.resize(image.size, pick(rng, _filters[1:]))
 
 def _fax(image, rng):
-    "Black and white, by a threshold or dithered."
-    grey = image.convert("L")
-    if rng.random() < 0.3: return grey.convert("1").convert("RGB")
-    level = 115 + 40*rng.random()
-    return grey.point([255*(i > level) for i in range(256)]).convert("RGB")
+    "Black and white, dithered or by a threshold near the local background, which keeps thin strokes."
+    grey, level = image.convert("L"), 150 + 45*rng.random()
+    if rng.random() < 0.1: return grey.convert("1").convert("RGB")
+    around = np.asarray(grey.filter(ImageFilter.BoxBlur(14)))
+    white = np.asarray(grey) > np.where(around > 128, level, 255 - level)
+    return Image.fromarray(255*white.astype(np.uint8)).convert("RGB")
 
 def _compress(image, rng, strength):
     "Store as JPEG."

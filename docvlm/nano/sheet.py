@@ -159,6 +159,7 @@ class Sheet:
     smallest_px: float = 99.0  # em size of the smallest text
     characters: list[tuple[str, float, float]] = field(default_factory=list)  # (character, x, y) in pixels
     questions: list[tuple[str, str, int]] = field(default_factory=list)  # question, answer, its first character or -1
+    kinds: list[str] = field(default_factory=list)  # of the questions
     links: list[tuple[tuple, tuple, int]] = field(default_factory=list)  # spans of a value and its label, side
 
     def __post_init__(self): self.draw = ImageDraw.Draw(self.image)
@@ -181,13 +182,14 @@ class Sheet:
         self.smallest_px = min(self.smallest_px, pen.size_px)
         return x + across*starts[-1]
 
-    def last(self, text):
+    def last(self, text: str) -> tuple[int, int]:
         "The span of characters of `text`, which was written last."
         return len(self.characters) - len(text.replace(" ", "")), len(self.characters)
 
-    def ask(self, question, answer, start=None):
-        "Add a question; its answer was written last, or begins at character `start`, or is nowhere on the page (-1)."
-        self.questions.append((question, answer, self.last(answer)[0] if start is None else start))
+    def ask(self, question: str, answer: str, start: int, kind: str):
+        "Add a question; its answer begins at character `start`, or is nowhere on the page (-1)."
+        self.questions.append((question, answer, start))
+        self.kinds.append(kind)
 
     def check(self):
         "AssertionError unless every answer with a place stands there, and every value knows its label."
