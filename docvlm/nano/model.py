@@ -168,6 +168,7 @@ class Speller(nn.Module):
     def __init__(self, vision: dict = VISION):
         super().__init__()
         self.letters = nn.Embedding(4*SLOTS*(1 + len(CHARACTERS)), vision["hidden_size"])
+        nn.init.normal_(self.letters.weight, std=0.02)
         self.from_patch = nn.Linear(vision["embed_dim"], SLOTS*(1 + len(CHARACTERS)))
         self.from_token = nn.Linear(vision["hidden_size"], 4*SLOTS*(1 + len(CHARACTERS)))
 
