@@ -7,7 +7,7 @@ __all__ = ['READ_SIZES', 'LOOK_UP_SIZES', 'MIX_SIZES', 'TYPED_LAYOUTS', 'HELD_OU
 
 # %% ../../nbs/nano/06_batches.ipynb #imports
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -39,6 +39,8 @@ class Stage:
 class Recipe:
     "Everything that decides the weights of the nano base."
     seed: int = 0
+    families: tuple[str, ...] = field(default_factory=font_families)  # fonts of practice
+    held_out_families: tuple[str, ...] = field(default_factory=lambda: font_families("held-out"))
     stages: tuple[Stage, ...] = (
         Stage("read", 12_000, (1.0, 0.1), READ_SIZES),
         Stage("look up", 20_000, (0.5, 0.5), LOOK_UP_SIZES, 0.85, 0.5, (1.0, 0.2)),
@@ -155,7 +157,7 @@ def pack_questions(
 class PracticeBatches(torch.utils.data.Dataset):
     "The batches of a stage by step, each in `parts`."
     def __init__(self, recipe: Recipe, stage: int, processor):
-        self.recipe, self.stage, self.families, self.processor = recipe, stage, font_families("practice"), processor
+        self.recipe, self.stage, self.processor = recipe, stage, processor
 
     def __len__(self): return self.recipe.stages[self.stage].steps
 
@@ -165,8 +167,8 @@ class PracticeBatches(torch.utils.data.Dataset):
         asks, typed = rng.random() < stage.asking, rng.random() < stage.typed
         size = pick(rng, stage.sizes if asks else READ_SIZES)
         pages = pages_per_part(recipe, size, asks, typed)
-        if not asks: return [spelling_batch(size, pages, rng, self.families) for _ in range(recipe.parts)]
-        return [question_batch(size, pages, rng, self.families, recipe, self.processor, typed)
+        if not asks: return [spelling_batch(size, pages, rng, recipe.families) for _ in range(recipe.parts)]
+        return [question_batch(size, pages, rng, recipe.families, recipe, self.processor, typed)
                 for _ in range(recipe.parts)]
 
 def pages_per_part(
@@ -196,11 +198,11 @@ def stage_batches(
 HELD_OUT = 1_000_000  # seed of the held-out pages
 
 def held_out_pages(
-    pages: int = 10,  # per font group and text height, each 224 × 224 pixels
+    recipe: Recipe,  # its fonts
+    pages: int,  # per font group and text height, each 224 × 224 pixels
 ) -> dict[str, tuple[torch.Tensor, list]]:  # e.g. "unseen 16": pixels, characters of each page
     "Scanned pages of one text height each, in fonts of practice and in held-out fonts."
-    groups = {"seen": font_families("practice"), "unseen": font_families("held-out")}
-    held = {}
+    groups, held = {"seen": recipe.families, "unseen": recipe.held_out_families}, {}
     for name, families in groups.items():
         for size in (12, 16, 20):
             rng = np.random.default_rng([HELD_OUT, size])
@@ -210,9 +212,10 @@ def held_out_pages(
     return held
 
 def held_out_questions(
+    recipe: Recipe,  # its fonts and limits
     pages: int,  # number of pages, 336 × 336 pixels each
     processor,  # of the model
 ) -> dict:
     "A batch of task pages with questions, in held-out fonts."
-    return question_batch((12, 12), pages, np.random.default_rng(HELD_OUT), font_families("held-out"), Recipe(),
+    return question_batch((12, 12), pages, np.random.default_rng(HELD_OUT), recipe.held_out_families, recipe,
                           processor)

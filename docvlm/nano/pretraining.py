@@ -165,7 +165,7 @@ def pretrain(
 ) -> tuple[nn.Module, list[dict]]:  # the model with its speller, and one log row a round
     "Train the nano base from scratch, or from where the last run in `folder` was stopped."
     path, processor = Path(folder)/"checkpoint.safetensors", build_processor()
-    held = held_out_pages(held_out), held_out_questions(held_out, processor)
+    held = held_out_pages(recipe, held_out), held_out_questions(recipe, held_out, processor)
     model = start_model(processor, recipe, device)
     optimizers = build_optimizers(model, recipe)
     progress = load_state(path, model, optimizers) if path.exists() else {"stage": 0, "step": 0, "log": []}
