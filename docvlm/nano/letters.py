@@ -18,13 +18,11 @@ from .sheet import Pen, Sheet, draw_ink, pick, shade, whole
 
 # %% ../../nbs/nano/03_letters.ipynb #fields
 LABELS = {"Date": make_date, "Issued": make_date, "Ref": make_code, "Our ref": make_code, "Ticket": make_number,
-          "Staff": make_person,
-          "Till": make_number, "Client": make_person, "Served by": make_person, "Order": make_code, "From": make_person,
-          "To": make_person, "Fax": make_phone, "Phone": make_phone, "Branch": make_firm, "Batch": make_code,
-          "Weight": make_number,
-          "Fee": make_amount, "Paid": make_amount, "Balance": make_amount, "Site": make_street, "Start": make_time,
-          "End": make_time,
-          "Agent": make_person, "Page": make_number, "Policy": make_code, "Rent": make_amount, "Owner": make_person}
+          "Staff": make_person, "Till": make_number, "Client": make_person, "Served by": make_person,
+          "Order": make_code, "From": make_person, "To": make_person, "Fax": make_phone, "Phone": make_phone,
+          "Branch": make_firm, "Batch": make_code, "Weight": make_number, "Fee": make_amount, "Paid": make_amount,
+          "Balance": make_amount, "Site": make_street, "Start": make_time, "End": make_time, "Agent": make_person,
+          "Page": make_number, "Policy": make_code, "Rent": make_amount, "Owner": make_person}
 _endings = (" No.", " no", " ID", " #", " (1)", " date", " code", " by", " at")
 
 def _draw_field(rng):
@@ -42,16 +40,16 @@ def write_fields(sheet: Sheet, box: Box, rng: np.random.Generator, pen: Pen,
     columns = 2 if x1 - x0 > 20*size and rng.random() < 0.4 else 1
     wide, rows = (x1 - x0)/columns, int((y1 - y0)/step)
     if rows < 1 or wide < 6*size: return None
-    fields = (fields or [_draw_field(rng) for _ in range(min(rows, pick(rng, (3, 4, 5, 6, 8,
-                                                                              12)))*columns)])[:rows*columns]
+    if fields is None: fields = [_draw_field(rng) for _ in range(columns*pick(rng, (3, 4, 5, 6, 8, 12)))]
+    fields = fields[:rows*columns]
     style = {"place": place, "colon": pick(rng, (":", "", ":", " -", "")), "column": 0.32 + 0.22*rng.random(),
              "rules": pick(rng, ("", "", "", "below", "box", "shade")), "shade": shade(sheet, rng), "step": step,
              "label": replace(pen, bold=rng.random() < 0.45, ink=draw_ink(rng, sum(sheet.paper) > 382)), "value": pen}
     table = Table([], [Name("")], [], {"above": ABOVE, "below": BELOW}.get(place, LEFT))
     for i, (label, make) in enumerate(fields):
         left, top = x0 + wide*(i // rows), y0 + step*(i % rows)
-        name, cell = _write_field(sheet, (left, top, left + wide - 6*(columns > 1), top + step), rng, style, label,
-                                  make)
+        area = left, top, left + wide - 6*(columns > 1), top + step
+        name, cell = _write_field(sheet, area, rng, style, label, make)
         table.rows.append(name)
         table.cells.append([cell])
     return table
@@ -65,9 +63,7 @@ def _write_field(sheet, box, rng, style, label, make):
     room = (x1 - x0 - 4 if stacked else column - x0 - 4) - label_pen.width(style["colon"])
     while len(label) > 1 and label_pen.width(label) > room: label = label[:-1].rstrip()
     at, anchor = (column - 5, 1) if place == "hang" else (x0, 0)
-    put(sheet, at, y + (0.95*size*1.15 if place == "below" else 0), label + style["colon"], label_pen, anchor)
-    start = sheet.last(label + style["colon"])[0]
-    span = start, start + len(label.replace(" ", ""))
+    start = put(sheet, at, y + (1.1*size if place == "below" else 0), label + style["colon"], label_pen, anchor)[0]
     end = x0 + label_pen.width(label + style["colon"]) + 0.35*size
     left = x0 if stacked else end if place in ("beside", "right", "dots") else column
     value = fitting(make, x1 - left - 4, rng, pen)
@@ -75,8 +71,7 @@ def _write_field(sheet, box, rng, style, label, make):
     if place == "dots" and (dots := int((left - end)/pen.width(".")) - 2) > 2: sheet.write(end, y, "."*dots, pen)
     if style["rules"] == "below": sheet.draw.line((left, y1 - 2, x1 - 2, y1 - 2), pen.ink)
     cell = Cell(value, None, put(sheet, left, y + (1.1*size if place == "above" else 0), value, pen))
-    if place == "dots": span = start, start + len(label.replace(" ", ""))
-    return Name(label, span), cell
+    return Name(label, (start, start + len(label.replace(" ", "")))), cell
 
 # %% ../../nbs/nano/03_letters.ipynb #bills
 _shop = {"firm": (make_firm, ("Which shop is it?", "Whose bill is it?", "Who's the seller?", "Name of the business?",
@@ -88,16 +83,15 @@ _shop = {"firm": (make_firm, ("Which shop is it?", "Whose bill is it?", "Who's t
 _totals = ("Total", "TOTAL", "Sum", "To pay", "Balance due", "Total amount", "Grand sum", "Amount to pay", "Total RM",
            "Net sum")
 _total_wordings = ("How much do they pay in all?", "What does all of it cost?", "What's the total amount?",
-                   "Sum at the end?",
-                   "The full amount?", "Bill total?")
+                   "Sum at the end?", "The full amount?", "Bill total?")
 
 def write_bill(sheet: Sheet, box: Box, rng: np.random.Generator, pen: Pen) -> list[Table] | None:
     "A bill or a till roll: the shop, fields, goods with quantities and amounts, sums; None in a small box."
     (x0, y, x1, y1), step, size = box, pen.size_px*(1.15 + 0.4*rng.random()), pen.size_px
     lines = int((y1 - y)/step)
     if lines < 9 or x1 - x0 < 12*size: return None
-    heads, anchor = ["firm", *[h for h in ("street", "phone", "date", "time")
-                               if rng.random() < 0.5]][:lines - 8], pick(rng, (0, 0.5, 0.5))
+    heads = ["firm", *[head for head in ("street", "phone", "date", "time") if rng.random() < 0.5]][:lines - 8]
+    anchor = pick(rng, (0, 0.5, 0.5))
     for head in heads:
         make, wordings = _shop[head]
         strong = replace(pen, bold=pen.bold or head == "firm")
@@ -114,8 +108,8 @@ def write_bill(sheet: Sheet, box: Box, rng: np.random.Generator, pen: Pen) -> li
     room = int((y1 - y)/step) - 3
     if room < 1: return tables
     goods, y = _write_goods(sheet, (x0, y, x1, y1), rng, pen, step, min(room, whole(rng, 2, 9)))
-    return [*tables, goods, _write_sums(sheet, (x0, y, x1, y1), rng, pen, step,
-                                        [row[-1].number for row in goods.cells])]
+    amounts = [row[-1].number for row in goods.cells]
+    return [*tables, goods, _write_sums(sheet, (x0, y, x1, y1), rng, pen, step, amounts)]
 
 def _write_goods(sheet, box, rng, pen, step, count):
     "Goods with amounts, with or without quantities and a head row; returns the table and where it ends."
@@ -145,16 +139,16 @@ def _write_sums(sheet, box, rng, pen, step, amounts):
     label, sums = pick(rng, _totals), []
     if rng.random() < 0.4:
         tax = round(total*pick(rng, (0.05, 0.06, 0.08, 0.2)), 2)
-        sums, total = [(pick(rng, ("Before tax", "Goods in all", "Net")), total),
-                       (pick(rng, ("GST", "Tax", "VAT")), tax)], total + tax
+        sums = [(pick(rng, ("Before tax", "Goods in all", "Net")), total), (pick(rng, ("GST", "Tax", "VAT")), tax)]
+        total += tax
     sums.append((label, total))
     if rng.random() < 0.4:
         cash = float(np.ceil(total/10)*10)
         sums += [(pick(rng, ("Cash", "Given", "Card")), cash), (pick(rng, ("Change", "Back")), cash - total)]
     sums = sums[:int((y1 - y)/step)] if label in [name for name, _ in sums[:int((y1 - y)/step)]] else [(label, total)]
     if rng.random() < 0.5: sheet.draw.line((x0, y, x1, y), pen.ink)
-    left, sign, table = pick(rng, (x0, x1 - 11*pen.size_px)), pick(rng, ("", "", "$", "€",
-                                                                         "RM ")), Table([], [Name("")], [], LEFT)
+    left, sign = pick(rng, (x0, x1 - 11*pen.size_px)), pick(rng, ("", "", "$", "€", "RM "))
+    table = Table([], [Name("")], [], LEFT)
     for name, amount in sums:
         strong, text = replace(pen, bold=pen.bold or name == label), f"{sign if name == label else ''}{amount:.2f}"
         at = max(x0, min(left, x1 - strong.width(f"{name}  {text}")))
@@ -185,8 +179,8 @@ _reference = ("Which number should be quoted?", "Which reference is it?", "What'
 _about = ("What is it about?", "What do they talk about?", "Topic?", "What's discussed?", "About what?")
 _day = ("Which date is in the text?", "Date in the text?")
 SENTENCES = (
-    ("The {event} on {weekday} takes place at {place}.", {"weekday": _when, "place": _where,
-                                                          "event": ("What takes place?",)}),
+    ("The {event} on {weekday} takes place at {place}.",
+     {"weekday": _when, "place": _where, "event": ("What takes place?",)}),
     ("Our {event} is at {place} on {weekday}, {time}.",
      {"weekday": _when, "place": _where, "time": ("At what time is it?", "Which hour?")}),
     ("On {weekday} we talk about {thing} at {place}.",
@@ -197,45 +191,43 @@ SENTENCES = (
     ("Your file {code} was closed on {date}.", {"code": _reference, "date": ("When was the file closed?", *_day)}),
     ("In your note of {date} you ask for {thing}.",
      {"date": ("Of what date is the older note?", *_day), "thing": ("What did they ask for?",)}),
-    ("Call {person} on {phone}.", {"person": ("Who should be called?", "Whom to call?"),
-                                   "phone": ("On which phone number?",)}),
+    ("Call {person} on {phone}.",
+     {"person": ("Who should be called?", "Whom to call?"), "phone": ("On which phone number?",)}),
     ("{firm} paid {sum} under {code}.",
      {"firm": ("Which business paid?", "Who has paid?"), "sum": ("How much did they pay?", *_pay), "code": _reference}),
-    ("We counted {number} {thing} by {date}.", {"number": ("How many {thing}?",),
-                                                "date": ("Until which date did they count?", *_day)}),
-    ("{person} joined {firm} on {date}.", {"person": ("Who joined?",), "firm": ("Which business did {person} join?",),
-                                           "date": ("When did {person} join?", *_day)}),
-    ("Write to {mail} before {date}.", {"mail": ("To which address should one write?",),
-                                        "date": ("Until when may one write?", *_day)}),
-    ("{person} sold {number} {thing} to {firm}.", {"person": ("Who sold the {thing}?",),
-                                                   "number": ("How many {thing} were sold?",),
-                                                   "firm": ("Who got the {thing}?", "Which business bought?")}))
+    ("We counted {number} {thing} by {date}.",
+     {"number": ("How many {thing}?",), "date": ("Until which date did they count?", *_day)}),
+    ("{person} joined {firm} on {date}.",
+     {"person": ("Who joined?",), "firm": ("Which business did {person} join?",),
+      "date": ("When did {person} join?", *_day)}),
+    ("Write to {mail} before {date}.",
+     {"mail": ("To which address should one write?",), "date": ("Until when may one write?", *_day)}),
+    ("{person} sold {number} {thing} to {firm}.",
+     {"person": ("Who sold the {thing}?",), "number": ("How many {thing} were sold?",),
+      "firm": ("Who got the {thing}?", "Which business bought?")}))
 
 def say_sentence(
     rng: np.random.Generator,  # decides what is said
     sentence: tuple[str, dict],  # one of `SENTENCES`
 ) -> tuple[str, list[tuple[str, str, int, str]]]:  # text; question, answer, characters before it (no spaces), slot
-    "A sentence with its slots filled, and a question about each; the slot is empty where the question names another."
+    "A sentence with its slots filled, and questions about them; the slot is left out where its question names another."
     pattern, asked = sentence
     drawn = {name: _slots[name](rng) for _, name, _, _ in Formatter().parse(pattern) if name}
     text, asks = "", []
     for literal, name, _, _ in Formatter().parse(pattern):
         text += literal
         if name in asked:
-            wording = pick(rng, asked[name])
-            slot = "" if "{" in wording else name
-            asks.append((wording.format(**drawn), drawn[name], len(text.replace(" ", "")), slot))
+            question = (wording := pick(rng, asked[name])).format(**drawn)
+            asks.append((question, drawn[name], len(text.replace(" ", "")), name if question == wording else ""))
         text += drawn[name] if name else ""
     return text, asks
 
 # %% ../../nbs/nano/03_letters.ipynb #letters
 _letter_wordings = {
     "signer": ("Whose letter is it?", "Who puts their name to it?", "Who sends it?", "Name of the writer?",
-               "Letter by whom?",
-               "Which person signs?", "Sender?", "By whom was it written?", "Author of the letter?"),
+               "Letter by whom?", "Which person signs?", "Sender?", "By whom was it written?", "Author of the letter?"),
     "reader": ("Who gets it?", "Who is it written to?", "Who should read it?", "Name of the reader?",
-               "Addressed to whom?",
-               "Greeting: to whom?", "Whom do they greet?"),
+               "Addressed to whom?", "Greeting: to whom?", "Whom do they greet?"),
     "date": ("When was it sent?", "Date of writing?", "On which day was it written?", "Which date is at its head?",
              "Written when?"),
     "job": ("What is the writer's job?", "As what does the writer sign?", "Position of the person who signs?",
@@ -266,7 +258,8 @@ def write_letter(sheet: Sheet, box: Box, rng: np.random.Generator, pen: Pen) -> 
     body, room = [], lines - len(order) - 1
     for i in rng.permutation(len(SENTENCES))[:whole(rng, 2, 8)]:
         text, asks = say_sentence(rng, SENTENCES[i])
-        if (more := len(_wrapped(text, x1 - x0, pen))) <= room: body, room = [*body, (text, asks)], room - more
+        if (more := len(_wrapped(text, x1 - x0, pen))) <= room:
+            body, room = [*body, (text, asks, [*SENTENCES[i][1]])], room - more
     anchor = pick(rng, (0, 0, 0, 0.5, 1))
     for part in order:
         if part == "body": y = _write_body(sheet, (x0, y, x1, y1), rng, pen, step, body)
@@ -286,9 +279,9 @@ def _write_body(sheet, box, rng, pen, step, body):
         start = put(sheet, x0, y, greeting + reader + pick(rng, (",", ":", "")), pen)[0] + len(greeting) - 1
         sheet.ask(pick(rng, _letter_wordings["reader"]), reader, start, "letter")
         y += step
-    slots = Counter(slot for _, asks in body for *_, slot in asks)
+    slots = Counter(name for sentence in body for name in sentence[2])
     if rng.random() < 0.5: body = _joined(body)
-    for text, asks in body:
+    for text, asks, _ in body:
         start = len(sheet.characters)
         for line in _wrapped(text, x1 - x0, pen):
             sheet.write(x0, y, line, pen)
@@ -300,8 +293,8 @@ def _write_body(sheet, box, rng, pen, step, body):
 def _joined(body):
     "All sentences as one."
     texts, all_asks = [], []
-    for text, asks in body:
+    for text, asks, _ in body:
         before = len("".join(texts).replace(" ", ""))
         all_asks += [(question, answer, before + at, slot) for question, answer, at, slot in asks]
         texts.append(text)
-    return [(" ".join(texts), all_asks)] if body else []
+    return [(" ".join(texts), all_asks, [])]

@@ -13,7 +13,7 @@ from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageFilter
 from faker.providers.lorem.en_US import Provider
 
 from .sheet import (CHARACTERS, SEEN_FONTS, Pen, Sheet, draw_ink, draw_paper, draw_pen, draw_sheet,

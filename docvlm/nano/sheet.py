@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..files import StudyError, replacing, root
 from ..pages import rendering
-from ..pages.rendering import SEEN_FONTS, UNSEEN_FONTS
+from ..pages.rendering import SEEN_FONTS
 
 # %% ../../nbs/nano/00_sheet.ipynb #fonts-list
 @lru_cache(maxsize=None)

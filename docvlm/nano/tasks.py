@@ -7,6 +7,7 @@ __all__ = ['WORDINGS', 'LAYOUTS', 'FOUND', 'phrase', 'number_questions', 'arithm
 from bisect import bisect_right
 from collections import Counter
 from dataclasses import replace
+from itertools import zip_longest
 
 import numpy as np
 
@@ -19,18 +20,15 @@ from .sheet import SEEN_FONTS, Sheet, draw_pen, draw_sheet, draw_size, pick, who
 # %% ../../nbs/nano/04_tasks.ipynb #wordings
 WORDINGS = {
     "field": ("{k}", "{k}?", "Tell me the {k}.", "Read the value of {k}.", "What does {k} say?", "Read {k}.",
-              "Give the {k}.",
-              "Which entry does {k} have?", "Find {k} on this page.", "What's written for {k}?",
-              "What stands beside {k}?",
-              "What's the {k}?", "What do we find under {k}?", "Who or what is the {k}?", "How is {k} filled in?",
-              "Copy the {k}.", "Which value has {k}?", "The {k}, please."),
+              "Give the {k}.", "Which entry does {k} have?", "Find {k} on this page.", "What's written for {k}?",
+              "What stands beside {k}?", "What's the {k}?", "What do we find under {k}?", "Who or what is the {k}?",
+              "How is {k} filled in?", "Copy the {k}.", "Which value has {k}?", "The {k}, please."),
     "value": ("{k}{of}", "How much is {k}{of}?", "Value at {k}{of}?", "Read {k}{of}.", "Number for {k}{of}?",
-              "What's at {k}{of}?",
-              "Figure for {k}{of}?", "Which number goes with {k}{of}?", "What's the value of {k}{of}?"),
+              "What's at {k}{of}?", "Figure for {k}{of}?", "Which number goes with {k}{of}?",
+              "What's the value of {k}{of}?"),
     "cell": ("{c} of {r}", "{c}, row {r}", "Read {c} for {r}.", "Tell me the {c} of {r}.", "Find {c} in row {r}.",
-             "{r}'s {c}?",
-             "How much {c} has {r}?", "What's the {c} of {r}?", "Give {c} where the row is {r}.", "{r} has what {c}?",
-             "What {c} is given for {r}?", "How many {c} for {r}?", "Which {c} belongs to {r}?"),
+             "{r}'s {c}?", "How much {c} has {r}?", "What's the {c} of {r}?", "Give {c} where the row is {r}.",
+             "{r} has what {c}?", "What {c} is given for {r}?", "How many {c} for {r}?", "Which {c} belongs to {r}?"),
     "reverse": ("Where does {v} stand{of}?", "{v} is what{of}?", "Which name has {v}{of}?", "What's {v}{of}?",
                 "Row with {v}{of}?"),
     "claim": ("Does {k} read {v}{of}?", "{k} reads {v}{of}, right?", "Do we find {v} at {k}{of}?"),
@@ -39,8 +37,7 @@ WORDINGS = {
     "largest": ("Most{of}?", "Top{of}?", "Who or what leads{of}?", "Largest{of}: which one?", "Name the greatest{of}.",
                 "Highest{of}?", "What comes out on top{of}?", "Which one is biggest{of}?"),
     "smallest": ("Least{of}?", "Who or what is last{of}?", "Smallest{of}: which one?", "Name the weakest{of}.",
-                 "Lowest{of}?",
-                 "What comes out at the bottom{of}?", "Which one is least{of}?"),
+                 "Lowest{of}?", "What comes out at the bottom{of}?", "Which one is least{of}?"),
     "second": ("Runner-up{of}?", "Second from the top{of}?", "Second largest{of}: which one?",
                "Who or what is next to top{of}?"),
     "largest value": ("Peak value{of}?", "Largest number{of}?", "How much is the most{of}?", "Biggest figure{of}?",
@@ -81,12 +78,10 @@ def phrase(
 # %% ../../nbs/nano/04_tasks.ipynb #reckoning
 def _plain(number): return f"{round(number, 2):.2f}".rstrip("0").rstrip(".")
 
-def _between(rng, numbers):
-    "A round number near the middle that none of `numbers` equals."
+def _between(numbers):
+    "A number near the middle that none of `numbers` equals, as round as possible; None where two decimals are too few."
     low, high = sorted(numbers)[len(numbers)//2 - 1:][:2]
-    bound = (low + high)/2
-    return next((r for r in (round(bound, -2), round(bound, -1), round(bound), round(bound, 1)) if low < r < high),
-                bound)
+    return next((r for digits in range(-2, 3) if low < (r := round((low + high)/2, digits)) < high), None)
 
 def number_questions(
     rng: np.random.Generator,  # decides everything
@@ -100,8 +95,8 @@ def number_questions(
     if numbers[low] > numbers[high]: low, high = high, low
     a, b = (names[high], names[low]) if rng.random() < 0.5 else (names[low], names[high])
     def say(kind, answer, place=None, **words):
-        found.append((kind, phrase(rng, kind, of=of, **words), answer if isinstance(answer, str) else _plain(answer),
-                      place))
+        answer = answer if isinstance(answer, str) else _plain(answer)
+        found.append((kind, phrase(rng, kind, of=of, **words), answer, place))
     if len(set(numbers)) == len(numbers):
         say("largest", names[order[-1]], order[-1])
         say("smallest", names[order[0]], order[0])
@@ -109,9 +104,9 @@ def number_questions(
         say("more", names[high], high, a=a, b=b)
         say("less", names[low], low, a=a, b=b)
         say("beats", "Yes" if a == names[high] else "No", a=a, b=b)
-        bound = _between(rng, numbers)
-        say("over", sum(number > bound for number in numbers), n=_plain(bound))
-        say("under", sum(number < bound for number in numbers), n=_plain(bound))
+        if (bound := _between(numbers)) is not None:
+            say("over", sum(number > bound for number in numbers), n=_plain(bound))
+            say("under", sum(number < bound for number in numbers), n=_plain(bound))
     say("sum", numbers[low] + numbers[high], a=a, b=b)
     say("difference", numbers[high] - numbers[low], a=names[high], b=names[low])
     if numbers[low] > 0: say("ratio", numbers[high]/numbers[low], a=names[high], b=names[low])
@@ -131,15 +126,14 @@ def arithmetic_text(
     "Reckon with one to four digits, without a page: sums, differences, comparisons, counts, extremes of short lists."
     form = rng.random()
     if form < 0.45:
-        names = {}
-        while len(names) < whole(rng, 2, 6): names[make_name(rng, 1)] = None
+        names = list(dict.fromkeys([make_name(rng, 1) for _ in range(whole(rng, 4, 9))]))[:whole(rng, 2, 6)]
         numbers, texts = draw_values(rng, len(names))
         listed = pick(rng, (", ", "; ", " / ")).join([f"{name} {text}" for name, text in zip(names, texts)])
-        _, question, answer, _ = pick(rng, number_questions(rng, list(names), numbers))
+        _, question, answer, _ = pick(rng, number_questions(rng, names, numbers))
         return f"{listed}. {question}", answer
     a, b = _whole_of_digits(rng), _whole_of_digits(rng)
-    if form < 0.6: return pick(rng, ("{} + {}", "{} plus {}", "{} + {} =",
-                                     "What's {} and {}?")).format(a, b), str(a + b)
+    if form < 0.6:
+        return pick(rng, ("{} + {}", "{} plus {}", "{} + {} =", "What's {} and {}?")).format(a, b), str(a + b)
     if form < 0.75:
         minus = pick(rng, ("{} - {}", "{} minus {}", "{} - {} =", "Take {1} from {0}."))
         return minus.format(max(a, b), min(a, b)), str(abs(a - b))
@@ -164,8 +158,8 @@ def ask_table(
     caption: str = "",  # of the table, where the page has several
 ) -> None:
     "Ask for cells, for names, and, of columns of numbers, what must be worked out."
-    about, heads = f" {pick(rng, _prepositions)} {caption}" if caption else "", Counter(c.called.lower()
-                                                                                        for c in table.columns)
+    about = f" {pick(rng, _prepositions)} {caption}" if caption else ""
+    heads = Counter(column.called.lower() for column in table.columns)
     named = [row for row in table.rows if seen[row.called.lower()] == 1]
     for c, column in enumerate(table.columns):
         if heads[column.called.lower()] > 1: continue
@@ -173,9 +167,8 @@ def ask_table(
         cells = [row[c] for row in table.cells]
         _ask_cells(sheet, rng, table, column, cells, seen, of)
         if None in [cell.number for cell in cells] or len(named) < len(table.rows) or len(cells) < 2: continue
-        printed = all(cell.span for cell in cells)
-        for kind, question, answer, place in number_questions(rng, [r.called for r in table.rows],
-                                                              [c.number for c in cells], of):
+        printed, names = all(cell.span for cell in cells), [row.called for row in table.rows]
+        for kind, question, answer, place in number_questions(rng, names, [cell.number for cell in cells], of):
             if not printed and kind not in ("largest", "smallest", "count"): continue
             if place is not None and table.rows[place].called != table.rows[place].text: continue
             span = None if place is None else table.rows[place].span
@@ -198,9 +191,9 @@ def _ask_cells(sheet, rng, table, column, cells, seen, of):
             sheet.ask(phrase(rng, "reverse", v=cell.text, of=of), row.text, row.span[0], "reverse")
         if rng.random() < 0.12:
             claim = cell.text if rng.random() < 0.5 else pick(rng, cells).text
-            question = phrase(rng, "claim", k=row.called, v=claim, of=f" under {column.called}"
-                              if column.called else "")
-            sheet.ask(question, "Yes" if claim == cell.text else "No", -1, "claim")
+            under = f" under {column.called}" if column.called else ""
+            sheet.ask(phrase(rng, "claim", k=row.called, v=claim, of=under), "Yes" if claim == cell.text else "No", -1,
+                      "claim")
 
 def _ask_extremes(sheet, rng, cells, of):
     "The largest and the smallest value as printed."
@@ -250,12 +243,12 @@ def _areas(box, rng, size_px):
     x0, y0, x1, y1 = box
     if y1 - y0 > 20*size_px and rng.random() < (y1 - y0)/(45*size_px):
         cut = y0 + (y1 - y0)*(0.3 + 0.4*rng.random())
-        return _areas((x0, y0, x1, cut - 0.4*size_px), rng, size_px) + _areas((x0, cut + 0.4*size_px, x1, y1), rng,
-                                                                              size_px)
+        parts = (x0, y0, x1, cut - 0.4*size_px), (x0, cut + 0.4*size_px, x1, y1)
+        return [area for part in parts for area in _areas(part, rng, size_px)]
     if x1 - x0 > 32*size_px and rng.random() < (x1 - x0)/(60*size_px):
         cut = x0 + (x1 - x0)*(0.4 + 0.2*rng.random())
-        return _areas((x0, y0, cut - 0.7*size_px, y1), rng, size_px) + _areas((cut + 0.7*size_px, y0, x1, y1), rng,
-                                                                              size_px)
+        parts = (x0, y0, cut - 0.7*size_px, y1), (cut + 0.7*size_px, y0, x1, y1)
+        return [area for part in parts for area in _areas(part, rng, size_px)]
     return [box]
 
 def _draw_area(sheet, box, rng, pen, layout, captioned):
@@ -312,22 +305,20 @@ def _draw_page(width, height, rng, families, sizes_px, layout):
     _keep_some(sheet, rng, whole(rng, 6, 21))
     return sheet
 
-FOUND = ("field", "value", "cell", "reverse", "position", "title", "unlabelled", "letter",
-         "reading")  # read off the page
+# kinds whose answers are read off the page
+FOUND = ("field", "value", "cell", "reverse", "position", "title", "unlabelled", "letter", "reading")
 
 def _keep_some(sheet, rng, count):
     "Keep `count` questions with one answer, three in five of them to be found and not worked out, each kind in turn."
     answers, by_kind = Counter(question.lower() for question, *_ in sheet.questions), {}
     for i in rng.permutation(len(sheet.questions)).tolist():
         if answers[sheet.questions[i][0].lower()] == 1: by_kind.setdefault(sheet.kinds[i], []).append(i)
-    found, worked = [[i for turn in _turns([by_kind[kind] for kind in by_kind if (kind in FOUND) == side])
-                      for i in turn]
-                     for side in (True, False)]
+    found, worked = [_in_turn([by_kind[kind] for kind in by_kind if (kind in FOUND) == side]) for side in (True, False)]
     share = max(round(0.6*count), count - len(worked))
     kept = found[:share] + worked[:count - min(share, len(found))]
     kept = [kept[i] for i in rng.permutation(len(kept))]
     sheet.questions, sheet.kinds = [sheet.questions[i] for i in kept], [sheet.kinds[i] for i in kept]
 
-def _turns(lists):
+def _in_turn(lists):
     "The first of each list, the second of each, and so on."
-    return [[items[turn] for items in lists if turn < len(items)] for turn in range(max(map(len, lists), default=0))]
+    return [item for turn in zip_longest(*lists) for item in turn if item is not None]
