@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..engine.packing import block_mask, chat_template, pack_page
-from .model import PATCH, answer_cells, build_processor, patch_targets
+from .model import PATCH, answer_cells, patch_targets
 from .practice import draw_text_page, scan_page
 from .sheet import font_families, pick
 from .tasks import arithmetic_text, draw_task_page

@@ -8,7 +8,7 @@ __all__ = ['SAVE_S', 'start_model', 'build_optimizers', 'save_state', 'load_stat
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..files import replacing
-from .batches import Recipe, Stage, held_out_pages, held_out_questions, stage_batches
+from .batches import Recipe, held_out_pages, held_out_questions, stage_batches
 from .model import (Speller, build_model, build_processor, embed_stills, practice_losses, read_pages,
                                watched)
 from ..precision import has_bf16
