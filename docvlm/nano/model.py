@@ -226,9 +226,13 @@ def read_pages(
     raster = merge_order(torch.arange(rows*columns).view(1, rows, columns, 1)).flatten().argsort()
     views = {"patches": (by_patch.view(pages, rows*columns, -1)[:, raster], columns, PATCH),
              "tokens": (by_token.view(pages, rows*columns//4, -1), columns//2, 2*PATCH)}
-    found = {name: [hit for page, characters in zip(slots.tolist(), written)
-                    for hit in characters_found(page, characters, *cells)] for name, (slots, *cells) in views.items()}
-    return {name: sum(hits)/max(1, len(hits)) for name, hits in found.items()}
+    return {name: _share_found(slots, written, *cells) for name, (slots, *cells) in views.items()}
+
+def _share_found(slots, written, columns, cell_px):
+    "Characters found, as a share of those written or of those spelled, whichever are more: guessing does not pay."
+    found = [hit for page, characters in zip(slots.tolist(), written)
+             for hit in characters_found(page, characters, columns, cell_px)]
+    return sum(found)/max(1, len(found), int((slots > 0).sum()))
 
 # %% ../../nbs/nano/05_model.ipynb #answers
 POINTING_LAYERS, POINTING_HEAD = (3, 4), 1  # of the language model, counted from 0
