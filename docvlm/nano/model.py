@@ -254,7 +254,7 @@ def pointing_loss(
     "Negative log attention weight on the token that shows the next character, averaged over the answers."
     rows, weight, cells = (attention[:, POINTING_HEAD][labels != -100][cells >= 0],
                            answer_weights(labels)[cells >= 0], cells[cells >= 0])
-    there = rows.gather(1, cells[:, None])[:, 0]
+    there = rows.gather(1, cells[:, None])[:, 0].float()
     return -(there.clamp_min(1e-6).log()*weight).sum()/weight.sum().clamp_min(1), (
         (rows.argmax(1) == cells).float().mean().item() if len(cells) else float("nan"))
 
