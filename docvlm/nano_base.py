@@ -121,12 +121,13 @@ tags: [document-question-answering, qwen2_vl, nano]
 
 A Qwen2-VL of {parameters:,} parameters, trained from nothing by `nbs/10_nano_base.ipynb` on two CPU cores, so that
 the docvlm study runs end to end without a GPU. It was trained on generated pages; how well it reads them is in the
-tables below. The run took {hours:.1f} hours. **It is not Qwen2-VL-2B, and no figure measured on it says anything about the 2B.**
+tables below. The run took {hours:.1f} hours. **It is not Qwen2-VL-2B, and no figure measured on it says anything \
+about the 2B.**
 
 **Data.** Pages drawn by `docvlm.nano`: running text, fields, tables, charts, letters and bills of common words, \
 pseudo words, names,
-numbers, amounts, dates, codes and random characters, in {fonts} open font families, then degraded. Nothing from the study's \
-generator: of
+numbers, amounts, dates, codes and random characters, in {fonts} open font families, then degraded. Nothing from \
+the study's generator: of
 {overlap[test_pages]} of its test pages {overlap[exact]} are among {overlap[train_pages]} practice pages \
 pixel for pixel, {overlap[near]} nearly; of {overlap[test_questions]} questions
 {overlap[question_elsewhere]} are asked in the same words with the same answer.
