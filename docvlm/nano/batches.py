@@ -201,12 +201,15 @@ def held_out_pages(
     recipe: Recipe,  # its fonts
     pages: int,  # per font group and text height, each 224 × 224 pixels
 ) -> dict[str, tuple[torch.Tensor, list]]:  # e.g. "unseen 16": pixels, characters of each page
-    "Scanned pages of one text height each, in fonts of practice and in held-out fonts."
-    groups, held = {"seen": recipe.families, "unseen": recipe.held_out_families}, {}
-    for name, families in groups.items():
+    "Pages of one text height each: scanned, in fonts of practice and in held-out fonts, and clean, in held-out fonts."
+    groups = {"seen": (recipe.families, None), "unseen": (recipe.held_out_families, None),
+              "clean unseen": (recipe.held_out_families, 0.0)}
+    held = {}
+    for name, (families, strength) in groups.items():
         for size in (12, 16, 20):
             rng = np.random.default_rng([HELD_OUT, size])
-            scans = [scan_page(draw_text_page(224, 224, rng, families, (size, size)), rng) for _ in range(pages)]
+            scans = [scan_page(draw_text_page(224, 224, rng, families, (size, size)), rng, strength)
+                     for _ in range(pages)]
             held[f"{name} {size}"] = (torch.from_numpy(np.stack([pixels for pixels, _ in scans])),
                                       [written for _, written in scans])
     return held
