@@ -15,7 +15,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install prepare lock audit study outputs readme bench test slow soak notebooks lab nano-base clean
+.PHONY: help install prepare audit study outputs readme bench test slow soak notebooks lab nano-base clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,34 +25,27 @@ install: .venv/installed  ## .venv with the pinned dependencies
 .venv/installed: settings.ini setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(if $(LOCKED),$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-prepare: install  ## before a commit: export the library, clean the notebooks, lint, test the notebooks
+prepare: install  ## before a commit: export the library, clean the notebooks, lint, find unused code, test the notebooks
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/ruff check nbs docvlm tests setup.py
+	$(BIN)/vulture --config vulture.toml
 	$(BIN)/nbdev_test --n_workers 1
 
-# The files of every package by hash, for the Python and system of the published results; `make install LOCKED=1` takes these.
-lock: install  ## requirements.lock anew
-	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile setup.py --extra dev --generate-hashes --quiet \
-		--python-version 3.11.7 --python-platform linux --output-file requirements.lock > /dev/null
-
-audit: install  ## known vulnerabilities of the locked packages
-	$(BIN)/uv tool run pip-audit --requirement requirements.lock --disable-pip --require-hashes
+audit: install  ## known vulnerabilities of the installed packages
+	$(BIN)/uv tool run pip-audit --skip-editable --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 study: install  ## the study of PRESET (nano), on DOCUMENTS if given, and its report
 	$(BIN)/docvlm-study --preset $(PRESET) --documents="$$DOCUMENTS"
 
-outputs: study  ## the outputs of the study's notebooks into nbs/
-	$(BIN)/python -c "from docvlm.core import open_study; from docvlm.files import root; from docvlm.paper.readme import keep_outputs; \
-		ran = open_study('$(PRESET)').run_dir/'notebooks'; \
-		[print(path.relative_to(ran), keep_outputs(path, root()/'nbs'/path.relative_to(ran))) for path in sorted(ran.rglob('*.ipynb'))]"
+outputs: study  ## run every notebook and store its outputs in nbs/
+	$(BIN)/python -c "from docvlm.core import open_study; from docvlm.paper.readme import write_outputs; write_outputs(open_study('$(PRESET)'))"
 	$(BIN)/nbdev_clean
 
-readme: install  ## README.md from nbs/index.ipynb and the published results
+readme: install  ## README.md from nbs/index.ipynb and the published results, paper/results.md from its schema
 	$(BIN)/python -c "from docvlm.core import open_study; from docvlm.paper.readme import write_readme; print(write_readme(open_study('nano')))"
 
 bench: install  ## how much faster this is than the usual recipes
@@ -67,8 +60,8 @@ soak: export HF_HUB_OFFLINE = 1
 soak: install  ## kill -9 over a whole study, ten thousand pages
 	$(BIN)/python -m pytest tests -q -m soak
 
-notebooks: study  ## every notebook through a Jupyter server
-	$(BIN)/python -m pytest tests/test_jupyter.py -v
+notebooks: study  ## every notebook through a Jupyter server, with the study of PRESET
+	PRESET=$(PRESET) $(BIN)/python -m pytest tests/test_jupyter.py -v
 
 slow: export HF_HUB_OFFLINE = 1
 slow: install  ## the tests that take minutes or much memory

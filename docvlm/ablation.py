@@ -7,7 +7,7 @@ __all__ = ['ablation_row', 'ablate_precision', 'ablate']
 import pandas as pd
 
 from .core import Study
-from .engine.device import cannot_run
+from .engine.attention import cannot_run
 from .evaluation import compare, predict_systems
 from .files import StudyError
 from .training import adapter_folder, train_adapter
@@ -29,15 +29,13 @@ def ablation_row(
     return {k: record[k] for k in keep} | scores
 
 # %% ../nbs/06_ablation.ipynb #c6668b71
-#| eval: false
 def ablate_precision(
     study: Study,  # supplies data, rank and first seed
     precision: str,  # quantization of the base during training, "int8" or "nf4"
 ) -> list[dict]:  # two rows; "evaluated_on" is first the quantized base, then the study's own
     "Train an adapter on a quantized base; evaluate it on that base and on the unquantized one."
-    seed, rank = study.preset.seeds[0], study.preset.lora_rank
-    record, folder, rows = (train_adapter(study, rank, seed, precision=precision),
-                            adapter_folder(study, rank, seed, precision), [])
+    seed, rank, rows = study.preset.seeds[0], study.preset.lora_rank, []
+    record, folder = train_adapter(study, rank, seed, precision=precision), adapter_folder(study, rank, seed, precision)
     for on in (precision, ""):
         frames, _ = predict_systems(study, {folder.name: folder}, precision=on)
         rows.append(ablation_row(record, *frames.values(), study.preset.resamples) | {
@@ -45,10 +43,9 @@ def ablate_precision(
     return rows
 
 # %% ../nbs/06_ablation.ipynb #cell-010
-#| eval: false
 def ablate(
     study: Study,  # supplies ranks, precisions, data and base
-) -> dict:  # the fields of ablation.json
+) -> dict:  # the fields of ablation.json, see paper/results.md
     "With the first seed, train and evaluate every rank of the preset, and the study's own rank on each quantized base."
     seed, resamples = study.preset.seeds[0], study.preset.resamples
     records = {folder.name: (folder, train_adapter(study, rank, seed)) for rank in study.preset.ablation_ranks
@@ -58,8 +55,7 @@ def ablate(
     quantized, notes = [], []
     for precision in study.preset.ablation_precisions:
         try: quantized += ablate_precision(study, precision)
-        except (RuntimeError, ImportError, NotImplementedError, AttributeError) as error:  # no bitsandbytes kernel here
-            if isinstance(error, StudyError): raise
-            notes.append(cannot_run(precision, error))
+        except StudyError: raise
+        except Exception as error: notes.append(cannot_run(precision, error))
     return {"rows": rows, "quantized": quantized, "notes": notes,
             "artefacts": [record["adapter"] for _, record in records.values()]}

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from .files import StudyError, digest_of, read_json, root
 from .inputs.folder import longest_answer
-from .precision import PRECISIONS, device_kind, has_bf16
-from .presets import Preset, get_preset
+from .presets import PRECISIONS, Preset, device_kind, get_preset, has_bf16
 from .steps import Step
 
 # %% ../nbs/00_core.ipynb #cell-013-0_core
@@ -27,10 +26,16 @@ class Study:
         """The preset's name. With documents, the folder's name and a short digest of its path are appended, so that two
         folders with the same name are two studies. The name is used in paths, glob patterns and URLs, so characters
         other than word characters, `.` and `-` become `-`."""
+        return self.name_in(root())
+    def name_in(
+        self,
+        home: Path,  # root folder of a clone or copy of the repository
+    ) -> str:
+        "The study's name there: the path of the documents is relative to the repository."
         if not self.documents: return self.preset.name
         folder = (root()/self.documents).resolve()
         plain = re.sub(r"[^\w.-]+", "-", folder.name)[:60]
-        mark = digest_of(os.path.relpath(folder, root()))
+        mark = digest_of(os.path.relpath(folder, home))
         return f"{self.preset.name}-{plain}-{mark[:4 if plain == folder.name else 8]}"
     @property
     def generated(self):
@@ -65,6 +70,7 @@ class Study:
         "Read the up-to-date result of a step; StudyError if it is missing or stale."
         return self.step(name).read()
 
+# %% ../nbs/00_core.ipynb #in-precision
 def in_precision(
     study: Study,  # its preset's precision may be "auto"
 ) -> Study:
@@ -78,6 +84,7 @@ def in_precision(
                          f"choose one of: {', '.join(PRECISIONS)}")
     return replace(study, preset=replace(study.preset, precision=precision))
 
+# %% ../nbs/00_core.ipynb #open-study
 MOST_NEW_TOKENS = 256  # upper limit in tokens: a model that never emits the end token always uses it in full
 
 def _documents(folder):
@@ -112,12 +119,11 @@ def save_figure(
     figure,  # a matplotlib figure
     study: Study,  # decides the folder
     name: str,  # file name without suffix
-) -> str:  # path of the SVG relative to the repository
-    "Save a figure as SVG and PNG. The same figure always gives the same bytes."
+) -> str:  # path relative to the repository
+    "Save a figure as SVG, which README, report and notebooks all show. The same figure always gives the same bytes."
     import matplotlib
-    folder = study.figures_dir
-    folder.mkdir(parents=True, exist_ok=True)
+    path = study.figures_dir/f"{name}.svg"
+    path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "docvlm", "svg.fonttype": "path"}):
-        figure.savefig(folder/f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
-        figure.savefig(folder/f"{name}.png", dpi=150, metadata={"Software": None}, bbox_inches="tight")
-    return str((folder/f"{name}.svg").relative_to(root()))
+        figure.savefig(path, dpi=150, metadata={"Date": None}, bbox_inches="tight")
+    return str(path.relative_to(root()))

@@ -4,9 +4,7 @@
 __all__ = ['CPU_PRICE', 'time_answers', 'quantiles', 'measure_precision', 'cost_per_1000_images', 'measure_latency']
 
 # %% ../nbs/08_latency.ipynb #cell-002
-import resource
 import time
-from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pandas as pd
@@ -16,13 +14,12 @@ from tqdm.auto import tqdm
 from .core import Study
 from .data import load_splits
 from .engine.answering import answer
-from .engine.attention import encode_pages, prepare_images
-from .engine.device import autocast, cannot_run
+from .engine.attention import autocast, cannot_run, encode_pages, peak_memory, prepare_images
 from .engine.features import pages_of
 from .engine.packing import chat_template, encode_text
 from .files import StudyError, in_library, process_pool, root
 from .model import load_base, load_processor
-from .precision import device_kind, has_bf16
+from .presets import device_kind, has_bf16
 
 # %% ../nbs/08_latency.ipynb #cell-004
 def time_answers(
@@ -43,6 +40,7 @@ def time_answers(
     if torch.cuda.is_available(): torch.cuda.synchronize()
     return time.perf_counter() - started
 
+# %% ../nbs/08_latency.ipynb #quantiles
 def quantiles(
     seconds: list[float],  # one value per measurement
 ) -> dict:  # {"p50", "p95"} in milliseconds
@@ -50,37 +48,49 @@ def quantiles(
     return dict(zip(("p50", "p95"), map(float, 1000*np.quantile(seconds, (0.5, 0.95)))))
 
 # %% ../nbs/08_latency.ipynb #cell-007
+def _chosen(study, processor):
+    "Test rows of pages spread evenly over the split, one question each, and the token ids of the questions."
+    rows = load_splits(study)["test"]
+    pages = list(pages_of(rows).values())
+    numbers = np.linspace(0, len(pages) - 1, study.preset.latency_pages).astype(int)
+    chosen = [rows[pages[i]["rows"][0]] for i in numbers]
+    return chosen, [encode_text(processor.tokenizer, row["question"] + study.preset.prompt_suffix[row["benchmark"]])
+                    for row in chosen]
+
+def _image_tokens(processor, images):
+    "Mean number of image tokens of a page."
+    grids = processor.image_processor(images=images, return_tensors="pt")["image_grid_thw"]
+    return float(grids.prod(1).float().mean()/processor.image_processor.merge_size**2)
+
+# %% ../nbs/08_latency.ipynb #measure
+def _measure(study, processor, model, chosen, questions, precision, size):
+    "One row: time to first token and to the full answer, throughput and memory of batches of `size` pages."
+    groups = [(chosen[i:i + size], questions[i:i + size]) for i in range(0, len(chosen) - size + 1, size)]
+    used = study.preset.precision if precision in ("int8", "nf4") else precision
+    once = lambda rows, asked, limit: time_answers(model, processor, [row["image"] for row in rows], asked, limit, used)
+    limit = max(study.preset.max_new_tokens.values())
+    peak_memory(reset=True)
+    once(*groups[0], limit)
+    first = [once(*group, 1) for _ in range(study.preset.latency_repeats) for group in groups]
+    whole = [once(*group, limit) for _ in range(study.preset.latency_repeats) for group in groups]
+    return {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU", "precision": precision,
+            "batch_size": size, "image_tokens": _image_tokens(processor, [row["image"] for row in chosen]),
+            "ttft_ms": quantiles(first), "latency_ms": quantiles(whole), "images_per_s": size/float(np.median(whole)),
+            "peak_memory_bytes": peak_memory(), "kind": "measured"}
+
+# %% ../nbs/08_latency.ipynb #measure-precision
 def measure_precision(
     study: Study,  # supplies base, test pages, pixel budget and number of repeats
     precision: str,  # "fp32", "bf16", "int8" or "nf4"
     batch_sizes: tuple[int, ...] = (1, 8),  # pages per batch
 ) -> list[dict]:  # one row per batch size, up to the number of pages
     "Latency (ms), throughput (pages/s) and peak memory (bytes) of one precision."
-    preset, rows = study.preset, load_splits(study)["test"]
-    processor, model = load_processor(preset), load_base(preset, precision)
+    processor, model = load_processor(study.preset), load_base(study.preset, precision)
     if precision == "bf16": model = model.to(torch.bfloat16)  # on a CPU `load_base` keeps fp32 weights
-    pages = list(pages_of(rows).values())
-    chosen = [rows[pages[i]["rows"][0]] for i in np.linspace(0, len(pages) - 1, preset.latency_pages).astype(int)]
-    ask = lambda row: encode_text(processor.tokenizer, row["question"] + preset.prompt_suffix[row["benchmark"]])
-    return [_measure(study, processor, model, chosen, [ask(row) for row in chosen], precision, size)
+    chosen, questions = _chosen(study, processor)
+    return [_measure(study, processor, model, chosen, questions, precision, size)
             for size in batch_sizes
             if size <= len(chosen)]
-
-def _measure(study, processor, model, chosen, questions, precision, size):
-    groups = [(chosen[i:i + size], questions[i:i + size]) for i in range(0, len(chosen) - size + 1, size)]
-    used = study.preset.precision if precision in ("int8", "nf4") else precision
-    once = lambda rows, asked, limit: time_answers(model, processor, [row["image"] for row in rows], asked, limit, used)
-    limit = max(study.preset.max_new_tokens.values())
-    once(*groups[0], limit)
-    first = [once(*group, 1) for _ in range(study.preset.latency_repeats) for group in groups]
-    whole = [once(*group, limit) for _ in range(study.preset.latency_repeats) for group in groups]
-    gpu = torch.cuda.is_available()
-    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
-    grids = processor.image_processor(images=[row["image"] for row in chosen], return_tensors="pt")["image_grid_thw"]
-    return {"device": torch.cuda.get_device_name() if gpu else "CPU", "precision": precision, "batch_size": size,
-            "image_tokens": float(grids.prod(1).float().mean()/processor.image_processor.merge_size**2),
-            "ttft_ms": quantiles(first), "latency_ms": quantiles(whole), "images_per_s": size/float(np.median(whole)),
-            "peak_memory_bytes": peak, "kind": "measured"}
 
 # %% ../nbs/08_latency.ipynb #cell-009
 def cost_per_1000_images(
@@ -99,23 +109,20 @@ def cost_per_1000_images(
 CPU_PRICE = "2 vCPU general-purpose instance"
 
 # %% ../nbs/08_latency.ipynb #cell-015
-#| eval: false
 def measure_latency(
     study: Study,  # supplies base, pages and number of repeats
     precisions: tuple[str, ...] = ("fp32", "bf16", "int8", "nf4"),  # precisions to try
-) -> dict:  # the fields of latency.json: "rows" and "notes"
+) -> dict:  # the fields of latency.json, see paper/results.md
     "Measure every precision this machine can run; note those it cannot."
     rows, notes = [], []
     for precision in tqdm(precisions, desc="latency", unit="precision"):
         if precision == "bf16" and not has_bf16(device_kind()):
-            notes.append("bf16 has no units on this machine and is not measured")
+            notes.append("bf16 is not measured: this machine has no hardware units for it")
             continue
         with process_pool(1) as pool:
             try: rows += pool.submit(in_library("latency.measure_precision"), study, precision).result()
             except StudyError: raise
-            except (RuntimeError, ValueError, ImportError, NotImplementedError, AttributeError,
-                    BrokenProcessPool) as error:
-                notes.append(cannot_run(precision, error))
+            except Exception as error: notes.append(cannot_run(precision, error))
     if not rows: raise StudyError(f"No precision could be measured: {'; '.join(notes)}")
     for row in rows:
         row |= cost_per_1000_images(CPU_PRICE if row["device"] == "CPU" else row["device"], row["images_per_s"])

@@ -16,73 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoProcessor, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from .engine.attention import ATTENTION
-from .engine.device import team
+from .engine.attention import ATTENTION, team
 from .files import StudyError, digest_of, read_json, root
-from .precision import PRECISIONS, emulation, in_bf16
-from .presets import Preset
-
-# %% ../nbs/03_model.ipynb #cell-007-model
-def _quantization(precision, half):
-    "The bitsandbytes configuration of `int8` or `nf4`; `half` is the compute dtype of NF4."
-    from transformers import BitsAndBytesConfig
-    # without this, int8 logs at every matmul that it casts bf16
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    keep = ["model.visual", "lm_head"]  # full module paths: "visual" alone would match nothing
-    if precision == "int8": return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=keep)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                              bnb_4bit_compute_dtype=half, llm_int8_skip_modules=keep)
-
-# %% ../nbs/03_model.ipynb #cell-008-model
-def load_processor(
-    preset: Preset,  # gives the base model and the pixel limits
-):
-    """The base model's processor, with the preset's limits on page area in pixels.
-
-    StudyError if tokenizer and config do not match."""
-    source, revision = _source(preset)
-    processor = _open(AutoProcessor.from_pretrained, preset, source, revision=revision)
-    config = _open(Qwen2VLConfig.from_pretrained, preset, source, revision=revision)
-    if (processor.image_token_id != config.image_token_id
-            or len(processor.tokenizer) > config.get_text_config().vocab_size):
-        raise StudyError(f"The tokenizer of {preset.base} does not belong to its checkpoint; "
-                         "fetch both from one revision")
-    processor.image_processor.size = {"shortest_edge": preset.min_pixels, "longest_edge": preset.max_pixels}
-    return processor
-
-def load_base(
-    preset: Preset,  # gives the base model
-    precision: str = "",  # "fp32", "bf16", "int8" or "nf4"; "" uses the preset's
-    device: str | None = None,  # "cpu", "cuda", "cuda:1", …; None uses this process's GPU, or the CPU if there is none
-):
-    "Load the published base model, vision tower and language model, in evaluation mode with greedy decoding."
-    precision = precision or preset.precision
-    if precision not in (*PRECISIONS, "int8", "nf4"):
-        raise ValueError(f"Unknown precision {precision!r}; choose one of: {', '.join(PRECISIONS)}, int8, nf4")
-    source, revision = _source(preset)
-    device = device or (f"cuda:{team().local_process_index}" if torch.cuda.is_available() else "cpu")
-    kind, used = device.partition(":")[0], preset.precision if precision in ("int8", "nf4") else precision
-    if note := emulation(used, kind): warnings.warn(note, stacklevel=2)
-    half = torch.bfloat16 if in_bf16(used, kind) else torch.float32
-    quantized = {"quantization_config": _quantization(precision, half)} if precision in ("int8", "nf4") else {}
-    dtype = half if quantized or device != "cpu" else torch.float32
-    model, loaded = _open(Qwen2VLForConditionalGeneration.from_pretrained, preset, source, revision=revision,
-                          dtype=dtype, use_safetensors=True, attn_implementation=ATTENTION, device_map={"": device},
-                          output_loading_info=True, **quantized)
-    if lacking := sorted(loaded["missing_keys"]):
-        raise StudyError(f"{preset.base} lacks {len(lacking)} tensors, such as {lacking[0]}; download it again")
-    if quantized: _check_quantized(model)
-    model.generation_config.update(do_sample=False, repetition_penalty=1.0, temperature=None, top_p=None, top_k=None)
-    return model.eval()
-
-def _check_quantized(model):
-    "StudyError unless exactly the linear layers of the language layers are quantized."
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
-    for name, layer in model.named_modules():
-        if (isinstance(layer, torch.nn.Linear)
-                and isinstance(layer, (Linear4bit, Linear8bitLt)) != ("language_model.layers." in name)):
-            raise StudyError(f"Quantization left {name} a {type(layer).__name__}; "
-                             "check llm_int8_skip_modules against this base")
+from .presets import PRECISIONS, Preset, emulation_warning, in_bf16
 
 # %% ../nbs/03_model.ipynb #cell-009
 def _source(preset):
@@ -101,6 +37,70 @@ def _open(loader, preset, source, **options):
                          f"{(str(error) or type(error).__name__).splitlines()[0]} "
                          "Check the files, the connection and HF_HUB_OFFLINE, "
                          "or give a local folder as the preset's base") from error
+
+# %% ../nbs/03_model.ipynb #cell-008-model
+def load_processor(
+    preset: Preset,  # gives the base model and the pixel limits
+):
+    """The base model's processor, with the preset's limits on page area in pixels.
+
+    StudyError if tokenizer and config do not match."""
+    source, revision = _source(preset)
+    processor = _open(AutoProcessor.from_pretrained, preset, source, revision=revision)
+    config = _open(Qwen2VLConfig.from_pretrained, preset, source, revision=revision)
+    if (processor.image_token_id != config.image_token_id
+            or len(processor.tokenizer) > config.get_text_config().vocab_size):
+        raise StudyError(f"The tokenizer of {preset.base} does not belong to its checkpoint; "
+                         "fetch both from one revision")
+    processor.image_processor.size = {"shortest_edge": preset.min_pixels, "longest_edge": preset.max_pixels}
+    return processor
+
+# %% ../nbs/03_model.ipynb #cell-007-model
+def _quantization(precision, half):
+    "The bitsandbytes configuration of `int8` or `nf4`; `half` is the compute dtype of NF4."
+    from transformers import BitsAndBytesConfig
+    # without this, int8 logs at every matmul that it casts bf16
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    keep = ["model.visual", "lm_head"]  # full module paths: "visual" alone would match nothing
+    if precision == "int8": return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=keep)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=half, llm_int8_skip_modules=keep)
+
+# %% ../nbs/03_model.ipynb #check-quantized
+def _check_quantized(model):
+    "StudyError unless exactly the linear layers of the language layers are quantized."
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    for name, layer in model.named_modules():
+        if (isinstance(layer, torch.nn.Linear)
+                and isinstance(layer, (Linear4bit, Linear8bitLt)) != ("language_model.layers." in name)):
+            raise StudyError(f"Quantization left {name} a {type(layer).__name__}; "
+                             "check llm_int8_skip_modules against this base")
+
+# %% ../nbs/03_model.ipynb #load-base
+def load_base(
+    preset: Preset,  # gives the base model
+    precision: str = "",  # "fp32", "bf16", "int8" or "nf4"; "" uses the preset's
+    device: str | None = None,  # "cpu", "cuda", "cuda:1", …; None uses this process's GPU, or the CPU if there is none
+):
+    "Load the published base model, vision tower and language model, in evaluation mode with greedy decoding."
+    precision = precision or preset.precision
+    if precision not in (*PRECISIONS, "int8", "nf4"):
+        raise ValueError(f"Unknown precision {precision!r}; choose one of: {', '.join(PRECISIONS)}, int8, nf4")
+    source, revision = _source(preset)
+    device = device or (f"cuda:{team().local_process_index}" if torch.cuda.is_available() else "cpu")
+    kind, used = device.partition(":")[0], preset.precision if precision in ("int8", "nf4") else precision
+    if note := emulation_warning(used, kind): warnings.warn(note, stacklevel=2)
+    half = torch.bfloat16 if in_bf16(used, kind) else torch.float32
+    quantized = {"quantization_config": _quantization(precision, half)} if precision in ("int8", "nf4") else {}
+    dtype = half if quantized or device != "cpu" else torch.float32
+    model, loaded = _open(Qwen2VLForConditionalGeneration.from_pretrained, preset, source, revision=revision,
+                          dtype=dtype, use_safetensors=True, attn_implementation=ATTENTION, device_map={"": device},
+                          output_loading_info=True, **quantized)
+    if lacking := sorted(loaded["missing_keys"]):
+        raise StudyError(f"{preset.base} lacks {len(lacking)} tensors, such as {lacking[0]}; download it again")
+    if quantized: _check_quantized(model)
+    model.generation_config.update(do_sample=False, repetition_penalty=1.0, temperature=None, top_p=None, top_k=None)
+    return model.eval()
 
 # %% ../nbs/03_model.ipynb #cell-016
 def _adapted(model, config):
@@ -130,6 +130,7 @@ def add_lora(
         raise StudyError(f"LoRA reached {strays[:3] or 'no layer'}; check target_modules {preset.target_modules}")
     return model
 
+# %% ../nbs/03_model.ipynb #parameter-table
 def parameter_table(
     model,  # with or without LoRA
 ) -> pd.DataFrame:  # index: part of the model; columns: parameters, trainable
@@ -151,6 +152,21 @@ def adapter_digest(
               for name, value in read_json(folder/ADAPTER_FILES[0]).items() if name != "base_model_name_or_path"}
     return digest_of(config, folder/ADAPTER_FILES[1])
 
+# %% ../nbs/03_model.ipynb #faults
+def _faults(
+    weights: dict,  # tensors of an adapter file
+    expected: dict,  # tensors of an adapter that fits the base
+) -> list[str]:
+    "What is wrong with an adapter's tensors: names, shapes or values; empty if they fit."
+    faults = ([f"lacks {name}" for name in expected.keys() - weights.keys()]
+              + [f"unknown {name}" for name in weights.keys() - expected.keys()])
+    for name in expected.keys() & weights.keys():
+        if weights[name].shape != expected[name].shape:
+            faults.append(f"shape {tuple(weights[name].shape)} of {name}, needs {tuple(expected[name].shape)}")
+        elif not weights[name].isfinite().all(): faults.append(f"not finite: {name}")
+    return faults
+
+# %% ../nbs/03_model.ipynb #load-adapter
 def load_adapter(
     model,  # a base model
     folder: Path,  # with adapter_config.json and adapter_model.safetensors
@@ -169,13 +185,8 @@ def load_adapter(
     config.base_model_name_or_path = None  # may be a path of another machine; `check_base` compares the base's digest
     adapted = _adapted(model, config)
     expected = get_peft_model_state_dict(adapted)
-    faults = ([f"lacks {name}" for name in expected.keys() - weights.keys()]
-              + [f"unknown {name}" for name in weights.keys() - expected.keys()])
-    for name in expected.keys() & weights.keys():
-        if weights[name].shape != expected[name].shape:
-            faults.append(f"shape {tuple(weights[name].shape)} of {name}, needs {tuple(expected[name].shape)}")
-        elif not weights[name].isfinite().all(): faults.append(f"not finite: {name}")
-    if faults: raise StudyError(f"Adapter {folder.name} does not fit its base, {len(faults)} faults: {min(faults)}")
+    if faults := _faults(weights, expected):
+        raise StudyError(f"Adapter {folder.name} does not fit its base, {len(faults)} faults: {min(faults)}")
     set_peft_model_state_dict(adapted, weights)
     return adapted.requires_grad_(False).eval()
 

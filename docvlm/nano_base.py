@@ -18,10 +18,10 @@ from .analysis.metrics import anls
 from .documents import make_pages
 from .engine.answering import answer
 from .engine.attention import encode_pages
-from .engine.device import autocast
+from .engine.attention import autocast
 from .engine.packing import chat_template
 from .files import flush
-from .inputs.leakage import find_leaks
+from .data import find_leaks
 from .inputs.sources import rows_dataset
 from .nano.batches import HELD_OUT, Recipe
 from .nano.model import build_processor, patchify, read_pages

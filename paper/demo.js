@@ -20,7 +20,7 @@ function take() {
   const [one] = file.files;
   if (!one) return choose();
   suggest([]);
-  if (one.size > LARGEST) { file.value = ""; state.textContent = `Over ${LARGEST / 2 ** 20} MiB: scale the page down.`; return; }
+  if (one.size > LARGEST) { file.value = ""; state.textContent = `Over ${LARGEST / 2 ** 20} MiB: reduce the image size.`; return; }
   URL.revokeObjectURL(page.src);
   page.src = URL.createObjectURL(one);
   question.focus();
@@ -45,11 +45,11 @@ async function ask(event) {
   if (file.files.length) body.set("page", file.files[0]); else body.set("example", example.value);
   at("ask").disabled = true;
   answers.hidden = true;
-  state.textContent = "Reading …";
+  state.textContent = "Reading the page …";
   try {
     const reply = await (await fetch("/ask", {method: "POST", body})).json();
     if (reply.error) state.textContent = `No answer: ${reply.error}`; else tell(reply);
-  } catch { state.textContent = "No answer: the server does not reply."; }
+  } catch { state.textContent = "No answer: the server does not respond. Check that docvlm-demo is still running."; }
   finally { at("ask").disabled = false; }
 }
 

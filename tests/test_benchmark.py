@@ -49,13 +49,13 @@ def synthetic_benchmark():
 
 def test_the_report_shows_a_benchmark_only_if_there_is_one(study, no_figures):  # noqa: F811
     fill(study)
-    assert "Page once, questions many" not in html_of(study)
-    (root() / "nbs/bench/05_speedup.ipynb").write_text(json.dumps({"cells": []}))
+    assert "One page, many questions" not in html_of(study)
+    (root() / "nbs/bench/02_speedup.ipynb").write_text(json.dumps({"cells": []}))
     before = study.step("report").key()
     study.step("benchmark").run(synthetic_benchmark)
     assert study.step("report").key() != before, "the report must be made again"
     page = html_of(study)
-    assert "Page once, questions many" in page and "101 of 101 answers" in page and "41.3 %" in page and "2.9 to 3.5" in page
+    assert "One page, many questions" in page and "101 of 101 answers" in page and "41.3 %" in page and "2.9 to 3.5" in page
     assert "Modelled, not measured" in page and "since then" not in page
-    (root() / "nbs/bench/05_speedup.ipynb").write_text(json.dumps({"cells": [{"cell_type": "code", "metadata": {}, "source": "1 + 1"}]}))
+    (root() / "nbs/bench/02_speedup.ipynb").write_text(json.dumps({"cells": [{"cell_type": "code", "metadata": {}, "source": "1 + 1"}]}))
     assert "since then: inputs, code or parameters have changed" in html_of(study), "a result of changed code says so"

@@ -93,9 +93,9 @@ def test_gallery_filters(visit, report):
     total = cards.count()
     assert total == shown.count() == 12 and count.inner_text() == "12 of 12 answers"
     wanted = lambda key: page.get_by_label(key, exact=True)
-    wanted("Fine-tuned").select_option("right")
+    wanted("Fine-tuned").select_option("correct")
     right = shown.count()
-    assert 0 < right < total and shown.evaluate_all("cards => cards.every(card => card.dataset.after === 'right')")
+    assert 0 < right < total and shown.evaluate_all("cards => cards.every(card => card.dataset.after === 'correct')")
     wanted("Fine-tuned").select_option("any error")
     assert shown.count() == total - right and count.inner_text() == f"{total - right} of {total} answers"
     wanted("Document type").select_option("bar")
@@ -133,7 +133,7 @@ class Parrot:
 @pytest.fixture
 def demo():
     "The demo, served from a thread of its own."
-    from docvlm.apps import demo as module
+    from docvlm.apps import ask as module
     core.root.cache_clear()
     examples = [{"name": name, "image": Image.new("RGB", (60, 40), "white"), "answers": {"Who?": target}}
                 for name, target in (("<b>forms</b>", "ACME & <i>Sons</i>"), ("letters", "Foster"))]

@@ -135,13 +135,20 @@ def test_symlink_out_of_the_folder(documents, tmp_path):
     (documents / "train/link.png").symlink_to(tmp_path / "secret.png")
     write(documents / "train", line(0), line(1, file_name="link.png"))
     rows, skipped = load(documents)
-    assert len(rows["train"]) == 1 and "leaves the folder" in skipped[0]["reason"]
+    reason = skipped[0]["reason"]
+    assert len(rows["train"]) == 1 and "'link.png' leaves the folder train/: it is a link; replace it with a copy of the page" in reason
+
+
+@pytest.mark.parametrize("name", ["../test/page.png", "/etc/hosts", "sub/../../test/page.png"])
+def test_a_path_out_of_the_folder_says_where_the_page_belongs(documents, name):
+    write(documents / "train", line(0), line(1, file_name=name))
+    assert "put the page into train/ and give its path from there" in load(documents)[1][0]["reason"]
 
 
 BAD_IMAGES = {
     "empty file": (b"", "not an image"),
     "text": (b"not a picture", "not an image (or one of 0 pixels)"),
-    "PDF": (b"%PDF-1.7\n", "readable are PNG, JPEG"),
+    "PDF": (b"%PDF-1.7\n", "save it as one of PNG, JPEG"),
     "0 pixels": (png(0, 30), "0 pixels"),
     "200 megapixels": (png(20_000, 10_000), "image over 100 megapixels (Image size (200000000 pixels)"),
     "120 megapixels": (png(12_000, 10_000), "image over 100 megapixels (12000×10000 pixels): scale it down"),

@@ -11,13 +11,13 @@ from docvlm.engine import answering
 from docvlm.engine.answering import answer_rows
 from docvlm.core import Study, open_study
 from docvlm.data import load_splits
-from docvlm.bench.equivalence import exact_features
+from docvlm.bench.throughput import exact_features
 from docvlm.engine.attention import ATTENTION
 from docvlm.model import add_lora, load_base, load_processor
 from docvlm.engine.packing import collate_pages
-from docvlm.bench.plain import generate_answers, load_plain, question_batch
+from docvlm.bench.throughput import generate_answers, load_plain, question_batch
 from docvlm.engine.features import PageFeatures, cache_features, pages_of
-from docvlm.bench.throughput import FreshFeatures, full_logits_loss, one_question_a_page
+from docvlm.bench.throughput import FreshFeatures, full_logits, one_question_a_page
 from docvlm.training import answer_loss, pack_rows
 
 
@@ -72,7 +72,7 @@ def test_packed_pages_give_the_loss_and_gradients_of_plain_rows(rows, processor,
     packed = pack_rows(study, processor, some, features)
     batch = collate_pages(packed, features)
     found = loss_and_gradients(model, [answer_loss(model, batch)])
-    with torch.no_grad(): whole = full_logits_loss(model, batch).item()
+    with torch.no_grad(): whole = answer_loss(model, batch, logits=full_logits).item()
     base.set_attn_implementation("sdpa")
     plain = [question_batch(processor, study.preset, [some[i] for i in range(start, len(some))[:questions + 1]])
              for start in range(0, len(some), questions + 1)]  # batches that mix pages

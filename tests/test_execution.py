@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from docvlm import execution, parameters
+from docvlm import execution, execution as parameters
 from docvlm.files import StudyError, read_json
 from docvlm.execution import execute
 
@@ -99,7 +99,7 @@ def test_a_kernel_that_cannot_start_is_named(run, monkeypatch):
 TERMINAL = """
 import sys
 from pathlib import Path
-from docvlm import execution, parameters
+from docvlm import execution, execution as parameters
 folder = Path(sys.argv[1])
 execution.root = parameters.root = lambda: folder
 execution.execute("tiny", {"preset": "smoke"}, folder/"executed.ipynb", folder/"log.txt", "[1/1] tiny: new", last_s=60)

@@ -10,10 +10,10 @@ from PIL import Image
 
 from docvlm.core import open_study
 from docvlm.failures import Knowledge, add_types, failure_report, read_knowledge
-from docvlm.analysis.gallery import captions, choose, draw_gallery, gallery_html, save_page, shown
+from docvlm.analysis.errors import caption_lines, choose_failures, draw_gallery, gallery_html, printable_line, save_page
 from docvlm.analysis.metrics import BENCHMARK_METRICS, score
-from docvlm.analysis.confidence import COVERAGES, risk_coverage, vote
-from docvlm.analysis.taxonomy import COMPUTED, FULL_SCORE, TYPES, PageFacts, classify, days, numbers, plain
+from docvlm.failures import COVERAGES, risk_coverage, vote
+from docvlm.analysis.errors import COMPUTED, FULL_SCORE, TYPES, PageFacts, classify, days, numbers, normalized_text
 
 TRAPS = ["", " ", "\x00", "-", "%", "1.2.3", "1e999", "٣", "½", "9" * 400, "31/31/31", "10 10 10 utc+99", "Yes", "$1,234.50",
          "12 Mar 2020", "NaN", "inf", "İ", "ﬁ", "<b>&amp;</b>", "$\\frac{1}$", "a" * 2000, "2020-13-45", "0000-00-00", "99999999999 jan 1"]
@@ -43,8 +43,8 @@ def test_full_marks_are_correct(prediction, answers, benchmark):
 @settings(max_examples=300, deadline=None)
 @given(texts)
 def test_readings_never_raise(text):
-    assert all(np.isfinite(number) for number in numbers(plain(text)))
-    days(plain(text))
+    assert all(np.isfinite(number) for number in numbers(normalized_text(text)))
+    days(normalized_text(text))
 
 
 @pytest.mark.parametrize("printed, answered", [("$1,234.50", "1.234,50 €"), ("29/12/2022", "December 29, 2022"), ("17-Dec-14", "2014-12-17"),
@@ -82,7 +82,7 @@ def test_pages_of_others_are_unknown(tmp_path):
 
 @given(st.lists(st.tuples(texts, st.floats(0, 1)), min_size=1, max_size=5))
 def test_vote_takes_a_most_frequent_answer(answers):
-    names = [plain(text) for text, _ in answers]
+    names = [normalized_text(text) for text, _ in answers]
     chosen = vote([text for text, _ in answers], [confidence for _, confidence in answers])
     assert names.count(names[chosen]) == max(map(names.count, names))
 
@@ -100,10 +100,10 @@ def test_gallery_choice(rows, count):
     frame = lambda types: pd.DataFrame({"question_id": [f"q{i}" for i in range(len(rows))], "doc_id": [row[2] for row in rows],
                                         "benchmark": "docvqa", "type": types})
     before, after = frame([row[0] for row in rows]), frame([row[1] for row in rows])
-    picked = choose(before, after, count)
+    picked = choose_failures(before, after, count)
     failures = [i for i, row in enumerate(rows) if row[:2] != ("correct", "correct")]
     assert len(set(picked)) == len(picked) == min(count, len(failures)) and set(picked) <= set(failures)
-    assert picked == choose(before, after, count)
+    assert picked == choose_failures(before, after, count)
 
 
 HOSTILE = ['<script>alert("x")</script>', "'><img src=x onerror=alert(1)>", "$\\frac{$", "{0} {data} %s", "\x00\x1b[31m\u202e", "\ud800", "&lt;",
@@ -113,14 +113,14 @@ HOSTILE = ['<script>alert("x")</script>', "'><img src=x onerror=alert(1)>", "$\\
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_is_shown_as_text(text, tmp_path, monkeypatch):
     import matplotlib.pyplot as plt
-    from docvlm.analysis import gallery
+    from docvlm.analysis import errors as gallery
     monkeypatch.setattr(gallery, "root", lambda: tmp_path)
     save_page(Image.new("RGB", (50, 40), "white"), tmp_path / "page.png", [5, 5, 900, 20])
     entry = dict.fromkeys(("question", "target", "base", "ours", "doc_type"), text) | {
         "error_before": "empty", "error_after": "correct", "image": "page.png"}
     html = gallery_html([entry])
     assert "<script" not in html and "<img src=x" not in html and "\x00" not in html and "\u202e" not in html
-    assert all(shown(text).isprintable() and len(line) < 120 for _, line in captions(entry))
+    assert all(printable_line(text).isprintable() and len(line) < 120 for _, line in caption_lines(entry))
     html.encode()
     figure = draw_gallery([entry], 1, 1)
     figure.canvas.draw()

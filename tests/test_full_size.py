@@ -26,7 +26,7 @@ from docvlm.data import load_splits, prepare_data, prepared_folder
 from docvlm.evaluation import evaluate_study
 from docvlm.model import load_base, load_processor, qwen2_vl_2b_config
 from docvlm.engine.packing import chat_template
-from docvlm.bench.plan import PREFIX_TOKENS
+from docvlm.bench.cost import PREFIX_TOKENS
 from docvlm.engine.features import PageFeatures, pages_of
 from docvlm.training import adapter_folder, train_adapter, train_study
 

@@ -1,5 +1,6 @@
 "A full disk, a folder nobody may write to, Ctrl-C, a kernel that dies, two runs at once: a clear message, and nothing is lost."
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -83,6 +84,19 @@ def test_a_second_run_is_refused_and_ctrl_c_ends_the_first_with_its_kernel(clone
     first.send_signal(signal.SIGINT)
     said = first.communicate(timeout=60)[1]
     assert first.returncode == 130 and "what is done is kept" in said and "Traceback" not in said
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive, "the kernel goes on without its study"
+
+
+def test_a_terminated_run_says_where_it_stopped_and_ends_its_kernel(clone):
+    process = command(clone, start_new_session=True)
+    assert "[1/7] data" in process.stdout.readline()
+    while not (children := psutil.Process(process.pid).children(recursive=True)): time.sleep(.1)
+    time.sleep(5)  # the kernel is at work
+    process.send_signal(signal.SIGTERM)
+    shown, said = process.communicate(timeout=60)
+    assert process.returncode == 143 and re.search(r"\[\d/7\] \w+: stopped after", shown) and "terminated; what is done is kept" in said, (shown, said)
+    assert "Traceback" not in said
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive, "the kernel goes on without its study"
 

@@ -1,4 +1,6 @@
-"Every notebook runs in JupyterLab as it is: cell by cell through a Jupyter server, no edit. Slow; after `make study`: `make notebooks`."
+"""Every notebook runs in JupyterLab as it is: cell by cell through a Jupyter server. Slow; after `make study`: `make notebooks`.
+
+With PRESET=smoke the notebooks of the steps get that preset, as from papermill, after their cell of parameters."""
 import asyncio
 import json
 import os
@@ -13,10 +15,15 @@ from pathlib import Path
 import pytest
 from tornado.websocket import websocket_connect
 
+from docvlm.core import open_study
+from docvlm.steps import SEPARATE_STEPS, STEPS
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(path.relative_to(ROOT / "nbs").with_suffix("").as_posix() for path in (ROOT / "nbs").rglob("*.ipynb")
                    if ".ipynb_checkpoints" not in path.parts)
 LONGEST_CELL_S = 3600
+PRESET = os.environ.get("PRESET", "nano")
+STEP_NOTEBOOKS = {notebook for notebook, *_ in (STEPS | SEPARATE_STEPS).values()}
 pytestmark = pytest.mark.slow
 
 
@@ -83,10 +90,22 @@ async def run_cells(server, kernel, cells):
         if message["content"]["status"] != "ok": return number, f"{message['content'].get('ename')}: {message['content'].get('evalue')}"
 
 
+@pytest.fixture(scope="module")
+def study():
+    "Up to date, so that no notebook trains anew."
+    states = {step: open_study(PRESET).step(step).state() for step in STEPS}
+    assert set(states.values()) == {"fresh"}, f"run `make study PRESET={PRESET}` first: {states}"
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.usefixtures("study")
 def test_notebook(server, name):
     cells = json.loads(server.call(f"api/contents/nbs/{name}.ipynb"))["content"]["cells"]
-    code = [(number, cell["source"]) for number, cell in enumerate(cells) if cell["cell_type"] == "code"]
+    code = []
+    for number, cell in enumerate(cells):
+        if cell["cell_type"] != "code": continue
+        code.append((number, cell["source"]))
+        if name in STEP_NOTEBOOKS and "parameters" in cell["metadata"].get("tags", []): code.append((number, f"preset = {PRESET!r}"))
     session = json.loads(server.call("api/sessions", {"path": f"nbs/{name}.ipynb", "name": name, "type": "notebook", "kernel": {"name": "python3"}}))
     try: assert asyncio.run(run_cells(server, session["kernel"]["id"], code)) is None
     finally: server.call(f"api/sessions/{session['id']}", method="DELETE")

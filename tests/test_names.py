@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from PIL import Image, ImageDraw
 
-from docvlm import core, execution, parameters, steps
+from docvlm import core, execution, execution as parameters, provenance, steps
 from docvlm.core import Study, open_study
 from docvlm.presets import get_preset
 from docvlm.files import read_json, write_json
@@ -96,3 +96,26 @@ def test_a_whole_study_in_a_nasty_folder_on_nasty_documents(tmp_path, documents)
     assert "ran report" in run(study + "run_study(study)", str(documents)), "the report sees what was measured"
     said = run(study + "print(study.paper_dir/'paper.html', end='')", str(documents))
     assert "OCR" in Path(said).read_text(encoding="utf-8") and Path(said).with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+    check = study + "from docvlm.provenance import check_study; print(check_study(study).drop(columns='first difference').to_json())"
+    table = json.loads(run(check, str(documents)).splitlines()[-1])
+    assert list(table["step"].values()) == list(steps.STEPS) and not any(table["differs"].values()), table
+
+
+def test_a_check_finds_the_rerun_s_results_under_its_name_in_the_copy(clone, tmp_path, monkeypatch):
+    "A study of documents is named after the way to them, which is another one from the copy."
+    monkeypatch.setattr(provenance, "root", lambda: clone)
+    study, copy = Study(get_preset("smoke"), "../é中"), clone/"copy"
+    (tmp_path/"é中").mkdir()
+    common = {"env": {}, "code": {}, "params": {}}
+    for home, name, page in ((clone, study.name, b"a page"), (copy, study.name_in(copy), b"a page")):
+        file = f"data/runs/{name}/pages/1.png"
+        write_json(home/"data"/"runs"/name/"results"/"data.json", common | {"artefacts": [file], "pages": 3})
+        (home/file).parent.mkdir()
+        (home/file).write_bytes(page)
+    assert study.name_in(copy) != study.name
+    row = provenance.compare_folders(study, copy).iloc[0]
+    assert row.differs == 0 and row.identical == 3, row
+    (copy/file).write_bytes(b"another")
+    assert provenance.compare_folders(study, copy).iloc[0]["first difference"].startswith("files.data/runs/")
+    (copy/file).unlink()
+    assert "missing" in provenance.compare_folders(study, copy).iloc[0]["first difference"]

@@ -24,9 +24,9 @@ AT = {name: i for name, cells in CODE.items() for i, c in enumerate(cells) if "p
 
 
 def test_every_notebook_with_parameters_checks_them_first():
-    assert set(AT) >= {notebook for notebook, *_ in (steps.STEPS | steps.APART).values()} | {"inputs/03_hub", "10_nano_base"}
+    assert set(AT) >= {notebook for notebook, *_ in (steps.STEPS | steps.SEPARATE_STEPS).values()} | {"inputs/02_sources", "10_nano_base"}
     for name, at in AT.items():
-        assert f'settle_parameters("{name}", globals())' in "".join(CODE[name][at + 1]["source"]), name
+        assert f'validate_parameters("{name}", globals())' in "".join(CODE[name][at + 1]["source"]), name
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def given(tmp_path):
 
 
 @pytest.mark.parametrize("name, parameter, options, outcome", [
-    ("inputs/03_hub", "look", ("-p", "look", "false"), "False"),
-    ("inputs/03_hub", "look", ("-p", "look", "True"), "True"),
+    ("inputs/02_sources", "look", ("-p", "look", "false"), "False"),
+    ("inputs/02_sources", "look", ("-p", "look", "True"), "True"),
     ("10_nano_base", "train", ("-p", "train", "false"), "False"),
     ("10_nano_base", "train", ("-p", "train", "0"), "False"),
     ("10_nano_base", "train", ("-p", "train", "on"), "True"),
@@ -117,3 +117,21 @@ def test_make_passes_the_documents_folder_as_it_is(tmp_path):
             environment = os.environ | ({"DOCUMENTS": folder} if len(how) == 3 else {})
             done = subprocess.run(how, cwd=tmp_path, env=environment, capture_output=True, text=True)
             assert json.loads(done.stdout) == ["--preset", "nano", f"--documents={folder}"], (how, folder, done.stderr)
+
+
+@pytest.mark.parametrize("options", [("--documents", "-scans"), ("--documents", "--preset", "smoke"), ("--documents",)])
+def test_a_value_that_looks_like_an_option_is_explained(options):
+    done = subprocess.run([BIN/"docvlm-study", *options], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "a value that starts with - follows an equals sign, as in --documents=-scans" in done.stderr
+
+
+def test_a_value_that_looks_like_an_option_is_taken_after_an_equals_sign(tmp_path):
+    done = subprocess.run([BIN/"docvlm-study", "--preset", "smoke", "--documents=-scans"], cwd=tmp_path, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 1 and f"No documents folder {tmp_path/'-scans'}" in done.stderr
+
+
+def test_a_command_takes_its_options_from_the_command_line_however_it_is_started():
+    code = "from docvlm.cli import study; study()"
+    done = subprocess.run([sys.executable, "-c", code, "--preset", "none"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "Unknown preset 'none'" in done.stderr

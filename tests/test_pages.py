@@ -21,6 +21,8 @@ from docvlm.baselines import ocr
 from docvlm.apps.ask import read_upload
 from docvlm.presets import Preset, base_digest, get_preset
 from docvlm.core import Study, open_study
+from docvlm import steps
+from docvlm.files import digest_of
 from docvlm.steps import copies_digest, documents_digest
 from docvlm.baselines.endpoint import page_url
 from docvlm.inputs.folder import load_folder
@@ -278,7 +280,7 @@ def test_few_bits_of_colour_in_sixteen_are_refused():
     samples = np.repeat(grey(4095)[..., None], 3, -1).astype(">u2")
     deep = png(48, 32, 16, 2, b"".join(b"\0" + row.tobytes() for row in samples))
     for content in (deep, b"P6 48 32 65535\n" + samples.tobytes()):
-        with pytest.raises(ValueError, match="save it with 8 bits a colour"): open_page(content)
+        with pytest.raises(ValueError, match="fill only 1[67] of 256 levels .*save 8 bits per colour"): open_page(content)
     assert array(open_page(b"P6 48 32 4095\n" + samples.tobytes())[0]).max() == 255
 
 
@@ -394,6 +396,29 @@ def test_what_lies_behind_a_link_is_digested(mine, tmp_path, linked):
         before = documents_digest(mine)
         file.write_bytes(file.read_bytes() + b"\n")
     assert documents_digest(mine) != before and study.step("data").inputs()["documents"] != before
+
+
+def test_a_study_digests_a_folder_once_for_a_question(mine, tmp_path, monkeypatch):
+    names = [f"step {number}" for number in range(7)]
+    monkeypatch.setattr(steps, "STEPS", {name: ("02_data", tuple(names[:number]), ()) for number, name in enumerate(names)})
+    monkeypatch.setattr(Study, "results_dir", tmp_path/"results")
+    monkeypatch.setattr(Study, "run_dir", tmp_path/"run")
+    study, calls = Study(get_preset("smoke"), str(mine)), []
+    for name in names: study.step(name).run(lambda: {"name": name})
+    monkeypatch.setattr(steps, "documents_digest", lambda folder: calls.append(folder) or documents_digest(folder))
+    assert study.step(names[-1]).state() == "fresh" and len(calls) == 1, "each step asks for all earlier ones"
+    study.result(names[-1])
+    assert len(calls) == 2, "but a later question looks again"
+    (mine/"train"/"page.png").write_bytes(b"changed")
+    assert study.step(names[-1]).state() == f"{study.name}/step 0: inputs, code or parameters have changed; run `docvlm-study --preset smoke --documents={mine}`"
+
+
+def test_a_page_that_is_unchanged_is_read_once(mine, monkeypatch):
+    before, read = documents_digest(mine), []
+    monkeypatch.setattr(steps, "digest_of", lambda *things: read.extend(t for t in things if isinstance(t, Path)) or digest_of(*things))
+    assert documents_digest(mine) == before and not read
+    (mine/"train"/"page.png").write_bytes((mine/"train"/"page.png").read_bytes())
+    assert documents_digest(mine) == before and [path.name for path in read] == ["page.png"]
 
 
 def test_a_link_that_changes_its_target_changes_the_digest(mine, tmp_path):

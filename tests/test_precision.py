@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from docvlm import core, files, model, precision, presets, steps
+from docvlm import core, files, model, presets as precision, presets, steps
 from docvlm.apps.ask import Asker
 from docvlm.engine.features import PageFeatures
-from docvlm.engine.device import autocast
+from docvlm.engine.attention import autocast
 from docvlm.model import load_base
 from docvlm.training import _arguments
 
@@ -122,10 +122,10 @@ def test_emulated_bf16_is_said_and_not_asked_for(units, recwarn):
     study = core.open_study("smoke")
     study = replace(study, preset=replace(study.preset, precision="bf16"))
     units("avx2")
-    with pytest.warns(UserWarning, match="emulated.*remove its folder in data/runs"): load_base(study.preset)
+    with pytest.warns(UserWarning, match="emulates.*remove its folder in data/runs"): load_base(study.preset)
     recwarn.clear()
     asker = Asker(study)
-    assert asker.precision == "fp32" and not [w for w in recwarn if "emulated" in str(w.message)]
+    assert asker.precision == "fp32" and not [w for w in recwarn if "emulates" in str(w.message)]
 
 
 def test_a_run_says_that_bf16_is_emulated(repository, units, monkeypatch, capsys):
@@ -134,4 +134,4 @@ def test_a_run_says_that_bf16_is_emulated(repository, units, monkeypatch, capsys
     units("avx2")
     monkeypatch.setattr(steps, "run_step", lambda *step: None)
     steps.run_study(core.open_study("nano"))
-    assert capsys.readouterr().out.count("bf16 has no units on this machine") == 1
+    assert capsys.readouterr().out.count("This machine has no bf16 units") == 1

@@ -18,9 +18,9 @@ from docvlm.core import open_study
 from docvlm.analysis.metrics import (BENCHMARK_METRICS, METRICS, anls, clustered_mean_ci, paired_delta,
                                      parse_number, score)
 from docvlm.engine.attention import text_attention
-from docvlm.engine.packing import Template, block_mask, collate_pages, pack_page, page_positions
+from docvlm.engine.packing import Template, block_mask, collate_pages, pack_page, rope_positions
 from docvlm.steps import PROVENANCE, Step, content_digest
-from docvlm.provenance import leaves
+from docvlm.provenance import leaf_values
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=100)
 settings.load_profile("repeatable")
@@ -138,7 +138,7 @@ def test_pages_of_a_row_are_attended_as_if_alone(pages):
 @given(packed_pages())
 def test_positions_restart_after_the_page_and_labels_are_answers_only(pages):
     for page in pages:
-        after = int(page_positions(TEMPLATE, page.grid, 2).max()) + 1
+        after = int(rope_positions(TEMPLATE, page.grid, 2).max()) + 1
         for number in range(1, int(page.question.max()) + 1):
             own = page.question == number
             assert page.position_ids[:, own].tolist() == [list(range(after, after + int(own.sum())))]*3
@@ -182,7 +182,7 @@ def test_what_a_step_found_does_not_depend_on_where_and_when(found, name, value)
 
 @given(json_values)
 def test_the_leaves_are_all_that_a_result_holds(value):
-    for path, leaf in leaves(value):
+    for path, leaf in leaf_values(value):
         found = value
         for key in path: found = found[int(key)] if isinstance(found, list) else found[key]
         assert found == leaf and not isinstance(leaf, (dict, list))
@@ -214,8 +214,8 @@ def test_a_result_holds_its_origin_and_runs_once(step):
 def test_a_clock_that_goes_backwards_changes_nothing(step, monkeypatch):
     import os
     class Backwards(datetime):
-        @classmethod
-        def now(cls, zone=None): return datetime(2001, 1, 1, tzinfo=timezone.utc) - timedelta(days=1)
+        @staticmethod
+        def now(zone=None): return datetime(2001, 1, 1, tzinfo=timezone.utc) - timedelta(days=1)
     step.run(lambda: {"pages": 3})
     monkeypatch.setattr(steps, "datetime", Backwards)
     for moment in (0, 4_000_000_000):

@@ -14,7 +14,7 @@ from docvlm.apps import ask as asking
 from docvlm.engine.answering import questions_at_a_time
 from docvlm.apps.ask import Asker, AskWidget, ask_page
 from docvlm.core import open_study
-from docvlm.apps.demo import listen, make_app
+from docvlm.apps.ask import listen, make_app
 from docvlm.inputs.folder import MAX_CHARACTERS, check_question, clean_record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,7 +67,7 @@ def test_every_door_refuses_alike(asker, page, widget, monkeypatch, question, re
         said.append(str(refused.value))
     widget.question.value = question
     widget._ask()
-    assert len(set(said)) == 1 and said[0].endswith(RULE) and widget.said.value == f"No answer: {said[0]}" and not widget.button.disabled
+    assert len(set(said)) == 1 and said[0].endswith(RULE) and widget.reply.value == f"No answer: {said[0]}" and not widget.button.disabled
 
 
 def test_the_demo_refuses_alike(post):
@@ -83,7 +83,7 @@ def test_a_long_question_is_asked_whole(asker, page, widget, post, monkeypatch):
     monkeypatch.setattr(asking, "encode_text", lambda tokenizer, text: seen.append(text) or tokenizer(text)["input_ids"])
     widget.question.value = question
     widget._ask()
-    assert seen == [question] and "<table>" in widget.said.value
+    assert seen == [question] and "<table>" in widget.reply.value
     assert asker.ask(PAGE, [question])[0]["question"] == question and check_question(question) == question
     assert post(urlencode({"question": question, "example": 0}))[0] == (200, f'{{"answers": [{{"question": "{question}", "answer": "{question}"}}], "target": null}}')
 

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from docvlm.files import digest_of, read_json, root
 from docvlm.core import open_study
 from docvlm.steps import STEPS
-from docvlm.provenance import answers_digest, compare, copy_sources, study_command
+from docvlm.provenance import artefact_digest, compare_results, copy_sources, study_command
 
 pytestmark = pytest.mark.soak
 PRESET = os.environ.get("DOCVLM_KILL_PRESET", "smoke")
@@ -57,10 +57,10 @@ def assert_same(study, calm, rough):
     for name in STEPS:
         path = study.step(name).path.relative_to(root())
         before, after = read_json(calm/path), read_json(rough/path)
-        row = compare(name, before, after)
+        row = compare_results(name, before, after)
         assert row["differs"] == 0 and row["machine"] == "same", row
         for artefact in before.get("artefacts", []):
-            if artefact.endswith(".parquet"): assert answers_digest(calm/artefact) == answers_digest(rough/artefact), artefact
+            if artefact.endswith(".parquet"): assert artefact_digest(calm/artefact) == artefact_digest(rough/artefact), artefact
             if "adapters" in artefact: assert digest_of(calm/artefact/"adapter_model.safetensors") == digest_of(rough/artefact/"adapter_model.safetensors")
 
 

@@ -20,7 +20,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
-from docvlm.inputs import hub
+from docvlm.inputs import sources as hub
 from docvlm.files import StudyError
 from docvlm.core import open_study
 from docvlm.inputs.sources import INVOICE_PROXY, ROW_FEATURES, convert_hub, document_types, read_sources
@@ -125,7 +125,7 @@ def test_rows_without_answers_are_skipped_and_listed(tmp_path):
 def test_a_copy_in_part_is_not_taken_for_the_whole(tmp_path):
     source = copy_of("ChartQA test", tmp_path)
     next((tmp_path/"copy/data").glob("*00000-of*")).unlink()
-    with pytest.raises(StudyError, match="2 rows, where data/sources.csv says 4: a copy in part"): hub.load_hub(source)
+    with pytest.raises(StudyError, match="2 rows, but data/sources.csv says 4: the copy is incomplete"): hub.load_hub(source)
 
 
 def test_a_broken_file_is_explained(tmp_path):
@@ -241,6 +241,18 @@ def fetched(visit, name, part=""):
             if (command, repository, verb) == ("GET", name, "resolve") and part in path]
 
 
+@pytest.mark.parametrize("size", [(6100, 30), (30, 6100), (201, 1)])
+def test_a_page_that_the_processor_refuses_is_named_before_training(tmp_path, size):
+    from docvlm.data import fingerprints
+    source = SOURCES["ChartQA test"]
+    columns = {name: [example(source, n)[name] for n in range(4)] for name in SCHEMAS["lmms-lab/ChartQA", ""]}
+    columns["image"][2] = PILImage.new("RGB", size)
+    rows, _ = convert_hub(Dataset.from_dict(columns, features=Features(SCHEMAS["lmms-lab/ChartQA", ""])), source)
+    with pytest.raises(ValueError, match=rf"Page {rows['doc_id'][2]}: image of {size[0]}×{size[1]} pixels: one side is over 200 times "
+                                         "the other; crop it.*data/sources.csv"): fingerprints(rows)
+    assert len(fingerprints(rows.select([0, 1, 3]))) == 2, "the other pages are read"
+
+
 def test_first_look_and_sizes_before_any_download(visit):
     assert visit.look == ["docvqa-test-100"]
     assert visit.need["download"] > 1000 and visit.need["unpack"] == SOURCES["DocVQA validation"].decoded_bytes
@@ -259,13 +271,13 @@ def test_a_cut_connection_goes_on_where_it_broke(visit):
 
 
 def test_an_interrupted_download_goes_on_with_the_files_that_are_missing(visit):
-    assert "Falters" in visit.falters and "did not give it" in visit.falters and visit.falters_again[0] == 4
+    assert "Falters" in visit.falters and "did not provide it" in visit.falters and visit.falters_again[0] == 4
     assert len(fetched(visit, "Falters", "00000-of")) == 1 and len(fetched(visit, "Falters", "00001-of")) == 2
 
 
 def test_all_complaints_come_at_once_each_with_its_remedy(visit):
     head, *lines = visit.complaints.splitlines()
-    assert head == "4 of 5 sources cannot be had:" and len(lines) == 4
+    assert head == "4 of 5 sources are not available:" and len(lines) == 4
     expected = (("lab/Gated is gated", "Accept its terms", "hf auth login"),
                 ("lab/Gone no longer has the commit 278bbe6", "data/sources.csv"),
                 ("lab/Nowhere does not exist, or is private", "hub_id"), ("lab/Wrong", "lacks the columns ['answers']"))
@@ -277,13 +289,13 @@ def test_all_complaints_come_at_once_each_with_its_remedy(visit):
 def test_offline_what_is_there_is_used_and_what_is_not_is_said(visit):
     assert visit.offline == visit.good and visit.offline_need == 0
     for message in (visit.offline_part, visit.offline_never):
-        assert "not wholly, on this disk" in message and "unset HF_HUB_OFFLINE" in message
+        assert "is not completely on this disk" in message and "unset HF_HUB_OFFLINE" in message
         assert "hf download --repo-type dataset lab/" in message
     assert visit.down.startswith("DocVQA validation: lab/Down")
 
 
 def test_submission_file_has_the_servers_format(tmp_path, monkeypatch):
-    from docvlm.apps import submission
+    from docvlm import evaluation as submission
     source = copy_of("DocVQA test", tmp_path, rows=2)
     monkeypatch.setattr(submission, "read_sources", lambda _: [source])
     study = open_study("smoke")

@@ -16,7 +16,8 @@ from docvlm.apps.ask import Asker
 from docvlm.files import StudyError, read_json, write_json
 from docvlm.core import open_study
 from docvlm.analysis.metrics import score
-from docvlm.steps import STEPS, alone, run_study
+from docvlm.paper.readme import results_schema, schema_errors
+from docvlm.steps import STEPS, study_lock, run_study
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -40,7 +41,13 @@ def test_every_step_has_a_result_with_its_origin(study):
         assert str(ROOT) not in json.dumps(result), f"{name} holds a machine path"
 
 
-def test_results_hold_what_the_contract_names(study):
+def test_every_field_of_a_result_is_in_the_results_schema(study):
+    schema = results_schema()
+    for path in study.results_dir.glob("*.json"):
+        assert not schema_errors(json.loads(path.read_text(encoding="utf-8")), path.name, schema, set())
+
+
+def test_results_are_consistent(study):
     evaluation = study.result("evaluation")
     assert set(evaluation["benchmarks"]) == {"docvqa", "chartqa", "infovqa"}
     for cell in evaluation["benchmarks"].values():
@@ -118,7 +125,7 @@ def test_an_edited_adapter_is_another_and_leaves_the_studys_answers(study):
 
 
 def test_two_studies_do_not_share_a_folder(study):
-    with alone(study):
+    with study_lock(study):
         with pytest.raises(StudyError, match="Another run"): run_study(study)
 
 

@@ -6,9 +6,9 @@ import torch
 from transformers import TrainingArguments
 
 from docvlm.engine import answering
-from docvlm import training
+from docvlm import evaluation, training
 from docvlm.engine.answering import answer_rows
-from docvlm.core import open_study
+from docvlm.core import Study, open_study
 from docvlm.data import load_splits
 from docvlm.engine.features import cache_features
 from docvlm.model import add_lora, load_base, load_processor
@@ -118,3 +118,27 @@ def test_a_step_that_runs_out_of_memory_goes_on_in_parts(parts, monkeypatch):
     for name, weight in weights.items(): assert (weight - weights_in_parts[name]).norm() <= 1e-3*weight.norm() + 1e-6, name
     most = 0
     with pytest.raises(torch.OutOfMemoryError): trained()
+
+
+def test_an_interrupted_evaluation_keeps_the_parts_that_are_answered(parts, monkeypatch, tmp_path):
+    study, processor, base, rows, features = parts
+    monkeypatch.setattr(Study, "run_dir", tmp_path)
+    whole, _ = evaluation.predict(study, "whole", rows, processor, lambda: base, "key")
+    monkeypatch.setattr(evaluation, "QUESTIONS_PER_PART", 20)
+    real, answered = evaluation.answer_rows, []
+
+    def interrupted(study, model, processor, rows, *rest, **options):
+        if len(answered) == stop: raise KeyboardInterrupt
+        answered.append(rows["question_id"][:])
+        return real(study, model, processor, rows, *rest, **options)
+
+    monkeypatch.setattr(evaluation, "answer_rows", interrupted)
+    for stop in (1, 1, 2):
+        with pytest.raises(KeyboardInterrupt): evaluation.predict(study, "base", rows, processor, lambda: base, "key")
+    stop = -1
+    def load(): raise LookupError("the parts have another key")
+    with pytest.raises(LookupError): evaluation.predict(study, "base", rows, processor, load, "another key")
+    found, _ = evaluation.predict(study, "base", rows, processor, lambda: base, "key")
+    assert sorted(sum(answered, [])) == sorted(rows["question_id"][:]), "no question is answered twice"
+    assert found.prediction.equals(whole.prediction) and found.score.equals(whole.score)
+    assert sorted(path.name for path in (tmp_path/"predictions").iterdir()) == ["base.parquet", "whole.parquet"]

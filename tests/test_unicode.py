@@ -5,11 +5,11 @@ import unicodedata
 import pytest
 from datasets import Dataset
 
-from docvlm.inputs.leakage import _question_keys
+from docvlm.data import _question_keys
 from docvlm.analysis.metrics import anls, parse_number, relaxed_accuracy, relaxed_accuracy_strict, score, squeezed
-from docvlm.baselines.ocr import squeeze
-from docvlm.analysis.confidence import vote
-from docvlm.analysis.taxonomy import classify, plain
+from docvlm.baselines.ocr import letters_and_digits
+from docvlm.failures import vote
+from docvlm.analysis.errors import classify, normalized_text
 
 WORDS = ["Zoé", "Müller & Söhne", "김민수", "Việt Nam", "Ångström", "ÇALIŞMA", "がぎぐげご", "Ёлка", "naïve café", "ΐ"]
 
@@ -25,7 +25,7 @@ def test_every_comparison_takes_both_forms_for_one(word):
         assert anls(a, [b]) == relaxed_accuracy(a, [b]) == relaxed_accuracy_strict(a, [b]) == 1
         assert all(score(benchmark, a, ["other", b.upper().lower()]) in (0, 1) for benchmark in ("docvqa", "chartqa"))
         assert classify(a, [b], anls(a, [b]), "docvqa") == "correct"
-    assert squeezed(one) == squeezed(two) and plain(one) == plain(two) and squeeze(one) == squeeze(two)
+    assert squeezed(one) == squeezed(two) and normalized_text(one) == normalized_text(two) and letters_and_digits(one) == letters_and_digits(two)
 
 
 def test_an_accent_still_counts():

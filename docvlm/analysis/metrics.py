@@ -94,6 +94,7 @@ def parse_number(
     value = float(digits.replace(",", "")) / (100 if percent else 1)
     return -value if "-" in (outer_sign, inner_sign) else value
 
+# %% ../../nbs/analysis/00_metrics.ipynb #strict
 def relaxed_accuracy_strict(
     prediction: str,  # the model's answer
     answers: list,  # accepted answers (or one string); matching any of them is enough
@@ -129,11 +130,11 @@ def _page_sums(scores, clusters):
     scores, clusters = np.atleast_2d(np.asarray(scores, float)), np.asarray(clusters)
     if scores.size == 0: raise ValueError("No scores: the set of questions is empty.")
     if scores.ndim != 2 or clusters.shape != scores.shape[1:]:
-        raise ValueError(f"Scores of shape {scores.shape} need as many page ids, got shape {clusters.shape}.")
-    if not np.isfinite(scores).all(): raise ValueError("Scores hold NaN or infinite values.")
+        raise ValueError(f"Scores of shape {scores.shape} need one page id per question, got shape {clusters.shape}.")
+    if not np.isfinite(scores).all(): raise ValueError("Scores contain NaN or infinite values.")
     pages, index = np.unique(clusters, return_inverse=True)
     if len(pages) < 2:
-        raise ValueError(f"Only one page ({pages[0]}): an interval needs two. Add pages or pool groups.")
+        raise ValueError(f"Only one page ({pages[0]}): an interval needs two. Add pages or merge groups.")
     return np.stack([np.bincount(index, row, len(pages)) for row in scores]), np.bincount(index)
 
 # %% ../../nbs/analysis/00_metrics.ipynb #cell-020

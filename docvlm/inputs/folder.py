@@ -33,6 +33,7 @@ def one_line(
             .encode("utf-8", "backslashreplace").decode())
     return text if len(text) <= 300 else f"{text[:200]}…{text[-99:]}"
 
+# %% ../../nbs/inputs/01_folder.ipynb #clean-text
 def clean_text(
     value,  # value of a field: text, number or None
     name: str,  # field name for the error message
@@ -47,6 +48,7 @@ def clean_text(
     if _SURROGATE.search(text): raise ValueError(f"{name} is not valid Unicode")
     return _INVISIBLE.sub(" ", text).strip()
 
+# %% ../../nbs/inputs/01_folder.ipynb #check-question
 def check_question(
     value,  # a question as typed, posted or read from a file
 ) -> str:
@@ -71,13 +73,14 @@ def _lines(path):
             while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"): rest = file.readline(MAX_LINE_BYTES + 1)
             yield number, line
 
+# %% ../../nbs/inputs/01_folder.ipynb #read-metadata
 def read_metadata(
     path: Path,  # metadata.jsonl
 ) -> tuple:  # list of (place, record), list of skipped {"row", "reason"}
     "Read the lines of a metadata file that hold a JSON object; other non-empty lines are skipped and listed."
     if not path.is_file():
         present = sorted(file.name for file in path.parent.iterdir())[:5]
-        raise FileNotFoundError(f"{path} is missing (the folder holds {present}). Write one JSON line a "
+        raise FileNotFoundError(f"{path} is missing (the folder holds {present}). Write one line of JSON per "
                                 f"question with {', '.join(REQUIRED)}.")
     records, skipped = [], []
     for number, line in _lines(path):
@@ -96,10 +99,10 @@ def clean_record(
     record: dict,  # one line of metadata.jsonl
 ) -> dict:  # file_name, question, answers, doc_types, benchmark
     "Validate a line and return the fields of its row, without ids; ValueError gives the reason to skip it."
-    plain = clean_text(record.get("file_name"), "file_name")
-    if not plain: raise ValueError("no file_name")
+    cleaned = clean_text(record.get("file_name"), "file_name")
+    if not cleaned: raise ValueError("no file_name")
     written = str(record["file_name"])  # spaces and invisible characters may be part of a name, but a zero byte cannot
-    file_name = plain if "\0" in written else written
+    file_name = cleaned if "\0" in written else written
     question = check_question(record.get("question"))
     def texts(name):
         values = record.get(name)
@@ -139,6 +142,15 @@ def _spelt(folder, file_name, listed):
         path = path/(alike[0] if len(alike) == 1 else part)
     return path
 
+# %% ../../nbs/inputs/01_folder.ipynb #page-path
+def _leaves(folder, file_name):
+    "The error for a path that leaves its split's folder, with what to do about it."
+    inside = not Path(file_name).is_absolute() and ".." not in Path(file_name).parts
+    remedy = ("it is a link; replace it with a copy of the page (`cp --dereference`)" if inside
+              else f"put the page into {folder.name}/ and give its path from there")
+    return ValueError(f"path {file_name!r} leaves the folder {folder.name}/: {remedy}")
+
+# %% ../../nbs/inputs/01_folder.ipynb #resolve-page
 def page_path(
     folder: Path,  # folder of the split
     file_name: str,  # as in metadata.jsonl
@@ -150,10 +162,10 @@ def page_path(
     try:
         absolute, listed = Path(file_name).is_absolute(), {} if listed is None else listed
         path = (folder/file_name if absolute else _spelt(folder, file_name, listed)).resolve()
-        plain = clean_text(file_name, "file_name")
-        if plain != file_name and not absolute and not path.exists(): path = _spelt(folder, plain, listed).resolve()
-        if absolute or not path.is_relative_to(folder.resolve()):
-            raise ValueError(f"path {file_name!r} leaves the folder; put the image itself inside, not a link to it")
+        cleaned = clean_text(file_name, "file_name")
+        if cleaned != file_name and not absolute and not path.exists():
+            path = _spelt(folder, cleaned, listed).resolve()
+        if absolute or not path.is_relative_to(folder.resolve()): raise _leaves(folder, file_name)
         if not path.is_file(): raise ValueError(f"file {file_name!r} not found")
         if (size := path.stat().st_size) > MAX_PAGE_BYTES:
             raise ValueError(f"file {file_name!r} of {size/1e9:.1f} GB: over {MAX_PAGE_BYTES/1e9:.0f} GB")
@@ -161,6 +173,7 @@ def page_path(
         raise ValueError(f"path {file_name!r} leads nowhere") from error
     return path
 
+# %% ../../nbs/inputs/01_folder.ipynb #page-name
 def page_name(
     folder: Path,  # folder of the split
     path: Path,  # from `page_path`
@@ -191,6 +204,7 @@ def named_pages(
         except ValueError as error: found.append((place, record, error, "", None))
     return found
 
+# %% ../../nbs/inputs/01_folder.ipynb #files-read
 def files_read(
     documents: Path,  # folder with train/ and test/
 ) -> dict:  # name: path, or the reason why nothing is read
@@ -247,7 +261,7 @@ def load_split(
     lines, skipped = read_metadata(folder/"metadata.jsonl")
     missing = [name for name in REQUIRED if lines and not any(name in record for _, record in lines)]
     if missing: raise ValueError(f"{folder/'metadata.jsonl'} lacks the column(s) {', '.join(missing)}; its "
-                                 f"first line has {one_line(', '.join(lines[0][1]))}. Rename or add them.")
+                                 f"first line has {one_line(', '.join(lines[0][1]))}. Rename or add columns.")
     rows, ids, stored = [], set(), {}
     for place, record, fields, name, path in named_pages(folder, lines):
         try: rows.append(_row(record, fields, f"{folder.name}/{name}", path, pages, ids, stored))
@@ -258,7 +272,7 @@ def load_split(
                          "a question and an answer.")
     return rows, skipped
 
-# %% ../../nbs/inputs/01_folder.ipynb #cell-016
+# %% ../../nbs/inputs/01_folder.ipynb #row
 def _row(record: dict, fields: dict, doc_id: str, path: Path, pages: Path, ids: set, stored: dict) -> dict:
     "Build a row. `fields` may be a ValueError to raise; `ids` and `stored` keep question ids and page results so far."
     if isinstance(fields, ValueError): raise fields
@@ -273,6 +287,7 @@ def _row(record: dict, fields: dict, doc_id: str, path: Path, pages: Path, ids: 
     return fields | {"question_id": question_id, "doc_id": doc_id, "image": stored[doc_id], "split": split,
                      "source": "folder"}
 
+# %% ../../nbs/inputs/01_folder.ipynb #cell-016
 def load_folder(
     documents,  # folder with train/ and test/
     pages,  # folder for the checked copies of the images

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['RANGES', 'OVERSHOOT', 'FORMATS', 'MOST_FRAMES', 'MAX_PIXELS', 'MAX_ASPECT', 'DARKEST', 'FAINTEST', 'sample_range',
-           'to_rgb', 'decode_page', 'open_page', 'page_size']
+           'to_rgb', 'UnfitPage', 'check_shape', 'decode_page', 'open_page', 'page_size', 'page_key', 'pages_of']
 
 # %% ../../nbs/inputs/00_images.ipynb #images-import
 import io
@@ -11,13 +11,16 @@ import warnings
 from numbers import Real
 from pathlib import Path
 
+import datasets
 import numpy as np
 from PIL import Image as PILImage, ImageOps
+
+from ..files import digest_of
 
 # %% ../../nbs/inputs/00_images.ipynb #images-range
 RANGES = tuple(2**bits - 1 for bits in (1, 4, 8, 10, 12, 14, 16))  # largest sample values for common bit depths
 OVERSHOOT = 1.25  # floats may exceed their range by this factor
-_BITS, _PHOTOMETRIC, _FORMAT, _SMALLEST, _LARGEST = 258, 262, 339, (340, 280), (341, 281)  # TIFF tags
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _SMALLEST, _LARGEST = 258, 262, 339, (340, 280), (341, 281)  # TIFF tags
 
 def _tag(tags, *numbers):
     "Value of the first of these tags that is present, for files with one sample per pixel; None if there is no number."
@@ -25,6 +28,7 @@ def _tag(tags, *numbers):
     value = value[0] if isinstance(value, tuple) and value else value
     return value if isinstance(value, Real) else None
 
+# %% ../../nbs/inputs/00_images.ipynb #images-range-of-samples
 def sample_range(
     low: float,  # smallest sample value
     high: float,  # largest sample value
@@ -49,7 +53,7 @@ def _grey(
 ) -> PILImage.Image:  # mode L
     "Convert a greyscale page to 8 bits."
     samples, clear = np.asarray(image), image.info.get("transparency")
-    if samples.dtype == np.int32 and _tag(tags, _FORMAT) == 1: samples = samples.view(np.uint32)
+    if samples.dtype == np.int32 and _tag(tags, _SAMPLE_FORMAT) == 1: samples = samples.view(np.uint32)
     if samples.dtype == np.uint8: samples = samples.view(np.int8)
     values = samples.astype(np.float32)
     known = np.isfinite(values)
@@ -69,7 +73,7 @@ def to_rgb(
     "Convert to RGB: rotated by the EXIF tag, transparency on white, deeper samples scaled to 8 bits, without metadata."
     tags = getattr(image, "tag_v2", {})
     image = ImageOps.exif_transpose(image)
-    signed = image.mode == "L" and _tag(tags, _FORMAT) == 2
+    signed = image.mode == "L" and _tag(tags, _SAMPLE_FORMAT) == 2
     if signed or image.mode.startswith(("I", "F")): image = _grey(image, tags)
     if image.mode == "La": image = image.convert("LA")
     if image.has_transparency_data:
@@ -101,6 +105,7 @@ def _frames(image) -> list:
         if _is_page(image.tag_v2): pages.append(number)
     return pages or [0]
 
+# %% ../../nbs/inputs/00_images.ipynb #images-followed
 def _is_followed(image, file) -> bool:
     "Whether a second image follows in a file of the PPM family."
     if image.format != "PPM": return False
@@ -118,29 +123,40 @@ MAX_ASPECT = 200  # limit for long side / short side, as in Qwen2-VL's processor
 DARKEST = 64  # of 256 levels: what 14-bit samples stored in 16 bits fill after truncation to 8 bits
 FAINTEST = 16  # of 255: smallest contrast of a page; below it, the content is invisible
 
-class _Unfit(ValueError): "An image that can be read but cannot serve as a page."
+class UnfitPage(ValueError): "An image that can be read but cannot serve as a page."
+
+def check_shape(
+    width: int,  # pixels
+    height: int,  # pixels
+) -> None:
+    "Check that the model's processor accepts a page of this shape; ValueError if one side is too long for the other."
+    if min(width, height) <= 0: raise UnfitPage(f"image of {width}×{height} pixels")
+    if max(width, height) > MAX_ASPECT*min(width, height):
+        raise UnfitPage(f"image of {width}×{height} pixels: one side is over {MAX_ASPECT} times the other; "
+                     "crop it, or cut it into several pages")
 
 def _check_size(width, height):
-    if min(width, height) <= 0: raise _Unfit(f"image of {width}×{height} pixels")
+    check_shape(width, height)
     if width*height > MAX_PIXELS: raise PILImage.DecompressionBombError(f"{width}×{height} pixels")
-    if max(width, height) > MAX_ASPECT*min(width, height):
-        raise _Unfit(f"image of {width}×{height} pixels: one side is over {MAX_ASPECT} times the other")
 
+# %% ../../nbs/inputs/00_images.ipynb #images-content-checks
 def _check_pages(image, file):
+    "Reject a file with more than one page."
     _check_size(*image.size)
     count = len(_frames(image))
     if count > 1 or _is_followed(image, file):
-        raise _Unfit(f"holds {count if count > 1 else 'several'} pages; save each page as a file of its own")
+        raise UnfitPage(f"holds {count if count > 1 else 'several'} pages; save each page as a file of its own")
 
 def _check_content(image, page, deep):
     "Reject an empty page and, if `deep` (cut from 16 bits to 8), one that uses at most a quarter of the 16-bit range."
     levels = 1 + max(high for _, high in image.getextrema()) if deep and not image.has_transparency_data else 256
     if levels <= DARKEST:
-        raise _Unfit(f"its 16-bit colours use the darkest {levels} of 256 levels only, of few bits or very dark: "
-                     "save it with 8 bits a colour")
+        raise UnfitPage(f"its 16-bit colours fill only {levels} of 256 levels (samples of 14 bits or fewer, or a dark "
+                     "page): stretch them to the full range and save 8 bits per colour, for example "
+                     "`magick PAGE -auto-level -depth 8 PAGE.png`")
     if max(high - low for low, high in page.getextrema()) < FAINTEST:
         clear = " on white, where it is transparent" if image.has_transparency_data else ""
-        raise _Unfit(f"shows nothing: every pixel has the same colour, or nearly so{clear}")
+        raise UnfitPage(f"shows nothing: every pixel has the same colour, or nearly so{clear}; export the page again")
 
 # %% ../../nbs/inputs/00_images.ipynb #images-open
 def _file(source):
@@ -157,22 +173,24 @@ def _load(image) -> bool:  # whether colours were truncated from 16 bits to 8
     image.load()
     return len(image.getbands()) > 1 and (";16" in coded or "65535" in coded)
 
+# %% ../../nbs/inputs/00_images.ipynb #images-decode
 def _page(image) -> tuple:
     "The page in RGB, and a suffix if the file is safe to use as it is (see `decode_page`)."
     suffix = {"PNG": ".png", "JPEG": ".jpeg", "MPO": ".jpeg"}.get(image.format, "")
     upright = image.getexif().get(0x0112, 1) == 1
-    plain = image.mode in ("RGB", "L", "1") and not image.has_transparency_data and upright
-    return to_rgb(image), suffix if plain else ""
+    unambiguous = image.mode in ("RGB", "L", "1") and not image.has_transparency_data and upright
+    return to_rgb(image), suffix if unambiguous else ""
 
 def decode_page(
     source,  # path or bytes of an image file
 ) -> tuple:  # PIL image in RGB; ".png" or ".jpeg" if every decoder reads this same page from the file, else ""
-    "Decode the page of a trusted file (checked before, or of a benchmark), the first page if there are several."
+    "Decode the page of a file that was checked before or belongs to a benchmark; the first if it has several pages."
     with _file(source) as file:
         image = PILImage.open(file, formats=FORMATS)
         _load(image)
         return _page(image)
 
+# %% ../../nbs/inputs/00_images.ipynb #images-open-page
 def open_page(
     source,  # path or bytes of an image file
 ) -> tuple:  # see `decode_page`
@@ -190,11 +208,11 @@ def open_page(
     except PILImage.DecompressionBombError as error:
         raise ValueError(f"image over {MAX_PIXELS/1e6:.0f} megapixels ({error}): scale it down") from error
     except PILImage.UnidentifiedImageError as error:
-        raise ValueError(f"not an image (or one of 0 pixels); readable are {', '.join(FORMATS)}") from error
-    except _Unfit: raise
+        raise ValueError(f"not an image (or one of 0 pixels); save it as one of {', '.join(FORMATS)}") from error
+    except UnfitPage: raise
     except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, EOFError, struct.error, ...
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"unreadable image ({type(error).__name__}: {reason})") from error
+        raise ValueError(f"unreadable image ({type(error).__name__}: {reason}); export the page again") from error
 
 # %% ../../nbs/inputs/00_images.ipynb #images-size
 def page_size(
@@ -207,3 +225,20 @@ def page_size(
     if kind == "PNG" and not turns: return size  # Pillow would have to decode the file to find EXIF
     if kind in ("JPEG", "WEBP") and image.getexif().get(0x0112, 1) == 1: return size
     return decode_page(content)[0].size
+
+# %% ../../nbs/inputs/00_images.ipynb #images-pages
+def page_key(
+    image: dict,  # an undecoded `datasets.Image` value, with bytes or path
+) -> str:  # hexadecimal
+    "A page's key in the cache: the digest of its image file."
+    return digest_of(image["bytes"] if image.get("bytes") else Path(image["path"]))
+
+def pages_of(
+    rows,  # a datasets.Dataset in the row schema
+) -> dict[str, dict]:  # by doc_id: "rows", indices of the rows about the page; "key", see `page_key`
+    "The pages of a data set, in order of appearance, with the rows that ask about each."
+    pages, images = {}, rows.cast_column("image", datasets.Image(decode=False))
+    for i, doc in enumerate(rows["doc_id"]): pages.setdefault(doc, {"rows": []})["rows"].append(i)
+    for page in pages.values():
+        page["key"] = page_key(images[page["rows"][0]]["image"])
+    return pages

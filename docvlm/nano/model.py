@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchEmbed
 
 from ..engine.attention import ATTENTION
-from ..engine.device import autocast
+from ..engine.attention import autocast
 from .sheet import CHARACTERS
 
 # %% ../../nbs/nano/05_model.ipynb #tokenizer

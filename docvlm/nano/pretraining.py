@@ -22,7 +22,7 @@ from ..files import replacing
 from .batches import Recipe, held_out_pages, held_out_questions, stage_batches
 from .model import (Speller, build_model, build_processor, embed_stills, practice_losses, read_pages,
                                watched)
-from ..precision import has_bf16
+from ..presets import has_bf16
 
 # %% ../../nbs/nano/07_pretraining.ipynb #start
 def start_model(
