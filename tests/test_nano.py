@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from docvlm.model import load_base
-from docvlm.nano.batches import PracticeBatches, Recipe, Stage, pages_per_part, recipe_for
-from docvlm.nano.model import answer_weights, build_model, build_processor, embed_stills, see
+from docvlm.engine.packing import chat_template, collate_pages, pack_page
+from docvlm.nano.batches import PracticeBatches, Recipe, Stage, pack_questions, pages_per_part, recipe_for
+from docvlm.nano.model import answer_losses, answer_weights, build_model, build_processor, embed_stills, see, watched
 from docvlm.nano.pretraining import pretrain
 from docvlm.pages.rendering import SEEN_FONTS, UNSEEN_FONTS
 from docvlm.presets import get_preset
@@ -119,3 +121,28 @@ def test_the_shipped_base_is_opened_with_its_own_sizes():
 def test_each_answer_s_first_character_weighs_more():
     labels = torch.tensor([[5, 6, -100, 7, -100], [-100, 8, 9, 9, -100]])
     assert answer_weights(labels).tolist() == [4, 1, 4, 4, 1, 1]
+
+
+def test_questions_side_by_side_get_the_losses_and_gradients_of_the_block_mask():
+    processor = build_processor()
+    asked = [[("Total?", "12.50", 0), ("Who signed it?", "Ann of Kent", 5)], [("How many rows?", "3", -1)],
+             [("a", "b", 0), ("What is the sum of all of them?", "1,234", 2), ("Date", "4 May", 1)]]
+    written = [[(char, 5 + 9*i, 20) for i, char in enumerate("12.50AnnofKentBbcdef")]]*3
+    batch, model = pack_questions(asked, written, (6, 4), processor), build_model(processor, 0)
+    tokens = torch.randn(3*24, model.config.text_config.hidden_size)
+    with watched(model): loss, pointing, _ = answer_losses(model, batch, tokens)
+    loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    encode, template = processor.tokenizer.encode, chat_template(processor)
+    row = collate_pages([pack_page(template, (1, 8, 12), [encode(q) for q, *_ in some], [encode(a) for _, a, _ in some])
+                         for some in asked])
+    labels, vision = row.pop("labels"), BaseModelOutputWithPooling(pooler_output=tuple(tokens.chunk(3)))
+    logits = model(**row, logits_to_keep=labels != -100, use_cache=False, mm_encoder_outputs={"image": vision}).logits
+    weight = answer_weights(labels)
+    expected = (torch.nn.functional.cross_entropy(logits, labels[labels != -100], reduction="none")*weight).sum()/weight.sum()
+    expected.backward()
+    assert abs(loss.item()/expected.item() - 1) < 1e-5 and pointing > 0 and gradients
+    for name, gradient in gradients.items():
+        wanted = dict(model.named_parameters())[name].grad
+        assert (gradient - wanted).norm() <= 1e-4*wanted.norm() + 1e-6, name

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from torch import nn
 
-from ..engine.packing import block_mask, chat_template, pack_page
+from ..engine.packing import chat_template, pack_page
 from .model import PATCH, answer_cells, patch_targets
 from .practice import draw_text_page, scan_page
 from .sheet import font_families, pick
@@ -138,20 +137,39 @@ def pack_questions(
     written: list[list[tuple]],  # per page: its characters as (character, x, y)
     size: tuple[int, int],  # of each page in cells: columns, rows
     processor,  # of the model
-) -> dict:  # input_ids, labels (B, T); position_ids (3, B, T); attention_mask (B, 1, T, T); cells, one an answer token
-    "Questions of pages of one size as rows of tokens, and where on its page each answer token is read."
-    template, encode, pages, cells = chat_template(processor), processor.tokenizer.encode, [], []
+) -> dict:  # input_ids, labels (1, T); position_ids (3, 1, T); places, numbers as in `PackedRow`; cells
+    """Pages of one size and their questions as one row of tokens. `cells`: for each answer token, the position in its
+    page's prefix of the image token that shows it, -1 where none does."""
+    template, tokenizer, pages, cells = chat_template(processor), processor.tokenizer, [], []
+    encode, spell = tokenizer.encode, lambda text: tokenizer.convert_ids_to_tokens(tokenizer.encode(text))
     for questions, characters in zip(asked, written):
         pages.append(pack_page(template, (1, 2*size[1], 2*size[0]), [encode(q) for q, *_ in questions],
                                [encode(a) for _, a, _ in questions]))
         cells += [cell for _, answer, start in questions for cell in (
-            [-1]*(len(answer) + 1) if start < 0 else answer_cells(answer, characters[start:], *size))]
-    def lay(parts, fill): return nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=fill)
-    return {"input_ids": lay([page.input_ids for page in pages], processor.tokenizer.pad_token_id),
-            "labels": lay([page.labels for page in pages], -100),
-            "position_ids": lay([page.position_ids.T for page in pages], 0).permute(2, 0, 1),
-            "attention_mask": block_mask(lay([page.question for page in pages], -1)),
+            [-1]*(len(spell(answer)) + 1) if start < 0 else answer_cells(spell(answer), characters[start:], *size))]
+    prefix = int((pages[0].question == 0).sum())
+    def join(parts):
+        return torch.cat([part[..., :prefix] for part in parts] + [part[..., prefix:] for part in parts], -1)
+    places, numbers = _side_by_side([page.question[prefix:] for page in pages])
+    return {"input_ids": join([page.input_ids for page in pages])[None],
+            "labels": join([page.labels for page in pages])[None],
+            "position_ids": join([page.position_ids for page in pages])[:, None],
+            "places": places, "numbers": numbers,
             "cells": torch.tensor([-1 if cell < 0 else cell + len(template.before) for cell in cells])}
+
+def _side_by_side(numbers):
+    "`places` and `numbers` of a `PackedRow`: the questions of each page in strips as long as the longest question."
+    counts = [number.unique(return_counts=True)[1].tolist() for number in numbers]
+    longest, start, rows = max(map(max, counts)), 0, []
+    for some in counts:
+        strips = [[]]
+        for number, count in enumerate(some):
+            if len(strips[-1]) + count > longest: strips.append([])
+            strips[-1] += [(start + i, number) for i in range(count)]
+            start += count
+        rows.append([strip + [(-1, -1)]*(longest - len(strip)) for strip in strips])
+    most = max(map(len, rows))
+    return torch.tensor([row + [[(-1, -1)]*longest]*(most - len(row)) for row in rows]).unbind(-1)
 
 # %% ../../nbs/nano/06_batches.ipynb #batches
 class PracticeBatches(torch.utils.data.Dataset):
@@ -180,7 +198,7 @@ def pages_per_part(
     "How many pages a part of a batch has."
     cells = size[0]*size[1]
     pages = [recipe.patches_per_batch//(4*cells)]*(not asks or not typed)
-    if asks: pages.append(recipe.tokens_per_batch//(cells + 40*recipe.questions_per_page))  # 40 tokens a question
+    if asks: pages.append(recipe.tokens_per_batch//(cells + 16*recipe.questions_per_page))  # 16 tokens a question
     return max(1, min(pages)//recipe.parts)
 
 def stage_batches(
