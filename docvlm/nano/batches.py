@@ -41,7 +41,7 @@ class Recipe:
     families: tuple[str, ...] = field(default_factory=font_families)  # fonts of practice
     held_out_families: tuple[str, ...] = field(default_factory=lambda: font_families("held-out"))
     stages: tuple[Stage, ...] = (
-        Stage("read", 12_000, (1.0, 0.1), READ_SIZES),
+        Stage("read", 6_000, (1.0, 0.1), READ_SIZES),
         Stage("look up", 20_000, (0.5, 0.5), LOOK_UP_SIZES, 0.85, 0.5, (1.0, 0.2)),
         Stage("mix", 12_000, (0.5, 0.5), MIX_SIZES, 0.85, 0.2, (0.2, 0.0)),
         Stage("cool down", 6_000, (0.5, 0.0), MIX_SIZES, 0.9))
