@@ -13,31 +13,39 @@ from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
+from babel.dates import get_month_names
 from PIL import Image, ImageFilter
 from faker.providers.lorem.en_US import Provider
 
-from .sheet import (CHARACTERS, SEEN_FONTS, Pen, Sheet, draw_ink, draw_paper, draw_pen, draw_sheet,
-                               draw_size, pick, shade, whole)
+from .sheet import (CHARACTERS, LATIN, SEEN_FONTS, Pen, Sheet, draw_ink, draw_paper, draw_pen,
+                               draw_sheet, draw_size, pick, shade, whole)
 
 # %% ../../nbs/nano/01_practice.ipynb #words
 _visible = CHARACTERS.replace(" ", "")
-_swapped = str.maketrans(",.", ".,")
+_swapped, _spaced = str.maketrans(",.", ".,"), str.maketrans(",.", " ,")
+_foreign = [word for language in ("de_DE", "fr_FR", "es_ES")
+            for word in import_module(f"faker.providers.lorem.{language}").Provider.word_list
+            if set(word) <= set(_visible)]
 
 def make_word(rng: np.random.Generator) -> str:
-    "A word in lower case; one in four is made up of syllables."
-    if rng.random() < 0.75: return pick(rng, Provider.word_list)
+    "A word in lower case: English, German, French, Spanish, or made up of syllables."
+    kind = rng.random()
+    if kind < 0.75: return pick(rng, Provider.word_list if kind < 0.62 else _foreign)
     return "".join([pick(rng, "bcdfghjklmnprstvwz") + pick(rng, "aeiou") for _ in range(whole(rng, 1, 4))])
 
 def make_amount(rng: np.random.Generator) -> str:
     "An amount of money, with or without a currency sign."
     number = 10**(1 + 4*rng.random())*rng.random()
     text = f"{number:,.2f}" if rng.random() < 0.6 else f"{number:.2f}"
-    if rng.random() < 0.2: return text.translate(_swapped) + pick(rng, ("", " €"))
+    if rng.random() < 0.2: return text.translate(pick(rng, (_swapped, _swapped, _spaced))) + pick(rng, ("", " €"))
     return pick(rng, ("", "", "$", "€", "£", "RM ", "EUR ", "USD ")) + text
 
 def make_date(rng: np.random.Generator) -> str:
-    "A day in one of ten formats."
+    "A day in one of ten formats, or with its month in German, French or Spanish."
     day, month, year = whole(rng, 1, 29), whole(rng, 1, 13), whole(rng, 1985, 2031)
+    if rng.random() < 0.08:
+        language, form = pick(rng, (("de", "{}. {} {}"), ("fr", "{} {} {}"), ("es", "{} de {} de {}")))
+        return form.format(day, get_month_names("wide", locale=language)[month], year)
     full, name = month_name[month], month_abbr[month]
     return pick(rng, (f"{day:02}/{month:02}/{year}", f"{year}-{month:02}-{day:02}", f"{day} {name} {year}",
                       f"{name} {day}, {year}", f"{day:02}-{month:02}-{year % 100:02}", f"{day:02}.{month:02}.{year}",
@@ -62,18 +70,21 @@ def make_time(rng: np.random.Generator) -> str:
     "A time of the day."
     return f"{whole(rng, 0, 24)}:{whole(rng, 0, 60):02}" + pick(rng, ("", "", " h", ":07"))
 
-def _noise(rng): return "".join([pick(rng, _visible) for _ in range(whole(rng, 1, 9))])
+def _noise(rng):
+    among = pick(rng, (_visible[:94], _visible[:94], _visible))  # the first 94 are ASCII
+    return "".join([pick(rng, among) for _ in range(whole(rng, 1, 9))])
 
 def _letters(rng):
-    alphabet = pick(rng, (string.ascii_letters, string.ascii_uppercase, string.ascii_lowercase, string.digits))
+    alphabet = pick(rng, (string.ascii_letters, string.ascii_uppercase, string.ascii_lowercase, string.digits,
+                          string.ascii_letters + LATIN))
     return "".join([pick(rng, alphabet) for _ in range(whole(rng, 1, 10))])
 
 # %% ../../nbs/nano/01_practice.ipynb #names
 def _names_in(languages):
-    "Given and family names of some languages that are ASCII and neither short nor long."
+    "Given and family names of some languages in letters of `CHARACTERS`, neither short nor long."
     lists = [getattr(import_module(f"faker.providers.person.{language}").Provider, name, ()) for language in languages
              for name in ("first_names", "first_names_male", "first_names_female", "last_names")]
-    return {name for names in lists for name in names if name.isascii() and name.isalpha() and 3 <= len(name) <= 9}
+    return {name for names in lists for name in names if name.isalpha() and set(name) <= set(_visible) and 3 <= len(name) <= 9}
 
 NAMES = tuple(sorted(
     _names_in(("nl_NL", "sv_SE", "it_IT", "pt_PT", "es_ES", "fr_FR", "pl_PL", "fi_FI", "ro_RO", "tr_TR", "hr_HR"))
