@@ -27,7 +27,7 @@ from .documents import make_page, UNSEEN_SHARE
 from .files import (check_started, digest_of, flush, in_library, process_pool, read_json, root, StudyError,
                           write_json)
 from .inputs.folder import load_folder
-from .inputs.images import page_size, UnfitPage
+from .inputs.images import page_id, page_ids, page_size, UnfitPage
 from .inputs.sources import check_sources, document_types, load_hub, read_sources, rows_dataset
 from .steps import documents_digest, import_closure, module_file, templates_digest
 
@@ -50,8 +50,8 @@ def question_rows(
     image: str,  # path of the page image
 ) -> list:  # of row dicts
     "One row per question of a page. The first of a row's `doc_types` is the page's own type."
-    return [{"question_id": f"{page.doc_id}-q{number}", "doc_id": page.doc_id, "image": image,
-             "question": question.question, "answers": list(question.answers),
+    return [{"question_id": f"{page.doc_id}-q{number}", "doc_id": page.doc_id, "page": 1, "image": image,
+             "question": question.question, "field": "", "answers": list(question.answers),
              "doc_types": list(dict.fromkeys([page.doc_type, *question.doc_types])),
              "benchmark": page.benchmark, "split": split, "source": "generated"}
             for number, question in enumerate(page.questions)]
@@ -129,7 +129,7 @@ def _generate(study: Study, folder: Path) -> dict:
 def _check_documents(study: Study, folder: Path) -> dict:
     "Check a user's documents, copy their pages into `folder` and return the report on the source."
     documents = (root()/study.documents).resolve()
-    splits, skipped = load_folder(documents, folder/"pages")
+    splits, skipped = load_folder(documents, folder/"pages", study.preset.max_pixels)
     for split, rows in splits.items():
         for row in rows: row["image"] = Path(row["image"]).relative_to(folder).as_posix()
         pd.DataFrame(rows).to_parquet(folder/f"{split}.parquet")
@@ -145,7 +145,7 @@ def prepared_folder(
     preset = study.preset
     modules = import_closure("from docvlm.documents import make_page\nfrom docvlm.inputs.folder import load_folder")
     code = digest_of(*map(module_file, (*modules, "data")))
-    content = (documents_digest(root()/study.documents) if study.documents else
+    content = (digest_of(documents_digest(root()/study.documents), preset.max_pixels) if study.documents else
                digest_of(templates_digest(), preset.train_pages, preset.test_pages, preset.data_seed))
     folder = study.cache_dir/"data"/digest_of(code, content)
     if not folder.exists():
@@ -186,7 +186,7 @@ def limit_questions(
 ) -> Dataset:
     "Choose whole pages at random with at most `maximum` questions in all. The rows keep their order."
     if maximum is None or len(rows) <= maximum: return rows
-    pages = pd.Series(rows["doc_id"][:])
+    pages = pd.Series(page_ids(rows))
     order = np.random.default_rng(seed).permutation(pages.unique())
     total = pages.value_counts()[order].cumsum()
     return rows.select(np.flatnonzero(pages.isin(total.index[total <= max(maximum, total.iloc[0])])))
@@ -252,32 +252,32 @@ def perceptual_bits(
 
 # %% ../nbs/02_data.ipynb #cell-005b
 def first_rows_of_pages(
-    dataset,  # rows with a `doc_id`
+    dataset,  # rows with `doc_id` and `page`
 ) -> list:  # row numbers
     "The first row of each page, in order."
-    return pd.Series(dataset["doc_id"][:]).drop_duplicates().index.tolist()
+    return pd.Series(page_ids(dataset)).drop_duplicates().index.tolist()
 
 # %% ../nbs/02_data.ipynb #fingerprints
 def fingerprints(
-    dataset,  # rows with `doc_id` and `image`
+    dataset,  # rows with `doc_id`, `page` and `image`
     label: str = "pages",  # shown beside the progress bar
-) -> pd.DataFrame:  # one row per page: doc_id, pixels, bits
+) -> pd.DataFrame:  # one row per page: page_id, pixels, bits
     "Compute both fingerprints of every page, decoding each page once."
-    pages = dataset.select(first_rows_of_pages(dataset)).select_columns(["doc_id", "image"])
+    pages = dataset.select(first_rows_of_pages(dataset)).select_columns(["doc_id", "page", "image"])
     return pd.DataFrame([
-        {"doc_id": row["doc_id"], "pixels": pixel_digest(row["image"]), "bits": perceptual_bits(row["image"])}
+        {"page_id": page_id(row["doc_id"], row["page"]), "pixels": pixel_digest(row["image"]),
+         "bits": perceptual_bits(row["image"])}
         for row in tqdm(_decoded(pages), total=len(pages), desc=f"fingerprints of {label}", leave=False)])
 
 def _decoded(pages):
     "Yield each page; ValueError names a page that cannot be decoded or has a shape that the model refuses."
-    docs = pages["doc_id"][:]
-    for number, doc in enumerate(docs):
+    for number, name in enumerate(page_ids(pages)):
         try: yield pages[number]
         except UnfitPage as error:
-            raise ValueError(f"Page {doc}: {error}, or leave its rows out (for a hub source, set its hub_id in "
+            raise ValueError(f"Page {name}: {error}, or leave its rows out (for a hub source, set its hub_id in "
                              "data/sources.csv to a copy without them)") from error
         except Exception as error:  # Pillow raises many exception types
-            raise ValueError(f"Page {doc}: unreadable image ({type(error).__name__}: {error}); "
+            raise ValueError(f"Page {name}: unreadable image ({type(error).__name__}: {error}); "
                              "download its source again or remove its rows") from error
 
 # %% ../nbs/02_data.ipynb #cell-012b
@@ -293,7 +293,7 @@ def matching_pages(
     train: pd.DataFrame,  # from `fingerprints`
     test: pd.DataFrame,  # from `fingerprints`
     near_bits: int = NEAR_BITS,  # largest distance called near
-) -> pd.DataFrame:  # test_doc, train_doc, kind ("exact" or "near"), bits
+) -> pd.DataFrame:  # test_doc and train_doc (names of the pages), kind ("exact" or "near"), bits
     "Pairs of a test page and a training page that show the same image."
     train_bits, found = np.stack(train.bits), []
     for start in range(0, len(test), 500):
@@ -301,15 +301,15 @@ def matching_pages(
         distance = bit_distances(np.stack(block.bits), train_bits)
         same = block.pixels.to_numpy()[:, None] == train.pixels.to_numpy()
         for i, j in np.argwhere(same | (distance <= near_bits)):
-            found.append((block.doc_id.iloc[i], train.doc_id.iloc[j], "exact" if same[i, j] else "near",
+            found.append((block.page_id.iloc[i], train.page_id.iloc[j], "exact" if same[i, j] else "near",
                           int(distance[i, j])))
     return pd.DataFrame(found, columns=["test_doc", "train_doc", "kind", "bits"])
 
 # %% ../nbs/02_data.ipynb #cell-015b
 def _question_keys(dataset) -> pd.DataFrame:
-    "One row per question: doc_id, question_id and a normalized key of question and answers."
+    "One row per question: page_id, question_id and a normalized key of question and answers."
     def key(question, answers): return squeezed(question), tuple(sorted(set(map(squeezed, answers))))
-    return pd.DataFrame({"doc_id": dataset["doc_id"][:], "question_id": dataset["question_id"][:],
+    return pd.DataFrame({"page_id": page_ids(dataset), "question_id": dataset["question_id"][:],
                          "key": list(map(key, dataset["question"][:], dataset["answers"][:]))})
 
 # %% ../nbs/02_data.ipynb #find-leaks
@@ -330,7 +330,7 @@ def find_leaks(
     exact = set(pairs.test_doc[pairs.kind == "exact"])
     seen, asked = _question_keys(train), _question_keys(test)
     joined = asked.merge(seen, on="key", suffixes=("_test", "_train"))
-    same_page = pd.MultiIndex.from_frame(joined[["doc_id_test", "doc_id_train"]]).isin(
+    same_page = pd.MultiIndex.from_frame(joined[["page_id_test", "page_id_train"]]).isin(
         list(zip(pairs.test_doc, pairs.train_doc)))
     leaked = set(joined.question_id_test[same_page])
     return {"exact": len(exact), "near": len(set(pairs.test_doc) - exact), "question": len(leaked),
@@ -343,7 +343,7 @@ def page_sizes(
     rows: Dataset,  # of one split
 ) -> pd.DataFrame:  # doc_id, benchmark, width, height (pixels), one row per page
     "Page sizes, read from the image headers where these suffice (see `page_size`)."
-    pages = rows.select(first_rows_of_pages(rows)).select_columns(["doc_id", "benchmark", "image"])
+    pages = rows.select(first_rows_of_pages(rows)).select_columns(["doc_id", "page", "benchmark", "image"])
     found = []
     for row in pages.cast_column("image", Image(decode=False)):
         size = page_size(row["image"]["bytes"] or row["image"]["path"])
@@ -353,16 +353,17 @@ def page_sizes(
 # %% ../nbs/02_data.ipynb #question-frame
 def question_frame(
     rows: Dataset,  # of one split
-) -> pd.DataFrame:  # the columns of a row but the image, and group, answer_characters
+) -> pd.DataFrame:  # the columns of a row but the image, and page_id, group, answer_characters
     "The questions of a split without their images. A question in several report groups has one line for each."
     frame = rows.remove_columns("image").to_pandas()
     frame["group"] = [document_types(row) for row in frame.to_dict("records")]
+    frame["page_id"] = page_ids(frame)
     frame["answer_characters"] = [len(answers[0]) for answers in frame.answers]
     return frame.explode("group")
 
 # %% ../nbs/02_data.ipynb #summarize
 def _counts(frame, by):
-    return {name: {"pages": int(part.doc_id.nunique()), "questions": int(part.question_id.nunique())}
+    return {name: {"pages": int(part.page_id.nunique()), "questions": int(part.question_id.nunique())}
             for name, part in frame.groupby(by)}
 
 def _percentiles(values): return {f"p{rank}": float(np.percentile(values, rank)) for rank in (5, 50, 95)}

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['parse_flag', 'check_number', 'parameters_of', 'check_parameter_names', 'validate_parameters', 'kernel_class',
-           'progress_line', 'progress', 'log_tail', 'execute']
+           'progress_line', 'progress', 'log_tail', 'LogWithNotices', 'execute']
 
 # %% ../nbs/study/02_execution.ipynb #prm-imp
 import ast
@@ -74,6 +74,9 @@ def _fitting(name, value, default):
     "The value, with flags converted to bool; ValueError if its type is not that of the default."
     if isinstance(default, bool): return parse_flag(name, value)
     if isinstance(value, type(default)): return value
+    if isinstance(default, dict):
+        raise ValueError(f"{name} must be names with values, not {value!r}; with papermill give "
+                         f"-y '{name}: {{lora_rank: 32}}'")
     kind = "text" if isinstance(default, str) else "a number"
     raise ValueError(f"{name} must be {kind}, not {value!r}; leave it out for {default!r}, or with papermill give "
                      f"-r {name} VALUE, which stays text")
@@ -161,6 +164,16 @@ def log_tail(
     shown = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n") if line.strip()][-lines:]
     return "\n".join([f"Last lines of {log.relative_to(root())}:", *(f"  {line}" for line in shown)]) if shown else ""
 
+# %% ../nbs/study/02_execution.ipynb #exe-notices
+class LogWithNotices:
+    "A log to write to; lines that begin with `docvlm: ` are also printed on stdout, above a progress line."
+    def __init__(self, log): self.log, self.flush = log, log.flush
+
+    def write(self, text):
+        self.log.write(text)
+        for line in text.splitlines():
+            if line.startswith("docvlm: "): tqdm.write(line, file=sys.stdout)
+
 # %% ../nbs/study/02_execution.ipynb #exe-notebook
 def _literal(path):
     "The path with its braces doubled."
@@ -185,7 +198,7 @@ def execute(
             papermill.execute_notebook(
                 _literal(root()/"nbs"/f"{notebook}.ipynb"), _literal(executed), given, kernel_name="python3",
                 language="python", kernel_manager_class=kernel_class(opened), start_timeout=300, cwd=root(),
-                stderr_file=opened, progress_bar=False,
+                stderr_file=LogWithNotices(opened), progress_bar=False,
                 on_cell_start=lambda cell, cell_index: at(cell_index, cells))
         except papermill.PapermillExecutionError as error:
             said = (f"{notebook}.ipynb failed in cell {error.cell_index}: {error.ename}: {error.evalue}\n"

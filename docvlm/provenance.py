@@ -78,8 +78,9 @@ def origin_of(
             "notebook": f"nbs/{step.notebook}.ipynb", "state": step.state(),
             "inputs": {which: f"{sources[which]} ({digest})" for which, digest in result["inputs"].items()},
             "code": result["code"] | {"modules": ", ".join(import_closure(notebook_code(step.notebook)))},
-            "environment": result["env"], "preset": result["preset"], "started": result["started"],
-            "wall_s": result["wall_s"], "key": result["key"], "artefacts": ", ".join(result.get("artefacts", []))}
+            "environment": result["env"], "preset": result["preset"], "settings": study.settings,
+            "started": result["started"], "wall_s": result["wall_s"], "key": result["key"],
+            "artefacts": ", ".join(result.get("artefacts", []))}
 
 # %% ../nbs/study/04_provenance.ipynb #origin-other
 def _origin_of_other(study, name, value, result):
@@ -168,10 +169,10 @@ def study_command(
     folder: Path,  # a copy of the repository
 ) -> dict:  # keyword arguments for `subprocess.run`
     "The command that runs a study in a copy of the repository, with the copy's library."
-    code = ("import sys\nfrom docvlm.core import open_study\nfrom docvlm.steps import run_study\n"
-            "run_study(open_study(*sys.argv[1:]))")
-    documents = study.documents and str((root()/study.documents).resolve())
-    return {"args": [sys.executable, "-c", code, study.preset.name, documents], "cwd": folder,
+    code = ("import json, sys\nfrom docvlm.core import open_study\nfrom docvlm.steps import run_study\n"
+            "run_study(open_study(**json.loads(sys.argv[1])))")
+    given = study.given | {"documents": study.documents and str((root()/study.documents).resolve())}
+    return {"args": [sys.executable, "-c", code, json.dumps(given)], "cwd": folder,
             "env": os.environ | {"PYTHONPATH": str(folder)}}
 
 # %% ../nbs/study/04_provenance.ipynb #ddbdb266
@@ -216,7 +217,7 @@ def check_study(
     "Rerun the study in an empty folder and compare the results. An interrupted check continues where it stopped."
     if not stored_results(study):
         raise StudyError(f"{study.name}: nothing to compare with; "
-                         f"run `docvlm-study --preset {study.preset.name}` first")
+                         f"run `{study.command('docvlm-study')}` first")
     folder = study.run_dir/"check"
     rerun = folder/"data"/"runs"/study.name_in(folder)
     with study_lock(study, "check"):

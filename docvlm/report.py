@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['GAIN_SENTENCES', 'QUESTION_KINDS', 'verdict', 'answer_gain', 'answer_types', 'answer_failures', 'provenance',
-           'settings', 'scores_at_scale', 'is_right', 'answer_mark', 'slug', 'first_page', 'picture', 'code_span',
+           'settings_table', 'scores_at_scale', 'is_right', 'answer_mark', 'slug', 'first_page', 'picture', 'code_span',
            'render', 'to_html', 'to_pdf', 'current_systems', 'read_results', 'report_values', 'build_report']
 
 # %% ../nbs/09_report.ipynb #cell-002
@@ -17,7 +17,7 @@ from markupsafe import Markup
 from .core import Study
 from .files import StudyError, read_json, root
 from .paper import tables
-from .paper.figures import draw_all, speed_values
+from .paper.figures import curve_tables, draw_all, speed_values
 from .paper.tables import (NOT_MEASURED, amount, benchmark_name, interval, markdown, percent, points,
                                  in_report_order, quoted, table)
 from .presets import PRESETS
@@ -108,7 +108,7 @@ def provenance(results: dict) -> Markup:
                   for step, r in results.items()],
                  "Provenance of each result (a digest is the first 16 hexadecimal digits of SHA-256)")
 
-def settings(
+def settings_table(
     values: dict,  # setting: value
     caption: str,
 ) -> Markup:
@@ -261,12 +261,13 @@ def read_results(
 def _result_values(results):
     "The template's variables that depend only on the results of the steps."
     evaluation, failures, training = results["evaluation"], results["failures"], results["training"]
-    return {"r": results, "data": tables.data_tables(results["data"]),
-            "answers": [answer_gain(evaluation), answer_types(evaluation), answer_failures(failures)],
+    return {"r": results, "data": tables.data_tables(results["data"]), "curve": curve_tables(results["ablation"]),
+            "answers": [answer_gain(evaluation), answer_types(evaluation), answer_failures(failures),
+                        *filter(None, [results["ablation"].get("pages_answer")])],
             "example": first_page(failures["gallery"]), "dirty": any(r["code"]["dirty"] for r in results.values()),
             "last": max(r["started"] for r in results.values())[:10],
-            "model": settings(training["model"], "Model"), "setup": settings(training["setup"], "Training"),
-            "environment": settings(evaluation["env"], "Machine and versions of the evaluation")}
+            "model": settings_table(training["model"], "Model"), "setup": settings_table(training["setup"], "Training"),
+            "environment": settings_table(evaluation["env"], "Machine and versions of the evaluation")}
 
 def _published_plan():
     "The published plan of preset qwen2-vl-2b, or None."

@@ -11,7 +11,6 @@ import csv
 import glob
 import json
 import platform
-import shlex
 import subprocess
 import time
 from contextlib import contextmanager
@@ -166,8 +165,8 @@ def record_precision(
     if not record.exists() or read_json(record) != now: write_json(record, now)
 
 # %% ../nbs/study/03_steps.ipynb #cell-008
-PROVENANCE = ("step", "preset", "study", "params", "inputs", "code", "env", "started", "wall_s", "key", "content",
-              "artefact_digests")
+PROVENANCE = ("step", "preset", "study", "settings", "params", "inputs", "code", "env", "started", "wall_s", "key",
+              "content", "artefact_digests")
 
 def content_digest(
     result: dict,  # of a step, as in its file
@@ -204,7 +203,8 @@ def inputs(self: Step, seen: dict | None = None):
     if self.study.documents:
         if "documents" not in seen: seen["documents"] = documents_digest(root()/self.study.documents)
         found["documents"] = seen["documents"]
-    elif self.name == "data" and preset.source == "generated": found["templates"] = templates_digest()
+    generates = "evaluation" if self.study.documents else "data"  # with documents, for what was forgotten
+    if self.name == generates and preset.source == "generated": found["templates"] = templates_digest()
     for step in earlier: found[step] = content_digest(Step(self.study, step).read(seen))
     return found
 
@@ -235,7 +235,7 @@ def _judge(self: Step, seen):
     if not self.path.exists(): return "no result yet"
     result = read_json(self.path)
     then, now = result.get("params", {}).get("precision"), self.study.preset.precision
-    asked = get_preset(self.study.preset.name).precision
+    asked = self.study.settings.get("precision", get_preset(self.study.preset.name).precision)
     try: key = self.key(then if asked == "auto" else "", seen)
     except StudyError as error: return str(error)
     if result.get("key") != key:
@@ -253,9 +253,7 @@ def _judge(self: Step, seen):
 def read(self: Step, seen: dict | None = None) -> dict:
     "Read the result if it is up to date, else StudyError with the reason and the command to run."
     if (state := self.state(seen)) == "fresh": return read_json(self.path)
-    documents = f" --documents={shlex.quote(self.study.documents)}" if self.study.documents else ""
-    command = f"docvlm-study --preset {self.study.preset.name}{documents}"
-    raise StudyError(f"{self.study.name}/{self.name}: {state}; run `{command}`")
+    raise StudyError(f"{self.study.name}/{self.name}: {state}; run `{self.study.command('docvlm-study')}`")
 
 # %% ../nbs/study/03_steps.ipynb #cell-010
 def git_state() -> dict:
@@ -292,7 +290,8 @@ def run(
     record_precision(self.study)
     seen, started, clock = {}, datetime.now(timezone.utc), time.perf_counter()
     record = {"step": self.name, "preset": self.study.preset.name, "study": self.study.name,
-              "params": asdict(self.study.preset), "inputs": self.inputs(seen), "key": self.key(seen=seen)}
+              "settings": self.study.settings, "params": asdict(self.study.preset), "inputs": self.inputs(seen),
+              "key": self.key(seen=seen)}
     result = function()
     # folders are described by their record.json
     files = [a for a in result.get("artefacts", []) if (root()/a).is_file()]
@@ -311,10 +310,9 @@ def run_step(
     label: str = "",  # start of the progress line; "" for the step's name
 ) -> None:
     "Execute a step's notebook and save it in the run folder. StudyError says which cell failed and how to continue."
-    given = {"preset": step.study.preset.name, "documents": step.study.documents}
     last_s = read_json(step.path)["wall_s"] if step.path.exists() else None
     executed = step.study.run_dir/"notebooks"/f"{step.notebook}.ipynb"
-    execute(step.notebook, given, executed, _log(step.study), label or step.name, last_s)
+    execute(step.notebook, step.study.given, executed, _log(step.study), label or step.name, last_s)
 
 # %% ../nbs/study/03_steps.ipynb #cell-018
 @contextmanager
@@ -334,7 +332,7 @@ def study_lock(
 
 # %% ../nbs/study/03_steps.ipynb #run-study
 def run_study(
-    study,  # a `core.Study`: preset and documents
+    study,  # a `core.Study`: preset, documents and settings
     only: str | None = None,  # name of a single step; None for all steps
 ) -> list[str]:  # names of the steps that ran
     "Run every step that is not up to date, in order. StudyError if the same study already runs in this repository."

@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['page_inputs', 'answer_logits', 'answer_loss', 'pack_rows', 'TrainingBatches', 'page_groups', 'AnswerTrainer', 'Clock',
-           'LiveCurve', 'check_reporting', 'adapter_folder', 'check_base', 'train_adapter', 'train_study']
+           'LiveCurve', 'check_reporting', 'adapter_folder', 'check_base', 'training_rows', 'lora_settings',
+           'train_adapter', 'train_study']
 
 # %% ../nbs/04_training.ipynb #cell-002
 import shutil
@@ -24,8 +25,8 @@ from .engine.attention import last_layer_at, peak_memory, team, within_memory
 from .engine.features import PageFeatures, cache_features, pages_of
 from .engine.packing import PackedPage, chat_template, collate_pages, encode_text, pack_page
 from .files import StudyError, digest_of, flush, read_json, root, set_seed, write_json
-from .model import adapter_digest, add_lora, load_base, load_processor
-from .presets import base_digest, device_kind, in_bf16
+from .model import adapter_digest, add_lora, hold_weights, load_base, load_processor
+from .presets import Preset, base_digest, device_kind, in_bf16, with_variant
 
 # %% ../nbs/04_training.ipynb #page-inputs
 def page_inputs(
@@ -227,10 +228,12 @@ def adapter_folder(
     study: Study,  # gives the run folder
     lora_rank: int,  # rank of the adapter
     seed: int,  # random seed of the run
-    precision: str = "",  # "int8" or "nf4" if the base is quantized, else ""
+    how: str = "",  # "int8" or "nf4" for a quantized base, one of `VARIANTS`, or "" as the study's preset says
+    documents: int = 0,  # number of training documents; 0: all
 ) -> Path:
     "The folder of a trained adapter."
-    return study.run_dir/"adapters"/(f"lora-r{lora_rank}-seed{seed}" + (precision and f"-{precision}"))
+    part = f"-{documents}-documents" if documents else ""
+    return study.run_dir/"adapters"/(f"lora-r{lora_rank}-seed{seed}" + (how and f"-{how}") + part)
 
 def _finished(folder, key):
     "The record of the adapter in `folder` if it has this key and undamaged files, else None."
@@ -267,15 +270,23 @@ def check_base(
                          "run docvlm-study again")
 
 # %% ../nbs/04_training.ipynb #prepare-training
-def _trainer(study, lora_rank, seed, precision, work, report_to):
+def training_rows(
+    study: Study,  # whose training split to use
+    doc_ids: tuple[str, ...] = (),  # documents to train on; (): all
+):  # a datasets.Dataset in the row schema
+    "The questions to train on."
+    rows = load_splits(study)["train"]
+    return rows.select(np.flatnonzero(np.isin(rows["doc_id"][:], doc_ids))) if doc_ids else rows
+
+def _trainer(study, lora_rank, seed, precision, work, report_to, doc_ids=(), variant=""):
     "The Trainer of one adapter, ready to start or resume in the folder `work`, and its number of questions."
     set_seed(seed)
-    processor, base = load_processor(study.preset), load_base(study.preset, precision)
-    rows = load_splits(study)["train"]
+    processor, base = load_processor(study.preset), hold_weights(load_base(study.preset, precision))
+    rows = training_rows(study, doc_ids)
     features = cache_features(study, base, processor, rows)
     packed = pack_rows(study, processor, rows, features)
     batches = TrainingBatches(packed, features, study.preset, seed, team().num_processes)
-    model = add_lora(base, study.preset, lora_rank, seed)
+    model = add_lora(base, with_variant(study.preset, variant), lora_rank, seed)
     model.config.use_cache = False
     arguments = _arguments(study, seed, work, len(batches.batches), report_to)
     return AnswerTrainer(model, arguments, train_dataset=batches, data_collator=lambda items: items[0],
@@ -293,13 +304,21 @@ def _fit(trainer, work):
                          "lower tokens_per_batch, or tokens_per_page and max_pixels (study/01_presets)") from error
     return clock.seconds()
 
+# %% ../nbs/04_training.ipynb #lora-settings
+def lora_settings(
+    preset: Preset,  # of the study, or a variant of it
+    lora_rank: int,  # rank of the adapter
+) -> dict:
+    "The settings of an adapter, as records and training.json hold them."
+    return {"lora_rank": lora_rank, "lora_alpha": preset.lora_alpha_per_rank*lora_rank,
+            "target_modules": list(preset.target_modules), "use_rslora": preset.use_rslora, "use_dora": preset.use_dora}
+
 # %% ../nbs/04_training.ipynb #cell-012
-def _record(trainer, study, lora_rank, seed, questions, seconds):
+def _record(trainer, settings, seed, questions, seconds):
     "Settings, sizes, loss curve, speed and peak memory of a finished run, for record.json."
-    preset, batches = study.preset, trainer.train_dataset
+    batches = trainer.train_dataset
     trainable, total = trainer.model.get_nb_trainable_parameters()
-    return {"lora_rank": lora_rank, "lora_alpha": preset.lora_alpha_per_rank*lora_rank, "seed": seed,
-            "trainable_parameters": trainable, "total_parameters": total - trainable,
+    return {**settings, "seed": seed, "trainable_parameters": trainable, "total_parameters": total - trainable,
             "trainable_percent": 100*trainable/(total - trainable),
             "loss": [{"step": r["step"], "loss": r["loss"], "learning_rate": r["learning_rate"]}
                      for r in trainer.state.log_history if "loss" in r],
@@ -314,10 +333,12 @@ def train_adapter(
     seed: int,  # random seed of initial weights and batch order
     report_to: str = "none",  # "wandb", "tensorboard", "mlflow", …: where to send the loss, see `check_reporting`
     precision: str = "",  # "int8", or "nf4" as in QLoRA, to quantize the base; "" uses the preset's
+    doc_ids: tuple[str, ...] = (),  # documents to train on, for a learning curve; (): all
+    variant: str = "",  # one of `VARIANTS`; "" trains as the preset says
 ) -> dict:  # the adapter's record.json: loss curve, times, sizes
     "Fine-tune one adapter, or read its record if already trained; an interrupted run resumes from its last checkpoint."
-    key = digest_of(study.step("training").key(), lora_rank, seed, precision)
-    folder, workers = adapter_folder(study, lora_rank, seed, precision), team()
+    key = digest_of(study.step("training").key(), lora_rank, seed, precision, doc_ids, variant)
+    folder, workers = adapter_folder(study, lora_rank, seed, precision or variant, len(doc_ids)), team()
     if record := _finished(folder, key):
         if report_to != "none" and workers.is_main_process:
             print(f"{folder.name} is trained already: nothing is sent to {report_to}", file=sys.stderr)
@@ -325,8 +346,9 @@ def train_adapter(
     check_reporting(report_to)
     peak_memory(reset=True)
     work = folder.with_name(f"{folder.name}.{key}")  # the key in the name keeps checkpoints of different runs apart
-    trainer, questions = _trainer(study, lora_rank, seed, precision, work, report_to)
-    record = _record(trainer, study, lora_rank, seed, questions, _fit(trainer, work)) | {
+    trainer, questions = _trainer(study, lora_rank, seed, precision, work, report_to, doc_ids, variant)
+    settings = lora_settings(with_variant(study.preset, variant), lora_rank)
+    record = _record(trainer, settings, seed, questions, _fit(trainer, work)) | {
         "key": key, "precision": precision or study.preset.precision, "base_digest": base_digest(study.preset)}
     weights = trainer.accelerator.get_state_dict(trainer.model)  # gathers the shards of all processes under FSDP
     if workers.is_main_process:
@@ -352,9 +374,9 @@ def train_study(
     "Train one adapter of the study's rank per seed."
     records = {str(seed): train_adapter(study, study.preset.lora_rank, seed, report_to) for seed in study.preset.seeds}
     first, preset = next(iter(records.values())), study.preset
-    sizes = ("lora_rank", "lora_alpha", "trainable_parameters", "total_parameters", "trainable_percent")
+    sizes = ("trainable_parameters", "total_parameters", "trainable_percent")
     keep = ("loss", "questions_per_s", "train_s", "peak_memory_bytes", "adapter", "adapter_digest")
-    return {"model": {"base": preset.base, "target_modules": list(preset.target_modules),
+    return {"model": {"base": preset.base, **lora_settings(preset, preset.lora_rank),
                       "vision_trainable_parameters": 0, **{name: first[name] for name in sizes}},
             "setup": _setup(first, preset),
             "seeds": {seed: {name: record[name] for name in keep} for seed, record in records.items()},

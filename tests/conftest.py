@@ -1,6 +1,23 @@
-"Marks of tests that `make test` leaves out."
+"Marks of tests that `make test` leaves out, and what several test files share."
+import json
+
+import pytest
+
+from docvlm import files, steps
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: minutes or much memory, run by `make slow`")
     config.addinivalue_line("markers", "soak: minutes to hours, run by `make soak`")
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    "An empty repository, with notebooks that say nothing."
+    (tmp_path/"settings.ini").write_text("lib_name = docvlm\n")
+    (tmp_path/"nbs").mkdir()
+    for notebook, *_ in steps.STEPS.values(): (tmp_path/f"nbs/{notebook}.ipynb").write_text(json.dumps({"cells": []}))
+    monkeypatch.chdir(tmp_path)
+    files.root.cache_clear()
+    yield tmp_path
+    files.root.cache_clear()

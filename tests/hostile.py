@@ -100,12 +100,14 @@ def pages():
     yield page("same names but for the suffix, one", USED, good["TIFF"], "twin.tif")
     yield page("same names but for the suffix, two", USED, good["PNG"], "twin.tif.png")
     for name, content in {"empty file": b"", "one byte": b"\x89", "line feed": b"\n", "text": b"not a picture", "zeros": bytes(4096),
-                          "HTML": b"<html><script>alert(1)</script>", "PDF": b"%PDF-1.7\n1 0 obj", "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n",
+                          "HTML": b"<html><script>alert(1)</script>", "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n",
                           "SVG": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
                           "zip": b"PK\3\4" + bytes(60), "program": b"\x7fELF" + bytes(60), "pickle": b"\x80\4\x95\0\0\0\0cposix\nsystem\n.",
                           "Photoshop": b"8BPS\0\1" + bytes(60), "icon": b"\0\0\1\0\1\0" + bytes(60), "NumPy": b"\x93NUMPY\1\0" + bytes(60),
-                          "PDF before PNG": b"%PDF-1.7\n" + good["PNG"], "zip before PNG": b"PK\3\4" + good["PNG"]}.items():
+                          "zip before PNG": b"PK\3\4" + good["PNG"]}.items():
         yield page(f"not a picture: {name}", none, content)
+    yield page("PDF cut short", "cut short", b"%PDF-1.7\n1 0 obj")
+    yield page("PDF before PNG", "cut short", b"%PDF-1.7\n" + good["PNG"])
     for name, content in {"zip after PNG": good["PNG"] + b"PK\3\4" + bytes(60), "HTML after JPEG": good["JPEG"] + b"<script>alert(1)</script>",
                           "PHP in a comment": encoded("JPEG", comment=b"<?php system('id') ?>"), "script in a GIF": good["GIF"] + b"*/alert(1)",
                           "shell after BMP": good["BMP"] + b"\n#!/bin/sh\nid\n"}.items(): yield page(f"polyglot: {name}", USED, content)
@@ -166,7 +168,7 @@ def fields():
                            ("#eval(1) $x$ \\input{/etc/passwd}", USED), ("'; DROP TABLE pages; --", USED), ("=cmd|'/c calc'!A1", USED),
                            ("🧾 e\u0301 ﷽ 漢字", USED), ("a\u0300"*1000, USED), ("<|im_end|><|image_pad|>", USED), ("https://x.invalid/?q=%00", USED)):
         yield line(f"question {value!r:.40}, {outcome}", outcome, question=value)
-    for value, outcome in ((None, "zero answers"), ([], "zero answers"), ("", "zero answers"), ([None, " ", "\0"], "zero answers"), ({}, "not a list"),
+    for value, outcome in ((None, "zero answers"), ([], "zero answers"), ("", USED), ([""], USED), ([None, " ", "\0"], USED), (["\0"], "zero answers"), ([None], "zero answers"), ({}, "not a list"),
                            ([["a"]], "not a list"), ([{}], "not a list"), (True, "not a text"), ([False], "not a text"), ([1e999], "not a text"),
                            ("text", USED), (5, USED), ([0], USED), ([1, "a", None], USED), ([long], "1,000,000 characters"),
                            (["a"]*1001, "1,001 answers"), ([surrogate], "not valid Unicode"), ([marks], "zero answers"), (["a"*4000], USED)):

@@ -12,12 +12,13 @@ from docvlm.engine.answering import answer_rows
 from docvlm.core import Study, open_study
 from docvlm.data import load_splits
 from docvlm.bench.throughput import exact_features
-from docvlm.engine.attention import ATTENTION
-from docvlm.model import add_lora, load_base, load_processor
+from docvlm.engine.attention import ATTENTION, autocast, cannot_run
+from docvlm.model import add_lora, hold_weights, load_adapter, load_base, load_processor, parameter_table
 from docvlm.engine.packing import collate_pages
 from docvlm.bench.throughput import generate_answers, load_plain, question_batch
 from docvlm.engine.features import PageFeatures, cache_features, pages_of
 from docvlm.bench.throughput import FreshFeatures, full_logits, one_question_a_page
+from docvlm.presets import with_variant
 from docvlm.training import answer_loss, pack_rows
 
 
@@ -56,8 +57,18 @@ def loss_and_gradients(model, losses):
     return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("size, pages, questions", [("nano", 6, 4), ("2B widths", 2, 2)])
-def test_packed_pages_give_the_loss_and_gradients_of_plain_rows(rows, processor, size, pages, questions):
+def adapted(base, preset, variant):
+    "The base with an adapter of that variant whose weights are random, because a new one changes nothing."
+    model = add_lora(base, with_variant(preset, variant), 8, 1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name: torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(len(name)))
+        if "lora_magnitude" in name: parameter.data *= torch.linspace(0.9, 1.1, len(parameter))
+    return model
+
+
+@pytest.mark.parametrize("size, pages, questions, variant, tensors", [
+    ("nano", 6, 4, "", 8), ("2B widths", 2, 2, "", 8), ("nano", 6, 4, "rslora", 8), ("nano", 6, 4, "dora", 12), ("nano", 6, 4, "mlp", 14)])
+def test_packed_pages_give_the_loss_and_gradients_of_plain_rows(rows, processor, size, pages, questions, variant, tensors):
     study = small_pages(64 if size == "nano" else 36)
     processor = processor if size == "nano" else load_processor(study.preset)
     base = load_base(study.preset, "fp32") if size == "nano" else wide_model(processor)
@@ -65,9 +76,7 @@ def test_packed_pages_give_the_loss_and_gradients_of_plain_rows(rows, processor,
     some = rows.select([i for page in every[::len(every)//pages][:pages] for i in page])
     features = exact_features(base, processor, some)
     assert len({grid for _, grid in features.values()}) > 1, "pages of one grid test less"
-    model = add_lora(base, study.preset, 8, 1)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name: torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(len(name)))
+    model = adapted(base, study.preset, variant)
 
     packed = pack_rows(study, processor, some, features)
     batch = collate_pages(packed, features)
@@ -81,8 +90,66 @@ def test_packed_pages_give_the_loss_and_gradients_of_plain_rows(rows, processor,
 
     assert count == int((batch["labels"] != -100).sum()) and abs(whole/found[0] - 1) < 1e-6
     assert abs(found[0]/want[0] - 1) < 1e-5
-    assert len(found[1]) == len(want[1]) == 8*base.config.text_config.num_hidden_layers
+    assert len(found[1]) == len(want[1]) == tensors*base.config.text_config.num_hidden_layers
     for name, gradient in found[1].items(): assert (gradient - want[1][name]).norm() <= 1e-4*want[1][name].norm(), name
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has it")
+def test_dora_on_an_int8_base_is_noted_as_not_available_on_a_cpu():
+    preset = small_pages(64).preset
+    with pytest.raises(NotImplementedError) as error: add_lora(load_base(preset, "int8"), with_variant(preset, "dora"), 8, 1)
+    assert cannot_run("int8", error.value) == "int8 does not run here: NotImplementedError: PEFT has no DoRA for an INT8 base on a CPU"
+
+
+def test_dora_on_an_nf4_base_trains_is_saved_and_loaded(rows, processor, tmp_path):
+    study, some = small_pages(64), rows.select(range(8))
+    load = lambda: hold_weights(load_base(study.preset, "nf4"))
+    base = load()
+    features = exact_features(base, processor, some)
+    batch = collate_pages(pack_rows(study, processor, some, features), features)
+    model = adapted(base, study.preset, "dora").train()
+    with autocast("cpu", study.preset.precision):
+        loss, gradients = loss_and_gradients(model, [answer_loss(model, batch)])
+        with torch.no_grad(): want = answer_loss(model.eval(), batch).item()
+    assert all(gradient.isfinite().all() for gradient in gradients.values()) and abs(want/loss - 1) < 0.1
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    used = load()
+    with torch.no_grad(), autocast("cpu", study.preset.precision):
+        answer_loss(used, batch)
+        assert answer_loss(load_adapter(used, tmp_path), batch).item() == want
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU dequantizes in its kernel")
+@pytest.mark.parametrize("variant", ["", "dora", "mlp"])
+def test_held_nf4_weights_train_as_quantized_layers_do_and_answer_as_trained(rows, processor, variant):
+    study = small_pages(64)
+    some = rows.select([i for page in list(pages_of(rows).values())[::12] for i in page["rows"]])
+    models = [change(load_base(study.preset, "nf4")) for change in (lambda model: model, hold_weights)]
+    features = exact_features(models[0], processor, some)
+    nf4, held = (adapted(base, study.preset, variant).train() for base in models)
+    batch = collate_pages(pack_rows(study, processor, some, features), features)
+    with autocast("cpu", study.preset.precision):
+        first, second = (loss_and_gradients(model, [answer_loss(model, batch)]) for model in (nf4, held))
+        with torch.no_grad(): answered = answer_loss(held.eval(), batch).item()
+    assert first[0] == second[0] == answered
+    for (name, one), other in zip(first[1].items(), second[1].values(), strict=True): assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("variant", ["rslora", "dora", "mlp"])
+def test_a_variant_s_adapter_is_saved_loaded_and_answers_as_plain_peft_does(rows, processor, tmp_path, variant):
+    study, some = small_pages(64), rows.select(range(0, len(rows), 9))
+    made = adapted(load_plain(study.preset, "fp32"), study.preset, variant)
+    want = generate_answers(made.eval(), processor, study.preset, some, 1, "fp32")
+    with made.disable_adapter(): plain = generate_answers(made, processor, study.preset, some, 1, "fp32")
+    assert sum(a != b for a, b in zip(want, plain)) > len(want)//10, "an adapter that changes nothing proves little"
+    made.save_pretrained(tmp_path, save_embedding_layers=False)
+    fresh, whole = load_base(study.preset, "fp32"), parameter_table(made)
+    features = exact_features(fresh, processor, some)
+    model = load_adapter(fresh, tmp_path)
+    assert answer_rows(study, model, processor, some, features, "fp32").prediction.tolist() == want
+    assert whole.trainable["LoRA"] == whole.parameters["LoRA"] == made.get_nb_trainable_parameters()[0] == whole.trainable["total"]
+    with model.disable_adapter(): assert answer_rows(study, model, processor, some, features, "fp32").prediction.tolist() == plain
+    assert answer_rows(study, model.unload(), processor, some, features, "fp32").prediction.tolist() == plain
 
 
 @pytest.fixture(scope="module")

@@ -80,6 +80,13 @@ print("result")"""
     assert "without encryption" not in log
 
 
+def test_what_a_cell_has_to_say_is_shown_on_the_terminal_and_logged(run, tmp_path, capsys):
+    run("import sys\nprint('loading', file=sys.stderr)\nprint('docvlm: about 2 minutes', file=sys.stderr)")
+    out = capsys.readouterr().out
+    assert "docvlm: about 2 minutes\n" in out and "loading" not in out
+    assert "docvlm: about 2 minutes" in (tmp_path/"log.txt").read_text()
+
+
 @pytest.mark.parametrize("code, message", [
     ("import sys\nprint('a hint', file=sys.stderr)\n1/0", "tiny.ipynb failed in cell 2: ZeroDivisionError: division by zero"),
     ("import os\nos.write(2, b'a hint\\n')\nos._exit(9)", "tiny.ipynb: its kernel died")])

@@ -12,7 +12,8 @@ from docvlm.core import open_study
 from docvlm.failures import Knowledge, add_types, failure_report, read_knowledge
 from docvlm.analysis.errors import caption_lines, choose_failures, draw_gallery, gallery_html, printable_line, save_page
 from docvlm.analysis.metrics import BENCHMARK_METRICS, score
-from docvlm.failures import COVERAGES, risk_coverage, vote
+from docvlm.failures import (COVERAGES, PLANTINGS, SUSPECTS_SHOWN, find_suspects, measure_detection, plant_wrong_labels, risk_coverage,
+                             suspect_entries, vote)
 from docvlm.analysis.errors import COMPUTED, FULL_SCORE, TYPES, PageFacts, classify, days, numbers, normalized_text
 
 TRAPS = ["", " ", "\x00", "-", "%", "1.2.3", "1e999", "٣", "½", "9" * 400, "31/31/31", "10 10 10 utc+99", "Yes", "$1,234.50",
@@ -59,7 +60,7 @@ def test_an_unknown_benchmark_is_named():
 
 def predictions(texts, scores, pages):
     ids = [f"q{i}" for i in range(len(texts))]
-    return pd.DataFrame({"question_id": ids, "doc_id": pages, "benchmark": "docvqa", "doc_types": [["form"]] * len(ids), "question": "?",
+    return pd.DataFrame({"question_id": ids, "doc_id": pages, "page": 1, "benchmark": "docvqa", "doc_types": [["form"]] * len(ids), "question": "?",
                          "answers": [["Oak Shelf"]] * len(ids), "prediction": texts, "score": scores,
                          "confidence": np.linspace(.1, .9, len(ids)), "answer_tokens": 3})
 
@@ -125,3 +126,122 @@ def test_hostile_text_is_shown_as_text(text, tmp_path, monkeypatch):
     figure = draw_gallery([entry], 1, 1)
     figure.canvas.draw()
     plt.close(figure)
+
+
+def labelled(count=60, fields=("date", "total"), per_document=2):
+    "Questions about documents, whose fields have a value of their own on each."
+    names = [fields[n % len(fields)] for n in range(count)]
+    return pd.DataFrame({"question_id": [f"q{n}" for n in range(count)], "doc_id": [f"{n//per_document}.pdf" for n in range(count)], "page": 1,
+                         "field": names, "benchmark": "docvqa", "question": [f"{name}?" for name in names],
+                         "answers": [[f"{'May' if name == 'date' else 'USD'} {n}"] for n, name in enumerate(names)]})
+
+
+def read(frame, accuracy=1., seed=0):
+    "Predictions of a stub that gives the label, surely, or something else, less surely."
+    rng = np.random.default_rng(seed)
+    right = rng.random(len(frame)) < accuracy
+    said = [answers[0] if good else f"misread {rng.integers(10**6)}" for answers, good in zip(frame.answers, right)]
+    return frame.assign(prediction=said, confidence=np.where(right, .9, .5) + rng.uniform(-.05, .05, len(frame)), score=right.astype(float))
+
+
+def test_planted_labels_are_another_document_s_value_of_the_same_field():
+    frame = labelled()
+    wrong, planted = plant_wrong_labels(frame, .05, 3)
+    assert planted.sum() == 3 and frame.answers.equals(labelled().answers), "the questions themselves stay as they are"
+    for i in frame.index[planted]:
+        donors = frame[frame.answers.map(lambda answers: answers == wrong.answers[i])]
+        assert len(donors) == 1 and donors.field.item() == frame.field[i] and donors.doc_id.item() != frame.doc_id[i]
+    assert wrong.answers[~planted].equals(frame.answers[~planted])
+    assert not plant_wrong_labels(frame, .05, 3)[1].equals(plant_wrong_labels(frame, .05, 4)[1])
+
+
+@pytest.mark.parametrize("frame", [labelled(2), labelled(8, ("total",)).assign(answers=[["9"]]*8), labelled(6, tuple("abcdef"), 6)],
+                         ids=["one document", "one value", "fields of one document"])
+def test_nothing_is_planted_where_no_other_value_is(frame):
+    assert not plant_wrong_labels(frame)[1].any() and measure_detection([read(frame)]) is None
+
+
+def test_questions_that_are_no_fields_take_a_value_of_the_same_question_or_else_of_the_benchmark():
+    frame = labelled().assign(field="")
+    wrong, planted = plant_wrong_labels(frame, .5)
+    assert planted.sum() == 30 and all(now[0][:3] == before[0][:3] for now, before in zip(wrong.answers, frame.answers))
+    alone = frame.assign(question=frame.question_id)
+    assert plant_wrong_labels(alone, .5)[1].sum() == 30
+
+
+def test_a_perfect_reader_finds_every_planted_label_and_nothing_else():
+    frame = read(labelled()).assign(confidence=.9)
+    found = measure_detection([frame, frame])
+    assert (found["precision"], found["recall"], found["precision_shown"]) == (1, 1, 1) and found["plantings"] == PLANTINGS
+    assert found["planted"] == found["listed"] == 3
+
+
+def test_detection_of_weaker_readers_is_measured():
+    "Seeds that err apart agree on nothing wrong: what they list is planted; the weaker, the less is found."
+    recalls = []
+    for accuracy in (1., .8, .5):
+        seeds = [read(labelled(400), accuracy, seed) for seed in (1, 2)]
+        found = measure_detection(seeds)
+        assert found["precision"] > .9
+        recalls.append(found["recall"])
+    assert recalls[0] > recalls[1] > recalls[2] > 0 and recalls[0] > .4
+
+
+def test_a_systematic_error_is_a_false_alarm_and_is_counted_as_one():
+    frame = labelled(200)
+    seeds = [read(frame, 1, seed) for seed in (1, 2)]
+    for seed in seeds: seed.loc[seed.index % 10 == 3, ["prediction", "confidence"]] = ["always this", .99]
+    found = measure_detection(seeds)
+    assert found["precision"] < .5 and len(find_suspects(seeds)) == 20
+
+
+def suspects_of(*answered):
+    "The suspects among (label, confidence, answers of the seeds), each on a page of its own, beside ten that are right at 0.8."
+    answered = [*answered, *[("same", .8, "same", "same")]*10]
+    count = len(answered[0]) - 2
+    frame = labelled(len(answered), ("total",), 1).assign(answers=[[label] for label, *_ in answered], confidence=[sure for _, sure, *_ in answered])
+    return find_suspects([frame.assign(prediction=[row[2 + seed] for row in answered]) for seed in range(count)]).question_id.tolist()
+
+
+@pytest.mark.parametrize("label, confidence, said, listed", [
+    ("Ann", .9, ("Bob", "Bob"), True), ("Ann", .9, ("Bob", "bob. "), True), ("Ann", .9, ("Bob", "Rob"), False), ("Ann", .7, ("Bob", "Bob"), False),
+    ("Ann", .9, ("ann", "Ann"), False), ("12.00", .9, ("12", "12"), False), ("2014-12-17", .9, ("17-Dec-14", "17-Dec-14"), False),
+    ("", .9, ("", ""), False), ("", .9, ("Ann", "Ann"), True), ("Ann", .9, ("", ""), True), ("Ann", .8, ("Bob", "Bob"), True)])
+def test_which_labels_are_suspect(label, confidence, said, listed):
+    assert suspects_of((label, confidence, *said)) == (["q0"] if listed else [])
+
+
+def test_the_worst_comes_first_and_a_class_that_is_never_right_lists_nothing():
+    assert suspects_of(("Anna", .9, "Anne", "Anne"), ("Ann", .9, "Zebra", "Zebra"), ("Ann", .99, "Zebra", "Zebra")) == ["q2", "q1", "q0"]
+    frame = read(labelled())
+    frame.loc[frame.field == "total", "prediction"] = "nonsense"
+    assert find_suspects([frame, frame]).empty
+    assert suspects_of(("Ann", .9, "Bob")) == ["q0"], "a single seed agrees with itself"
+
+
+def test_a_class_whose_confident_answers_are_mostly_wrong_lists_nothing():
+    "One right answer of low confidence among wrong ones: the model is at fault, not the labels."
+    assert suspects_of(*[("Ann", .9, f"Bob {n}", f"Bob {n}") for n in range(9)]) and not suspects_of(*[("Ann", .9, "Bob", "Bob")]*10)
+
+
+@pytest.mark.parametrize("text", HOSTILE[:-2] + ["日本語", "../../x"])
+def test_suspects_are_listed_with_their_page(text, tmp_path, monkeypatch):
+    from docvlm import failures
+    from docvlm.inputs.sources import rows_dataset
+    monkeypatch.setattr(failures, "root", lambda: tmp_path)
+    text = text.encode("utf-8", "replace").decode()
+    frame = labelled(SUSPECTS_SHOWN + 30, ("total",), 1)
+    seed = read(frame).assign(confidence=.9)
+    seed.loc[:SUSPECTS_SHOWN + 1, "prediction"] = text or "-"
+    frame.loc[0, "question_id"] = seed.loc[0, "question_id"] = f"/../{text}"
+    Image.new("RGB", (30, 20), "white").save(tmp_path/"page.png")
+    (tmp_path/"suspects").mkdir()
+    (tmp_path/"suspects/old.png").write_bytes(b"")
+    rows = rows_dataset([{"image": str(tmp_path/"page.png"), "doc_types": [], "split": "test", "source": "folder"}
+                         | {name: row[name] for name in ("question_id", "doc_id", "page", "field", "benchmark", "question", "answers")}
+                         for row in frame.to_dict("records")])
+    found = json.loads(json.dumps(suspect_entries(seed.assign(prediction="base"), [seed, seed], rows, tmp_path/"suspects"), allow_nan=False))
+    pictures = [entry["image"] for entry in found["listed"] if entry["image"]]
+    assert len(found["listed"]) == SUSPECTS_SHOWN + 2 and len(pictures) == SUSPECTS_SHOWN and found["questions"] == len(frame)
+    assert sorted(pictures) == sorted(path.relative_to(tmp_path).as_posix() for path in (tmp_path/"suspects").iterdir())
+    assert {entry["answer"] for entry in found["listed"]} == {text or "-"} and found["listed"][0]["base"] == "base"

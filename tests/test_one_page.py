@@ -10,7 +10,7 @@ from docvlm.baselines.compare import system_cells
 
 
 def answers(pages, scores):
-    return pd.DataFrame({"question_id": list(map(str, range(len(pages)))), "doc_id": list(pages), "benchmark": "docvqa", "score": scores, "failure": None,
+    return pd.DataFrame({"question_id": list(map(str, range(len(pages)))), "doc_id": list(pages), "page": 1, "benchmark": "docvqa", "score": scores, "failure": None,
                          "prediction": "a", "answers": [["a"]]*len(pages)})
 
 
@@ -43,4 +43,4 @@ def test_the_command_prints_means_and_says_what_is_missing(tmp_path, monkeypatch
     out, told = capsys.readouterr()
     cell = json.loads(out)["docvqa"]
     assert cell["baseline"]["value"] == .5 and (cell["delta"]["ci95"] is None) is (pages == "aa")
-    assert ("docvqa has one test page, so no interval" in told) is (pages == "aa")
+    assert ("docvqa has one test document, so no interval" in told) is (pages == "aa")

@@ -58,6 +58,9 @@ def given(tmp_path):
     ("02_data", "documents", ("-r", "documents", "2024"), "'2024'"),
     ("05_evaluation", "preset", ("-p", "prset", "smoke"), "has no parameter 'prset'; it knows: preset, documents"),
     ("04_training", "report_to", ("-p", "report_to", "mlfow"), "Unknown report_to 'mlfow'; choose one of: none, azure_ml"),
+    ("06_ablation", "settings", ("-y", "settings: {lora_rank: 32, seeds: [1, 2]}"), "{'lora_rank': 32, 'seeds': [1, 2]}"),
+    ("06_ablation", "settings", ("-p", "settings", "lora_rank=32"), "settings must be names with values, not 'lora_rank=32'"),
+    ("06_ablation", "settings", ("-y", "settings: [lora_rank]"), "settings must be names with values"),
     ("04_training", "report_to", (), "'none'")])
 def test_papermill_s_options_are_typed_and_known(given, name, parameter, options, outcome):
     said = given(name, parameter, *options)

@@ -149,7 +149,7 @@ def doors(tmp_path_factory):
     assert not skipped
     study = dict(zip(FILES, rows_dataset(rows["train"])))
     stored = dict(zip(FILES, rows_dataset(rows["train"]).cast_column("image", Image(decode=False))))
-    record = {name: "x" for name in ROW_FEATURES} | {"answers": ["x"], "doc_types": []}
+    record = {name: "x" for name in ROW_FEATURES} | {"answers": ["x"], "doc_types": [], "page": 1}
     hub_rows = rows_dataset([record | {"image": {"bytes": content, "path": None}} for content in FILES.values()])
     hub = dict(zip(FILES, concatenate_datasets([hub_rows, hub_rows]).select(range(len(FILES)))))
     raw = dict(zip(FILES, hub_rows.cast_column("image", Image(decode=False))))
@@ -292,7 +292,7 @@ def frames(kind, count):
 
 @pytest.mark.parametrize("kind, count", [("TIFF", 2), ("TIFF", 3), ("GIF", 2), ("WEBP", 3), ("PNG", 2)])
 def test_a_file_of_several_pages_is_refused(kind, count, tmp_path):
-    said, content = f"holds {count} pages; save each page as a file of its own", frames(kind, count)
+    said, content = f"holds {count} pages; say which by `page`, a number from 1 to {count}", frames(kind, count)
     with pytest.raises(ValueError, match=said): read_upload(content)
     mine = folder_of(tmp_path/"mine", {"page.png": encoded(drawn()), "scan": content})
     rows, skipped = load_folder(mine, tmp_path/"pages")
@@ -571,7 +571,7 @@ def test_copies_of_data_sets_are_inputs_of_the_data_step(tmp_path, monkeypatch):
 
 def test_rows_decode_pages_alike_after_every_operation():
     content = FILES["RGB with a transparent colour"]
-    record = {name: "x" for name in ROW_FEATURES} | {"answers": ["x"], "doc_types": []}
+    record = {name: "x" for name in ROW_FEATURES} | {"answers": ["x"], "doc_types": [], "page": 1}
     rows = rows_dataset([record | {"image": {"bytes": content, "path": None}}]*3)
     page, raw = array(decode_page(content)[0]), rows.cast_column("image", Image(decode=False))
     for changed in (rows.select([1]), rows.select_columns(["image"]), concatenate_datasets([rows, rows]),

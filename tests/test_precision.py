@@ -1,5 +1,4 @@
 "One precision a study: read off the machine, the same in every process, recorded by the first step, kept on other machines."
-import json
 import shutil
 import subprocess
 import sys
@@ -28,18 +27,6 @@ def units(monkeypatch):
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     yield set_units
     precision.has_bf16.cache_clear()
-
-
-@pytest.fixture
-def repository(tmp_path, monkeypatch):
-    "An empty repository, with notebooks that say nothing."
-    (tmp_path/"settings.ini").write_text("lib_name = docvlm\n")
-    (tmp_path/"nbs").mkdir()
-    for notebook, *_ in steps.STEPS.values(): (tmp_path/f"nbs/{notebook}.ipynb").write_text(json.dumps({"cells": []}))
-    monkeypatch.chdir(tmp_path)
-    files.root.cache_clear()
-    yield tmp_path
-    files.root.cache_clear()
 
 
 @pytest.mark.parametrize("names, has", [(("avx512_bf16",), True), (("amx_tile", "amx_bf16"), True), (("neon", "bf16"), True),

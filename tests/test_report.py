@@ -31,6 +31,25 @@ def cell(base, gain, width=.04):
             "ours": around(base + gain) | {"per_seed": {"42": base + gain - .01, "43": base + gain + .01}}}
 
 
+def fields(text):
+    "Scores of fields, one of which is nowhere present; its names are what users write."
+    rate = lambda value, ci95: {"value": value, "ci95": ci95, "precision": value, "recall": value}
+    none, some = rate(None, None), {key: rate(.6, [.5, .7]) for key in ("baseline", "ours")} | {"delta": {"value": .1, "ci95": [-.1, .2]}}
+    part = lambda present, f1: {"questions": 20, "documents": 20, "present": present, "exact": cell(.3, .2), "anls": cell(.4, .2), "f1": f1}
+    empty = {"baseline": none, "ours": none, "delta": {"value": None, "ci95": None}}
+    return {"by_field": {text(0): part(18, some), text(1) + " ": part(0, empty)}, "all": part(18, some),
+            "documents": {"documents": 20, "right": cell(.1, .2), "anls_star": cell(.4, .2)}}
+
+
+def suspect_labels(images, text):
+    "Two lists; the second is longer than the pictures that it has."
+    entry = lambda n: {"question_id": f"q{n}", "doc_id": text(n), "page": 1 + n % 3, "field": text(n + 1), "question": text(n), "label": text(n + 1),
+                       "answer": text(n + 2), "base": text(n + 3), "confidence": .9, "image": images[n % len(images)] if n < 20 else None}
+    return {"test": {"questions": 80, "listed": [entry(n) for n in range(2)]}, "training": {"questions": 40, "listed": [entry(n) for n in range(23)]},
+            "training_questions": 90, "seeds": 2, "detection": {"share": .05, "plantings": 10, "planted": 4., "listed": 5.5, "precision": .5, "recall": .6,
+                                                                "precision_shown": .55}}
+
+
 def synthetic_results(images, texts=("42.10",)):
     "Results of every step, with the texts where models and documents speak."
     text = lambda number: texts[number % len(texts)]
@@ -74,6 +93,7 @@ def synthetic_results(images, texts=("42.10",)):
                        "against_published": [{"benchmark": "docvqa", "split": "validation", "value": .31, "published": .9, "difference_points": None,
                                               "protocol": "docvlm", "published_protocol": "own", "source": "a paper",
                                               "flag": "another protocol"}],
+                       "fields": fields(text), "training_sample": {"questions": 40, "of": 90, "systems": ["base@train"]},
                        "throughput": {"base": {"questions_per_s": 21.}, "lora-r16-seed42": {"questions_per_s": 19.5}}},
         "ablation": {"rows": [rank(16, 0), rank(32, .02), rank(64, .025)],
                      "quantized": [rank(16, -.01) | {"precision": "nf4", "evaluated_on": on} for on in ("nf4", "bf16")]},
@@ -83,7 +103,8 @@ def synthetic_results(images, texts=("42.10",)):
                                   "question": text(n), "target": text(n + 1), "base": text(n + 2), "ours": text(n + 3),
                                   "error_before": kinds[n % 3], "error_after": ("correct", kinds[n % 4])[n % 2],
                                   "evidence": [10, 10, 60, 30] if n % 3 else None,
-                                  "image": images[n % len(images)]} for n in range(12)]},
+                                  "image": images[n % len(images)]} for n in range(12)],
+                     "suspect_labels": suspect_labels(images, text)},
         "latency": {"rows": [row(p, b) for p in ("fp32", "bf16") for b in (1, 4, 16)], "notes": [text(3)]}}
 
 
@@ -160,6 +181,26 @@ def test_html_equals_results(study):
                            f"{points(low)} to {points(high)}", "< 0.001"]
     assert all(source.startswith("data:") for source in reader.sources) and all(reader.alts)
     assert reader.tags.count("script") == 1
+
+
+def test_fields_and_suspect_labels_are_reported_where_they_are(study):
+    fill(study)
+    page = html_of(study)
+    assert "By field" in page and "all fields right" in page and "Extraction by field" in page
+    assert "The first 20 of 23 training labels" in page and "finds 60.0 % of them" in page.replace("60.0 %", "60.0 %")
+    assert "a random sample of 90" in page and page.count('class="suspect"') == 22
+
+
+def test_a_study_without_fields_and_an_empty_list_say_so(study):
+    results = json.loads(json.dumps(synthetic_results(["page.png"])))
+    del results["evaluation"]["fields"]
+    suspects = results["failures"]["suspect_labels"]
+    for split in ("test", "training"): suspects[split]["listed"] = []
+    suspects["detection"] |= {"precision": None, "precision_shown": None, "recall": 0.}
+    for step in (s for s in steps.STEPS if s != "report"): study.step(step).run(lambda: results[step])
+    page = html_of(study)
+    assert "By field" not in page and "The list stays empty" in page and "not measured %" not in page
+    assert "0 of 80 test labels" in " ".join(page.split())
 
 
 def on_one_page(cell):
@@ -301,3 +342,22 @@ def test_readme_shows_the_published_results():
     study = core.open_study("nano")
     if not (study.results_dir / "evaluation.json").exists(): pytest.skip("nothing published yet: run `make study`")
     assert readme.readme_drift(study) is None
+
+
+def test_the_report_names_the_settings_and_the_kind_of_adapter(study):
+    (files.root()/"data/nano").mkdir(parents=True)
+    own = core.open_study("nano", settings={"use_rslora": True, "use_dora": True, "prompt_suffix.docvqa": "<b>*short*</b>"})
+    results = synthetic_results(["page.png"])
+    results["training"]["model"] |= {"use_rslora": True, "use_dora": True}
+    results["ablation"]["variants"] = [{"variant": name} | results["ablation"]["rows"][0] for name in ("rslora", "dora", "mlp")]
+    for step in (s for s in steps.STEPS if s != "report"): own.step(step).run(lambda: results[step])
+    text = html_of(own)
+    assert "<code>use_rslora=true</code>" in text and "<code>prompt_suffix.docvqa=&lt;b&gt;*short*&lt;/b&gt;</code>" in text
+    assert "(<em>α</em>/√<em>r</em>)" in text and "The length of each row of the sum is a parameter of its own (DoRA)" in text
+    for name in ("rsLoRA", "DoRA", "MLP layers too", "none"): assert f"<td>{name}</td>" in text or f">{name}</td>" in text, name
+
+
+def test_the_report_of_a_preset_names_no_settings(study):
+    fill(study)
+    text = html_of(study)
+    assert "with other settings" not in text and "(<em>α</em>/<em>r</em>)" in text and "rsLoRA" not in text

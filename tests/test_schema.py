@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from datasets import Dataset
 from PIL import Image
 
+from docvlm.core import Study
 from docvlm.paper.readme import JSON_TYPES, results_schema, schema_errors, schema_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -14,11 +16,33 @@ SCHEMA = results_schema()
 PUBLISHED = sorted((ROOT/"data/results").glob("*/*.json"))
 
 
-def rare_objects(tmp_path):
+def curves(monkeypatch):
+    "A learning curve with a fraction left out, and power, from the code that writes them."
+    from docvlm import ablation
+    from docvlm.core import open_study
+    answers = pd.DataFrame({"doc_id": list("xxyyz"), "page": 1, "benchmark": "docvqa", "score": 0.})
+    better = answers.assign(score=[1, 0, 1, 1, 1.])
+    rows = Dataset.from_dict({"doc_id": [f"d{n}" for n in range(8)], "page": [1]*8, "doc_types": [[]]*8})
+    done = {"data": {"splits": {"test": {"questions": 5}}}, "training": {"setup": {"steps": 1, "pages_per_step": 1, "epochs": 1}, "seeds": {"42": {"train_s": 1}}},
+            "evaluation": {"throughput": {"base": {"questions_per_s": 1}}, "benchmarks": {"docvqa": {"ours": {"per_seed": {"42": .5, "43": .6}}}}}}
+    with monkeypatch.context() as patch:
+        patch.setattr(Study, "result", lambda self, name: done[name])
+        patch.setattr(ablation, "load_splits", lambda study: {"train": rows})
+        patch.setattr(ablation, "train_adapter", lambda *args, **options: {"steps": 3, "epochs": 1.5, "train_s": 1., "adapter": "lora"})
+        patch.setattr(ablation, "predict_systems", lambda study, adapters: (
+            {"base": answers} | {name: answers if "documents" in name else better for name in adapters}, {}))
+        curve, _ = ablation.learning_curve(open_study("smoke"))
+        yield json.loads(json.dumps(curve | {"power": ablation.power(open_study("smoke"))}))
+
+
+def rare_objects(tmp_path, monkeypatch):
     "Objects that no published file happens to hold, from the code that writes them."
+    from test_benchmark import synthetic_benchmark
+    from docvlm import failures
+    from docvlm.analysis.extraction import extraction_scores
     from docvlm.baselines.compare import _unanswered
     from docvlm.data import find_leaks
-    from docvlm.evaluation import against_published
+    from docvlm.evaluation import against_published, compare
     from docvlm.inputs.folder import load_folder
     from docvlm.inputs.sources import rows_dataset
     from docvlm.presets import get_preset
@@ -29,20 +53,35 @@ def rare_objects(tmp_path):
         (tmp_path/split/"metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     rows, skipped = load_folder(tmp_path, tmp_path/"pages")
     pages = rows_dataset(rows["train"])
-    failed = pd.DataFrame([{"question_id": "q", "doc_id": "d", "failure": "HTTP 400", "reason": None}])
+    failed = pd.DataFrame([{"question_id": "q", "doc_id": "d", "page": 1, "failure": "HTTP 400", "reason": None}])
     cells = {"docvqa": {"baseline": {"value": .5}}}
+    yield "benchmark.json", {"predict": synthetic_benchmark()["predict"]}
     yield from (("skipped_row", row) for row in skipped)
     yield from (("leaked_pair", pair) for pair in find_leaks(pages, pages)["pairs"])
     yield from (("published_gap", gap) for gap in against_published(get_preset("qwen2-vl-2b@vlmevalkit"), cells))
     yield from (("unanswered_question", row) for row in _unanswered(failed))
     yield "other_system", {"failures": dict(Counter(failed.failure))}
+    frame = pd.DataFrame({"question_id": list("abcd"), "doc_id": list("xxyy"), "page": 1, "field": "total", "question": "?",
+                          "benchmark": "docvqa", "answers": [["9"], [""], ["8"], ["May"]], "prediction": ["9", "", "7", "May"], "confidence": .9})
+    yield "evaluation.json", {"fields": extraction_scores(frame, [frame], [42], 20),
+                              "training_sample": {"questions": 4, "of": 9, "systems": ["base@train"]}}
+    pages = rows_dataset([row | {"question_id": name} for name, row in zip("abcd", rows["train"]*4)])
+    with monkeypatch.context() as patch:
+        patch.setattr(failures, "root", lambda: tmp_path)
+        listed = failures.suspect_entries(frame, [frame], pages, tmp_path/"suspects")
+    assert listed["listed"][0]["answer"] == "7"
+    cell = compare(frame.assign(score=0.), [frame.assign(score=[1., 0, 1, 1])], [42], 100)
+    for forgotten in ({"comparison": cell, "note": None}, {"comparison": None, "note": "no connection"}): yield "evaluation.json", {"forgotten": forgotten}
+    yield from (("ablation.json", curve) for curve in curves(monkeypatch))
+    yield "failures.json", {"suspect_labels": {"test": listed, "training": listed, "training_questions": 9, "seeds": 1,
+                                               "detection": failures.measure_detection([frame])}}
 
 
-def test_every_field_is_described_and_every_description_names_a_field(tmp_path):
+def test_every_field_is_described_and_every_description_names_a_field(tmp_path, monkeypatch):
     if not PUBLISHED: pytest.skip("nothing published yet: run `make study`")
     used, errors = set(), []
     for path in PUBLISHED: errors += schema_errors(json.loads(path.read_text(encoding="utf-8")), path.name, SCHEMA, used)
-    for name, value in rare_objects(tmp_path): errors += schema_errors(value, name, SCHEMA, used)
+    for name, value in rare_objects(tmp_path, monkeypatch): errors += schema_errors(value, name, SCHEMA, used)
     assert not errors, sorted(set(errors))
     described = {(name, field) for name in SCHEMA for field in SCHEMA[name]}
     assert described == used, f"paper/results.csv describes what no file has: {sorted(described - used)}"

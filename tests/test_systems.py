@@ -249,7 +249,7 @@ def test_rules_read_a_real_training_receipt(tmp_path):
     from datasets import Dataset, Image
     from docvlm.baselines.ocr import lookup_answers
     asked = [json.loads(line) for line in (RECEIPTS/"train/metadata.jsonl").read_text().splitlines()][:4]
-    rows = Dataset.from_dict({"doc_id": ["r"]*4, "question": [row["question"] for row in asked], "benchmark": ["docvqa"]*4,
+    rows = Dataset.from_dict({"doc_id": ["r"]*4, "page": [1]*4, "question": [row["question"] for row in asked], "benchmark": ["docvqa"]*4,
                               "image": [str(RECEIPTS/"train"/asked[0]["file_name"])]*4}).cast_column("image", Image())
     found = dict(zip([row["field"] for row in asked], lookup_answers(SimpleNamespace(cache_dir=tmp_path), rows).prediction))
     assert found["date"] == "25/12/2018" and found["total"] == "9.00" and "TAMAN" in found["address"]
@@ -282,7 +282,7 @@ def measured(tmp_path, monkeypatch, rows, capsys):
         made, own = small(tmp_path, of)
         monkeypatch.setattr(systems, "load_splits", lambda study: {"test": of})
         monkeypatch.setattr(systems, "_own_predictions", lambda study: own)
-        monkeypatch.setattr(cli, "_opened", lambda preset, documents: made)
+        monkeypatch.setattr(cli, "_opened", lambda preset, documents, *settings: made)
         capsys.readouterr()
         try: code = cli.measure(system, **{"model": "m", "preset": "smoke"} | options) or 0
         except SystemExit as stopped: code = stopped.code

@@ -50,6 +50,15 @@ def test_packed_rows_give_the_loss_and_gradients_of_single_questions(parts, page
         assert (gradient - gradients_single[name]).norm() <= 1e-4*gradients_single[name].norm(), name
 
 
+def test_an_empty_answer_is_the_end_token_alone(parts):
+    study, processor, _, rows, features = parts
+    absent = rows.select([0]).remove_columns("answers").add_column("answers", [[""]], feature=rows.features["answers"])
+    page, = pack_rows(study, processor, absent, features)
+    assert page.labels[page.labels != -100].tolist() == [processor.tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    loss, _ = losses_and_gradients(parts, [[page]])
+    assert 0 < loss < 100
+
+
 def test_a_page_with_many_questions_is_continued(parts):
     study, processor, _, rows, features = parts
     many = rows.select([0]*60)

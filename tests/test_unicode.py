@@ -72,5 +72,5 @@ def test_seeds_that_say_the_same_vote_together():
 
 
 def test_a_question_leaks_in_either_form():
-    rows = [Dataset.from_dict({"doc_id": ["d"], "question_id": ["q"], "question": [f"Who is {name}?"], "answers": [[name]]}) for name in forms("Zoé")]
+    rows = [Dataset.from_dict({"doc_id": ["d"], "page": [1], "question_id": ["q"], "question": [f"Who is {name}?"], "answers": [[name]]}) for name in forms("Zoé")]
     assert _question_keys(rows[0]).key.tolist() == _question_keys(rows[1]).key.tolist()

@@ -3,10 +3,10 @@
 # %% auto #0
 __all__ = ['LONGEST_PHRASE', 'FULL_SCORE', 'NEAR_TARGET', 'NEAR_OTHER', 'COMPUTED', 'TYPE_RULES', 'TYPES', 'UNKNOWN_PAGE',
            'GALLERY_PATTERN', 'GALLERY_SIDE_PX', 'OUTLINE', 'normalized_text', 'PageFacts', 'Case', 'is_correct',
-           'is_empty', 'numbers', 'days', 'is_format', 'is_wrong_verdict', 'is_arithmetic', 'is_truncated',
-           'has_extra_words', 'is_wrong_row', 'is_wrong_column', 'is_wrong_row_and_column', 'is_wrong_field',
-           'is_misread', 'is_not_on_page', 'classify', 'outcomes', 'choose_failures', 'save_page', 'make_gallery',
-           'printable_line', 'caption_lines', 'gallery_html', 'draw_gallery']
+           'is_empty', 'is_invented', 'numbers', 'days', 'is_format', 'is_wrong_verdict', 'is_arithmetic',
+           'is_truncated', 'has_extra_words', 'is_wrong_row', 'is_wrong_column', 'is_wrong_row_and_column',
+           'is_wrong_field', 'is_misread', 'is_not_on_page', 'classify', 'outcomes', 'choose_failures', 'save_page',
+           'make_gallery', 'printable_line', 'caption_lines', 'gallery_html', 'draw_gallery']
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-002
 import base64
@@ -31,6 +31,7 @@ from rapidfuzz.distance import Levenshtein
 
 from .metrics import BENCHMARK_METRICS, typed
 from ..files import digest_of, root
+from ..inputs.images import page_id, page_ids
 from ..inputs.sources import TYPE_GROUPS
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-004
@@ -112,6 +113,10 @@ def is_correct(case: Case) -> bool:
 def is_empty(case: Case) -> bool:
     "No answer, or only whitespace."
     return not case.prediction.strip()
+
+def is_invented(case: Case) -> bool:
+    "A value for what the page does not have: only the empty answer is accepted."
+    return not any(map(str.strip, case.answers))
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-014
 _UNIT = r"\ ?(?:[$€£¥%]|usd|eur|gbp|percent|per\ cent)?\ ?"
@@ -210,8 +215,9 @@ def is_not_on_page(case: Case) -> bool:
     return bool(case.page.phrases)
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-026
-TYPE_RULES = {"correct": is_correct, "empty": is_empty, "format": is_format, "wrong yes/no": is_wrong_verdict,
-         "arithmetic": is_arithmetic, "truncated": is_truncated, "extra words": has_extra_words,
+TYPE_RULES = {"correct": is_correct, "empty": is_empty, "invented value": is_invented, "format": is_format,
+         "wrong yes/no": is_wrong_verdict, "arithmetic": is_arithmetic, "truncated": is_truncated,
+         "extra words": has_extra_words,
          "wrong row": is_wrong_row, "wrong column": is_wrong_column,
          "wrong row and column": is_wrong_row_and_column, "wrong field": is_wrong_field,
          "misread characters": is_misread, "not on the page": is_not_on_page, "other": lambda case: True}
@@ -290,19 +296,19 @@ def save_page(
 def make_gallery(
     before: pd.DataFrame,  # predictions of the base, with the column `type`
     after: pd.DataFrame,  # predictions of one adapter for the same questions, with the column `type`
-    pages,  # a datasets.Dataset with the columns doc_id and image
+    pages,  # a datasets.Dataset with the columns doc_id, page and image
     evidence: dict[str, list | None],  # question_id -> box of the answer in pixels, if known
     folder: Path,  # where to write the PNGs; existing PNGs there are deleted
 ) -> list[dict]:  # one entry per chosen question
     "Choose failures, save their pages, and collect question, answers and error types of each."
     for old in folder.glob("*.png"): old.unlink()
     first, entries = {}, []
-    for position, doc in enumerate(pages["doc_id"][:]): first.setdefault(doc, position)
+    for position, name in enumerate(page_ids(pages)): first.setdefault(name, position)
     for number, i in enumerate(choose_failures(before, after), 1):
         base, ours = before.iloc[i], after.iloc[i]
         path = folder/f"{number:02d}-{digest_of(base.question_id)}.png"
         box, label = evidence.get(base.question_id), [*base.doc_types, base.benchmark][0]
-        save_page(pages[first[base.doc_id]]["image"], path, box)
+        save_page(pages[first[page_id(base.doc_id, base.page)]]["image"], path, box)
         entries.append({"question_id": base.question_id, "doc_id": base.doc_id, "benchmark": base.benchmark,
                         "doc_type": TYPE_GROUPS.get(label, label), "question": base.question,
                         "target": " | ".join(base.answers), "base": base.prediction, "ours": ours.prediction,

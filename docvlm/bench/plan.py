@@ -138,10 +138,11 @@ def modelled_row(
     machine: Machine,  # constants of the roofline model
     memory_bytes: int,  # memory of the GPU
 ) -> dict:  # a row of `modelled` in plan.json
-    "Model hours and GPU memory on one machine, for one adapter and for the whole study (all seeds and ablation ranks)."
+    "Model hours and GPU memory on one machine, for one adapter and for all (seeds, ablation ranks and variants)."
     train_s = machine.seconds(budget.step)*budget.training_tokens/budget.typical_page
     feature_s = machine.seconds(budget.page)*budget.feature_flops/budget.page.flops
-    adapters = len(preset.seeds) + len(set(preset.ablation_ranks) - {preset.lora_rank})
+    adapters = (len(preset.seeds) + len(set(preset.ablation_ranks) - {preset.lora_rank})
+                + len(preset.ablation_variants))
     largest = largest_batch(budget, memory_bytes)
     return {"device": machine.name, "kind": "modelled", "memory_bytes": memory_bytes,
             "peak_memory_bytes": peak_memory_bytes(budget, preset), "fits": preset.tokens_per_batch <= largest,

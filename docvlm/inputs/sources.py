@@ -33,14 +33,17 @@ class PageImage(Image):
         return page
 
 ROW_FEATURES = Features({
-    "question_id": Value("string"), "doc_id": Value("string"), "image": PageImage(mode="RGB"),
-    "question": Value("string"), "answers": List(Value("string")), "doc_types": List(Value("string")),
-    "benchmark": Value("string"), "split": Value("string"), "source": Value("string")})
+    "question_id": Value("string"), "doc_id": Value("string"), "page": Value("int32"), "image": PageImage(mode="RGB"),
+    "question": Value("string"), "field": Value("string"), "answers": List(Value("string")),
+    "doc_types": List(Value("string")), "benchmark": Value("string"), "split": Value("string"),
+    "source": Value("string")})
 
 def rows_dataset(
-    records: list,  # dicts with the columns of ROW_FEATURES; image: a path, or encoded bytes as {"bytes", "path"}
+    records: list,  # dicts with the columns of ROW_FEATURES; image: a path, or encoded bytes as {"bytes", "path"};
+                    # without `page`, the document has one; without `field`, the question is not a field
 ) -> Dataset:  # with exactly the columns of ROW_FEATURES
     "Build a dataset of rows from plain records. Images given as paths are not copied, so questions can share a file."
+    records = [{"page": 1, "field": ""} | record for record in records]
     return Dataset.from_dict({name: [record[name] for record in records] for name in ROW_FEATURES},
                              features=ROW_FEATURES)
 
@@ -141,7 +144,7 @@ def _hub_columns(dataset: Dataset, source: Source) -> dict:
     documents = ["_".join(map(str, ids)) for ids in theirs["doc_id"]] or _image_ids(dataset)
     questions = [str(ids[0]) for ids in theirs["question_id"]] or list(map(str, range(count)))
     return {"question_id": [prefix + name for name in questions],
-            "doc_id": [prefix + name for name in documents],
+            "doc_id": [prefix + name for name in documents], "page": [1]*count, "field": [""]*count,
             "question": [str(values[0]) for values in theirs["question"]],
             "answers": [_texts(*values) for values in theirs["answers"]],
             "doc_types": [[_LABELS.get(text, text) for text in _texts(*v)] for v in theirs["doc_types"]],

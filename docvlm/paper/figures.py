@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['BASE', 'OURS', 'THIRD', 'DIFFICULTY_FIELDS', 'FIGURES', 'RECIPES', 'use_style', 'draw_headline', 'draw_gains',
-           'draw_data', 'draw_loss', 'draw_ablation', 'draw_failures', 'draw_reliability', 'draw_difficulty',
-           'draw_examples', 'draw_latency', 'draw_quality_cost', 'draw_all', 'draw_benchmark', 'speed_tables',
-           'speed_values']
+           'draw_data', 'draw_loss', 'draw_ablation', 'draw_learning_curve', 'curve_tables', 'draw_failures',
+           'draw_reliability', 'draw_difficulty', 'draw_examples', 'draw_latency', 'draw_quality_cost', 'draw_all',
+           'draw_benchmark', 'speed_tables', 'speed_values']
 
 # %% ../../nbs/paper/01_figures.ipynb #cell-002
 import matplotlib.pyplot as plt
@@ -15,7 +15,7 @@ import seaborn as sns
 from ..analysis.errors import draw_gallery, printable_line
 from ..core import save_figure, Study
 from ..files import read_json
-from .tables import amount, benchmark_name, mib, percent, points, in_report_order, table
+from .tables import amount, benchmark_name, in_report_order, interval, mib, percent, points, table
 
 # %% ../../nbs/paper/01_figures.ipynb #cell-004
 BASE, OURS, THIRD = "#999999", "#0072B2", "#D55E00"
@@ -126,6 +126,50 @@ def draw_ablation(
     axis.minorticks_off()
     axis.legend(loc="upper center", bbox_to_anchor=(.5, 1.17), ncols=3)
     return figure, "; ".join(told)
+
+# %% ../../nbs/paper/01_figures.ipynb #draw-learning-curve
+def draw_learning_curve(
+    ablation: dict,  # result of the ablation step
+):  # figure and its alternative text
+    "Draw the scores against the number of training pages, one panel per benchmark; the base is a dashed line."
+    base, *points = ablation["learning_curve"]
+    names, told, pages = in_report_order(ablation["doubling"]), [], [point["pages"] for point in points]
+    figure, axes = plt.subplots(1, len(names), figsize=(1.5 + 2*len(names), 2.4), squeeze=False, layout="constrained")
+    for axis, name, color in zip(axes[0], names, sns.color_palette()):
+        values, errors = _errors(points, name)
+        sns.lineplot(x=pages, y=values, marker="o", color=color, ax=axis, label="fine-tuned")
+        axis.fill_between(pages, values - errors[0], values + errors[1], color=color, alpha=.2, linewidth=0)
+        axis.axhline(100*base[name]["value"], color=BASE, linestyle="--", label="base")
+        axis.set(title=benchmark_name(name), xlabel="training pages", ylabel="")
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(pages, [amount(count) for count in pages])
+        axis.minorticks_off()
+        axis.legend_.remove()
+        told.append(f"{benchmark_name(name)}: base {percent(base[name]['value'])}, " + ", ".join(
+            f"{percent(point[name]['value'])} with {amount(point['pages'])} pages" for point in points))
+    axes[0, 0].set_ylabel("score, percent")
+    axes[0, -1].legend()
+    return figure, "; ".join(told)
+
+# %% ../../nbs/paper/01_figures.ipynb #curve-tables
+def curve_tables(
+    ablation: dict,  # result of the ablation step
+) -> dict | None:  # Markdown tables "points" and "power"; None for a result of before the learning curve
+    "Table of the learning curve from the base up, and of the smallest difference that the test questions can show."
+    if "learning_curve" not in ablation: return None
+    names = in_report_order(ablation["doubling"])
+    minutes = sum(point["train_s"] for point in ablation["learning_curve"] if point["estimated_s"])/60
+    rows = [{"training pages": amount(point["pages"]), "documents": amount(point["documents"]),
+             "optimizer steps": amount(point["steps"]), "epochs": amount(point["epochs"], 1),
+             **{benchmark_name(b): f"{percent(point[b]['value'])} ({interval(point[b]['ci95'])})" for b in names}}
+            for point in ablation["learning_curve"]]
+    shown = [{"benchmark": benchmark_name(b),
+              "standard error of the difference": percent(cell and cell["standard_error"]),
+              "smallest difference": percent(cell and cell["smallest_difference"])}
+             for b in in_report_order(ablation["power"]) for cell in [ablation["power"][b]]]
+    return {"points": table(rows, "Learning curve: scores with 95 % intervals; zero pages is the base. Training on the "
+                                  f"parts took {minutes:.1f} minutes"),
+            "power": table(shown, "Smallest true difference found with 80 % power at the 5 % level, in points")}
 
 # %% ../../nbs/paper/01_figures.ipynb #cell-013
 def draw_failures(
@@ -251,7 +295,9 @@ def draw_quality_cost(
 FIGURES = {  # name: (function that draws it, step whose result it shows, field without which there is nothing to draw)
     "data": (draw_data, "data", "splits"), "headline": (draw_headline, "evaluation", "benchmarks"),
     "gains": (draw_gains, "evaluation", "by_document_type"), "loss": (draw_loss, "training", "seeds"),
-    "ablation": (draw_ablation, "ablation", "rows"), "failure_shares": (draw_failures, "failures", "types"),
+    "ablation": (draw_ablation, "ablation", "rows"),
+    "learning_curve": (draw_learning_curve, "ablation", "learning_curve"),
+    "failure_shares": (draw_failures, "failures", "types"),
     "examples": (draw_examples, "failures", "gallery"), "reliability": (draw_reliability, "evaluation", "reliability"),
     "difficulty": (draw_difficulty, "evaluation", "by_answer_length"), "latency": (draw_latency, "latency", "rows"),
     "quality_cost": (draw_quality_cost, "evaluation", "benchmarks")}
@@ -311,6 +357,11 @@ def speed_tables(
                "range of the rounds": f"{benchmark[field]['min']:.1f} to {benchmark[field]['max']:.1f}",
                "with an empty cache": f"{benchmark['with_first_fill'][field]:.1f}",
                "ours, questions per second": rate(field.partition("_")[0])} for field, name in RECIPES.items()]
+    if predict := benchmark.get("predict"):
+        told, ours = predict["vs_loop"], predict["rates"]["ours"]["median"]
+        ratios.append({"compared with": "docvlm-predict, one question at a time", "speed-up": f"{told['median']:.1f}",
+                       "range of the rounds": f"{told['min']:.1f} to {told['max']:.1f}", "with an empty cache": "",
+                       "ours, questions per second": amount(ours, 1)})
     growth = [{"pages": amount(row["pages"]), "questions": amount(row["questions"]),
                "seconds": amount(row["seconds"], 1), "peak memory, MiB": mib(row["peak_memory_bytes"])}
               for by in ("by_pages", "by_questions") for row in benchmark["growth"][by]]

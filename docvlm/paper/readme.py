@@ -11,6 +11,7 @@ import csv
 import json
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -55,8 +56,9 @@ def results_block(
     study: Study,
     read=None,  # function from step name to result; None reads the up-to-date result, or raises StudyError
 ) -> str:
-    "Markdown of a study's headline table, headline figure and example pages."
-    evaluation, gallery = (read or study.result)("evaluation"), (read or study.result)("failures")["gallery"]
+    "Markdown of a study's headline table and figure, the gain of more pages, and example pages."
+    read = read or study.result
+    evaluation, gallery, pages = read("evaluation"), read("failures")["gallery"], read("ablation").get("pages_answer")
     figures = study.figures_dir.relative_to(root())
     seeds, code = len(evaluation["systems"]) - 1, evaluation["code"]
     state = f"code {code['git_sha'][:10]}" if code["git_sha"] else "code not committed"
@@ -64,9 +66,11 @@ def results_block(
                 f"({figures}/report_examples.svg)\n\n"
                 f"*Test pages and answers, chosen by rule from the {len(gallery)} in the report: one each that "
                 "fine-tuning fixed, left wrong or broke. An outline marks the printed answer.*\n\n") if gallery else ""
+    more = f"How many pages must I label? {pages}\n\n" if pages else ""
     return (f"{github_table(headline(evaluation))}\n\n"
             f"![Scores of base and fine-tuned model on each benchmark]({figures}/report_headline.svg)\n\n"
-            f"{examples}Preset `{study.preset.name}`, mean over {seeds} seeds, {evaluation['started'][:10]}, {state}"
+            f"{more}{examples}Preset `{study.preset.name}`, mean over {seeds} seeds, {evaluation['started'][:10]}, "
+            f"{state}"
             f"{' with uncommitted changes' if code['dirty'] else ''}.")
 
 # %% ../../nbs/paper/02_readme.ipynb #plan-block
@@ -216,10 +220,18 @@ def model_card(
     return meta, MODEL_CARD.format(
         name=name, base=study.preset.base, rank=training["model"]["lora_rank"],
         targets=", ".join(training["model"]["target_modules"]),
+        kind=("rs" if training["model"].get("use_rslora") else "") + (
+            "DoRA" if training["model"].get("use_dora") else "LoRA"),
+        settings=_settings_sentence(study), command=replace(study, documents="").command("docvlm-ask"),
         seed=seed, table=github_table(headline(evaluation)), digest=training["seeds"][str(seed)]["adapter_digest"],
         note="The base is docvlm's own small model, trained from scratch; it is not Qwen2-VL-2B. " if own else "")
 
 # %% ../../nbs/paper/02_readme.ipynb #scored-on
+def _settings_sentence(study):
+    "What the study has in place of its preset's settings; "" if nothing."
+    changes = ", ".join(f"`{change}`" for change in study.changes)
+    return f"Preset `{study.preset.name}` with {changes}. " if changes else ""
+
 def _scored_on(study, benchmark):
     "The data set entry of the hub's metadata for a benchmark's test pages."
     name = benchmark_name(benchmark)
@@ -232,16 +244,16 @@ def _scored_on(study, benchmark):
 
 MODEL_CARD = """# {name}
 
-A LoRA adapter (rank {rank} on {targets}; the vision tower is unchanged) of `{base}` for questions about documents,
-trained with seed {seed}. {note}Made with [docvlm](https://github.com/docvlm/docvlm). Digest of the adapter after
-training: `{digest}`.
+A {kind} adapter (rank {rank} on {targets}; the vision tower is unchanged) of `{base}` for questions about documents,
+trained with seed {seed}. {settings}{note}Made with [docvlm](https://github.com/docvlm/docvlm). Digest of the adapter
+after training: `{digest}`.
 
 {table}
 
 The table shows the mean over all seeds, the metadata above the scores of this seed. The adapter is meant for research:
 check every answer before you rely on it. The report lists the kinds of error and how often they occur.
 
-    docvlm-ask PAGE.jpg "What is the total amount?"
+    {command} PAGE.jpg "What is the total amount?"
 """
 
 # %% ../../nbs/paper/02_readme.ipynb #write-model-card
@@ -331,7 +343,7 @@ def write_outputs(
              if path.parent.name[0] != "." and path != nbs/"index.ipynb"]
     counts, failed = {}, []
     for name in found if names is None else names:
-        given = {"preset": study.preset.name, "documents": study.documents} if name in steps else {}
+        given = study.given if name in steps else {}
         executed = study.run_dir/"outputs"/f"{name}.ipynb"
         try: execute(name, given, executed, study.run_dir/"outputs.log", name)
         except StudyError as error: failed.append(str(error))
