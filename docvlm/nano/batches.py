@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['READ_SIZES', 'LOOK_UP_SIZES', 'MIX_SIZES', 'TYPED_LAYOUTS', 'HELD_OUT', 'Stage', 'Recipe', 'recipe_for',
-           'spelling_batch', 'scan_tensors', 'target_tensor', 'question_batch', 'pack_questions', 'PracticeBatches',
+           'spelling_batch', 'scan_tensors', 'target_tensor', 'asking_batch', 'pack_questions', 'PracticeBatches',
            'pages_per_part', 'stage_batches', 'held_out_pages', 'held_out_questions']
 
 # %% ../../nbs/nano/06_batches.ipynb #imports
@@ -104,7 +104,7 @@ def target_tensor(
     return torch.from_numpy(np.stack([patch_targets(characters, width, height) for characters in written])).long()
 
 # %% ../../nbs/nano/06_batches.ipynb #question-batch
-def question_batch(
+def asking_batch(
     size: tuple[int, int],  # of each page in cells: columns, rows
     pages: int,  # number of pages
     rng: np.random.Generator,  # decides everything
@@ -112,10 +112,10 @@ def question_batch(
     recipe,  # limits of questions and answers
     processor,  # of the model
     typed: bool = False,  # characters only: no scan and no pixels
+    layouts: tuple = (None,),  # of the pages: keys of `docvlm.nano.tasks.LAYOUTS`, None for any mixture
 ) -> dict:  # as of `spelling_batch`, and input_ids, position_ids, attention_mask, labels, cells
     "Scanned or typed task pages with packed questions."
     width, height = 2*PATCH*size[0], 2*PATCH*size[1]
-    layouts = TYPED_LAYOUTS if typed else (None,)
     sheets = [draw_task_page(width, height, rng, families, layout=pick(rng, layouts)) for _ in range(pages)]
     if typed: batch, written = {}, [sheet.characters for sheet in sheets]
     else:
@@ -186,7 +186,8 @@ class PracticeBatches(torch.utils.data.Dataset):
         size = pick(rng, stage.sizes if asks else READ_SIZES)
         pages = pages_per_part(recipe, size, asks, typed)
         if not asks: return [spelling_batch(size, pages, rng, recipe.families) for _ in range(recipe.parts)]
-        return [question_batch(size, pages, rng, recipe.families, recipe, self.processor, typed)
+        return [asking_batch(size, pages, rng, recipe.families, recipe, self.processor, typed,
+                               TYPED_LAYOUTS if typed else (None,))
                 for _ in range(recipe.parts)]
 
 def pages_per_part(
@@ -238,5 +239,5 @@ def held_out_questions(
     processor,  # of the model
 ) -> dict:
     "A batch of task pages with questions, in held-out fonts."
-    return question_batch((12, 12), pages, np.random.default_rng(HELD_OUT), recipe.held_out_families, recipe,
+    return asking_batch((12, 12), pages, np.random.default_rng(HELD_OUT), recipe.held_out_families, recipe,
                           processor)

@@ -5,7 +5,7 @@ __all__ = ['CHAT_TEMPLATE', 'SPECIAL_TOKENS', 'QUESTION_WORDS', 'VISION', 'TEXT'
            'POINTING_LAYERS', 'POINTING_HEAD', 'FIRST_WEIGHT', 'build_processor', 'build_model', 'patchify',
            'merge_order', 'StillPatches', 'embed_stills', 'see', 'patch_targets', 'answer_cells', 'Speller',
            'spelling_loss', 'characters_found', 'read_pages', 'answer_weights', 'pointing_loss', 'PackedRow',
-           'row_attention', 'Looks', 'watched', 'answer_losses', 'practice_losses', 'spelling_losses']
+           'row_attention', 'Looks', 'watched', 'answer_logits', 'answer_losses', 'practice_losses', 'spelling_losses']
 
 # %% ../../nbs/nano/05_model.ipynb #imports
 import threading
@@ -331,12 +331,12 @@ def watched(
         model.model.language_model.config._attn_implementation = ATTENTION["text_config"]
 
 # %% ../../nbs/nano/05_model.ipynb #answer-losses
-def answer_losses(
+def answer_logits(
     model,  # from `build_model`, `watched`
-    batch: dict,  # with input_ids, position_ids, labels, places, numbers, cells
+    batch: dict,  # with input_ids, position_ids, labels, places, numbers
     tokens: torch.Tensor,  # (image tokens of all pages, hidden): what stands for the image tokens
-) -> tuple[torch.Tensor, torch.Tensor, dict]:  # answer loss, pointing loss, figures of the batch
-    "The losses of the language model on packed questions."
+) -> tuple[torch.Tensor, list[torch.Tensor]]:  # logits of the answer tokens; per pointing layer, where each looks
+    "Run the language model on packed questions."
     labels, places = batch["labels"], batch["places"]
     pages, behind = len(places), labels.shape[1] - int((places >= 0).sum())
     logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"],
@@ -345,14 +345,24 @@ def answer_losses(
                    mm_encoder_outputs={"image": BaseModelOutputWithPooling(
                        pooler_output=tuple(tokens.chunk(pages)))}).logits.float()
     answered = labels[0, behind:] != -100
-    looks = [model.model.language_model.layers[i].self_attn.watch.seen.pop()[answered] for i in POINTING_LAYERS]
+    return logits, [model.model.language_model.layers[i].self_attn.watch.seen.pop()[answered] for i in POINTING_LAYERS]
+
+def answer_losses(
+    model,  # from `build_model`, `watched`
+    batch: dict,  # with input_ids, position_ids, labels, places, numbers, cells
+    tokens: torch.Tensor,  # (image tokens of all pages, hidden): what stands for the image tokens
+) -> tuple[torch.Tensor, torch.Tensor, dict]:  # answer loss, pointing loss, figures of the batch
+    "The losses of the language model on packed questions."
+    logits, looks = answer_logits(model, batch, tokens)
+    labels, cells = batch["labels"], batch["cells"]
     wanted, weight = labels[labels != -100], answer_weights(labels)
     loss = (nn.functional.cross_entropy(logits, wanted, reduction="none")*weight).sum()/weight.sum()
-    pointing = [pointing_loss(look, weight, batch["cells"]) for look in looks]
+    pointing, first = [pointing_loss(look, weight, cells) for look in looks], (weight > 1) & (cells >= 0)
     right = (logits.argmax(-1) == wanted).float()
     return loss, sum(part for part, _ in pointing), {
         "answers": right.mean().item(), "first": right[weight > 1].mean().item(), "answer_loss": loss.item(),
-        "looks": max(share for _, share in pointing)}
+        "looks": max(share for _, share in pointing),
+        "first looks": max((look[first].argmax(1) == cells[first]).float().mean().item() for look in looks)}
 
 # %% ../../nbs/nano/05_model.ipynb #practice-losses
 def practice_losses(

@@ -84,7 +84,8 @@ def _names_in(languages):
     "Given and family names of some languages in letters of `CHARACTERS`, neither short nor long."
     lists = [getattr(import_module(f"faker.providers.person.{language}").Provider, name, ()) for language in languages
              for name in ("first_names", "first_names_male", "first_names_female", "last_names")]
-    return {name for names in lists for name in names if name.isalpha() and set(name) <= set(_visible) and 3 <= len(name) <= 9}
+    return {name for names in lists for name in names
+            if name.isalpha() and set(name) <= set(_visible) and 3 <= len(name) <= 9}
 
 NAMES = tuple(sorted(
     _names_in(("nl_NL", "sv_SE", "it_IT", "pt_PT", "es_ES", "fr_FR", "pl_PL", "fi_FI", "ro_RO", "tr_TR", "hr_HR"))

@@ -151,7 +151,8 @@ def measure_held_out(
     if not asking: return read
     with torch.no_grad():
         figures = practice_losses(model, {name: value.to(model.device) for name, value in questions.items()})[1]
-    return read | {f"held-out {name}": figures[name] for name in ("answers", "first", "looks")}
+    return read | {f"held-out {name}": figures[name]
+                   for name in ("answers", "first", "looks", "first looks")}
 
 # %% ../../nbs/nano/07_pretraining.ipynb #pretrain
 SAVE_S = 300  # seconds between checkpoints within a round
