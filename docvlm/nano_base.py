@@ -26,7 +26,7 @@ from .inputs.sources import rows_dataset
 from .nano.batches import HELD_OUT, Recipe
 from .nano.model import build_processor, patchify, read_pages
 from .nano.practice import draw_text_page, scan_page
-from .nano.tasks import LAYOUTS, draw_task_page
+from .nano.tasks import PRACTICE_LAYOUTS, draw_task_page
 from .steps import environment, git_state
 
 # %% ../nbs/10_nano_base.ipynb #cell-004
@@ -52,7 +52,7 @@ PAGE_SIZES = ((8, 8), (12, 16), (20, 26))  # of the measured pages, in cells of 
 def answer_similarity(
     model,  # base model
     processor,  # processor of the base model
-    layout: str,  # one of `docvlm.nano.tasks.LAYOUTS`
+    layout: str,  # one of `docvlm.nano.tasks.PRACTICE_LAYOUTS`
     size: tuple[int, int],  # of the pages in cells: columns, rows
     families: tuple[str, ...],  # font families to draw with
     pages: int = 12,  # number of pages to ask about
@@ -87,7 +87,7 @@ def measure_reading(
                       for name, families in fonts.items() for scanned, strength in SCANS.items()],
             "answers": [{"fonts": name, "task": layout, "level": f"{28*size[0]} × {28*size[1]} px"}
                         | answer_similarity(model, processor, layout, size, families, pages)
-                        for name, families in fonts.items() for layout in LAYOUTS for size in PAGE_SIZES]}
+                        for name, families in fonts.items() for layout in PRACTICE_LAYOUTS for size in PAGE_SIZES]}
 
 # %% ../nbs/10_nano_base.ipynb #practice-overlap
 def practice_overlap(

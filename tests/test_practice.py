@@ -12,7 +12,7 @@ import pytest
 from docvlm.files import StudyError
 from docvlm.nano import letters, sheet, tasks
 from docvlm.nano.practice import draw_text_page, scan_page
-from docvlm.nano.tasks import LAYOUTS, WORDINGS, arithmetic_text, draw_task_page, number_questions
+from docvlm.nano.tasks import PRACTICE_LAYOUTS, WORDINGS, arithmetic_text, draw_task_page, number_questions
 from docvlm.pages.rendering import SEEN_FONTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,7 +66,7 @@ def test_text_fills_any_size(size):
         assert pixels.shape == (size[1], size[0], 3) and pixels.dtype == np.uint8
 
 
-@pytest.mark.parametrize("layout", [*LAYOUTS, None])
+@pytest.mark.parametrize("layout", [*PRACTICE_LAYOUTS, None])
 def test_every_answer_stands_where_it_is_said_to(layout):
     "Also on pages that are too small or too long for the layout."
     for seed, size in enumerate([(112, 112), (224, 224), (448, 392), (168, 784), (784, 168)]*2):

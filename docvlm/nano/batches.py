@@ -112,7 +112,7 @@ def asking_batch(
     recipe,  # limits of questions and answers
     processor,  # of the model
     typed: bool = False,  # characters only: no scan and no pixels
-    layouts: tuple = (None,),  # of the pages: keys of `docvlm.nano.tasks.LAYOUTS`, None for any mixture
+    layouts: tuple = (None,),  # of the pages: keys of `docvlm.nano.tasks.PRACTICE_LAYOUTS`, None for any mixture
 ) -> dict:  # as of `spelling_batch`, and input_ids, position_ids, attention_mask, labels, cells
     "Scanned or typed task pages with packed questions."
     width, height = 2*PATCH*size[0], 2*PATCH*size[1]

@@ -10,11 +10,12 @@ from string import Formatter
 
 import numpy as np
 
-from .plots import ABOVE, BELOW, LEFT, Box, Cell, Name, Table, draw_names, put
+from .plots import ABOVE, BELOW, LEFT, Cell, Name, Table, draw_names, put
 from .practice import (fitting, make_amount, make_code, make_date, make_firm, make_mail, make_name,
                                   make_number,
                                   make_person, make_phone, make_street, make_time, make_token)
 from .sheet import Pen, Sheet, draw_ink, pick, shade, whole
+from ..pages.rendering import Box
 
 # %% ../../nbs/nano/03_letters.ipynb #fields
 LABELS = {"Date": make_date, "Issued": make_date, "Ref": make_code, "Our ref": make_code, "Ticket": make_number,

@@ -5,7 +5,7 @@ __all__ = ['CHAT_TEMPLATE', 'SPECIAL_TOKENS', 'QUESTION_WORDS', 'VISION', 'TEXT'
            'POINTING_LAYERS', 'POINTING_HEAD', 'FIRST_WEIGHT', 'build_processor', 'build_model', 'patchify',
            'merge_order', 'StillPatches', 'embed_stills', 'see', 'patch_targets', 'answer_cells', 'Speller',
            'spelling_loss', 'characters_found', 'read_pages', 'answer_weights', 'pointing_loss', 'PackedRow',
-           'row_attention', 'Looks', 'watched', 'answer_logits', 'answer_losses', 'practice_losses', 'spelling_losses']
+           'row_attention', 'Looks', 'watched', 'row_logits', 'answer_losses', 'practice_losses', 'spelling_losses']
 
 # %% ../../nbs/nano/05_model.ipynb #imports
 import threading
@@ -331,7 +331,7 @@ def watched(
         model.model.language_model.config._attn_implementation = ATTENTION["text_config"]
 
 # %% ../../nbs/nano/05_model.ipynb #answer-losses
-def answer_logits(
+def row_logits(
     model,  # from `build_model`, `watched`
     batch: dict,  # with input_ids, position_ids, labels, places, numbers
     tokens: torch.Tensor,  # (image tokens of all pages, hidden): what stands for the image tokens
@@ -353,7 +353,7 @@ def answer_losses(
     tokens: torch.Tensor,  # (image tokens of all pages, hidden): what stands for the image tokens
 ) -> tuple[torch.Tensor, torch.Tensor, dict]:  # answer loss, pointing loss, figures of the batch
     "The losses of the language model on packed questions."
-    logits, looks = answer_logits(model, batch, tokens)
+    logits, looks = row_logits(model, batch, tokens)
     labels, cells = batch["labels"], batch["cells"]
     wanted, weight = labels[labels != -100], answer_weights(labels)
     loss = (nn.functional.cross_entropy(logits, wanted, reduction="none")*weight).sum()/weight.sum()
