@@ -123,7 +123,8 @@ def merge_order(
 class StillPatches(PatchEmbed):
     "Embeds patches of one frame with the kernels of both frames added; patches of two frames as its parent does."
     def forward(self, patches):
-        if patches.shape[-1] == self.proj.weight[0].numel(): return super().forward(patches)
+        # not `weight[0].numel()`: indexing a parameter in two threads can deadlock (torch 2.14; nano/LOG.md)
+        if patches.shape[-1] == self.proj.weight.shape[1:].numel(): return super().forward(patches)
         return nn.functional.linear(patches, self.proj.weight.sum(2).flatten(1))
 
 def embed_stills(
