@@ -16,7 +16,7 @@ from .data import load_splits
 from .engine.attention import cannot_run
 from .evaluation import compare, predict_systems
 from .files import StudyError
-from .inputs.images import page_ids
+from .inputs.images import distinct_pages
 from .paper.tables import benchmark_name, in_report_order, interval, points
 from .presets import with_variant
 from .training import adapter_folder, train_adapter
@@ -168,7 +168,7 @@ def _curve_points(records, frames, rows, parts, seed, resamples):
     for count, frame in frames.items():
         ids = parts.get(count) or rows.doc_id  # no ids: all documents
         asked, record = rows[rows.doc_id.isin(ids)] if count else rows[:0], records.get(count, {})
-        points.append({"documents": count, "pages": len(set(page_ids(asked))), "questions": len(asked),
+        points.append({"documents": count, "pages": len(distinct_pages(asked)), "questions": len(asked),
                        **{name: record.get(name, 0) for name in ("steps", "epochs", "train_s")},
                        **scores_by_benchmark(frames[0], frame, seed, resamples)})
     return points
@@ -185,7 +185,7 @@ def learning_curve(
     _announce(planned, len(order))
     parts = {count: tuple(order[:count]) for count in planned} | {len(order): ()}
     records, frames = _curve_frames(study, parts)
-    points = _curve_points(records, frames, rows.select_columns(["doc_id", "page"]).to_pandas(), parts,
+    points = _curve_points(records, frames, rows.select_columns(["doc_id", "pages"]).to_pandas(), parts,
                            preset.seeds[0], preset.resamples)
     found["learning_curve"] = [point | {"estimated_s": 60*planned.get(point["documents"], 0)} for point in points]
     for name, cell in study.result("evaluation")["benchmarks"].items():

@@ -268,21 +268,22 @@ def ask(
     questions: Param("one or more questions", str, nargs="+"),
     preset: str = "nano",  # one of smoke, nano, qwen2-vl-2b or qwen2-vl-7b
     documents: str = "",  # folder of your own documents that the adapter was trained on
-    page: int = None,  # number of the page, from 1; needed if the document has several
+    page: str = None,  # number of the page, from 1, or a range, as 2-4; default: all pages
     set: SET = None,
     config: str = "",  # YAML file of settings; --set wins over it
 ):
-    "Ask questions about a page; print the answers of the base model and, if one is trained, of the adapter."
+    "Ask questions about a document; print the answers of the base model and, if one is trained, of the adapter."
     from docvlm.apps.ask import ask_page
     opened = _opened(preset, documents, set, config)
     for row in ask_page(opened, Path(document), questions, page):
         print(f"{row['question']}\n  {row['system']:>5}: {row['answer']}   "
-              f"(confidence {row['confidence']:.2f}, {row['seconds']:.2f} s)")
+              f"(confidence {row['confidence']:.2f}, {row['seconds']:.2f} s"
+              + (f", from pages {', '.join(map(str, row['pages']))})" if len(row["pages"]) > 1 else ")"))
 
 # %% ../nbs/11_cli.ipynb #predict
 def _fields(path, questions, output):
     "The question of each field, from a file or from `--question`; ValueError unless one of the two is given."
-    from docvlm.inputs.folder import check_question
+    from docvlm.execution import check_question
     from docvlm.inputs.tables import read_fields
     if bool(path) == bool(questions): raise ValueError("Give either --fields or --question")
     if path and Path(path).resolve() == Path(output).resolve():

@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['HASH_SIDE', 'NEAR_BITS', 'page_plan', 'question_rows', 'page_record', 'question_records', 'draw_page', 'draw_pages',
            'prepared_folder', 'page_table', 'question_table', 'limit_questions', 'load_sources', 'load_splits',
-           'pixel_digest', 'perceptual_bits', 'first_rows_of_pages', 'fingerprints', 'bit_distances', 'matching_pages',
-           'find_leaks', 'page_sizes', 'question_frame', 'summarize_split', 'prepare_data']
+           'pixel_digest', 'perceptual_bits', 'fingerprints', 'bit_distances', 'matching_pages', 'find_leaks',
+           'page_sizes', 'question_frame', 'summarize_split', 'prepare_data']
 
 # %% ../nbs/02_data.ipynb #cell-002
 import hashlib
@@ -15,7 +15,7 @@ import os
 import pandas as pd
 import shutil
 from concurrent.futures.process import BrokenProcessPool
-from datasets import concatenate_datasets, Dataset, Image
+from datasets import concatenate_datasets, Dataset
 from filelock import FileLock
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,9 @@ from .documents import make_page, UNSEEN_SHARE
 from .files import (check_started, digest_of, flush, in_library, process_pool, read_json, root, StudyError,
                           write_json)
 from .inputs.folder import load_folder
-from .inputs.images import page_id, page_ids, page_size, UnfitPage
-from .inputs.sources import check_sources, document_types, load_hub, read_sources, rows_dataset
+from .inputs.images import distinct_pages, images_at, page_id, page_ids, page_size, UnfitPage
+from .inputs.retrieval import fit_documents
+from .inputs.sources import check_sources, document_types, load_hub, read_image, read_sources, rows_dataset
 from .steps import documents_digest, import_closure, module_file, templates_digest
 
 # %% ../nbs/02_data.ipynb #cell-004
@@ -47,11 +48,11 @@ def page_plan(
 def question_rows(
     page,  # documents.Page
     split: str,  # "train" or "test"
-    image: str,  # path of the page image
+    image: str,  # path of the page's image
 ) -> list:  # of row dicts
     "One row per question of a page. The first of a row's `doc_types` is the page's own type."
-    return [{"question_id": f"{page.doc_id}-q{number}", "doc_id": page.doc_id, "page": 1, "image": image,
-             "question": question.question, "field": "", "answers": list(question.answers),
+    return [{"question_id": f"{page.doc_id}-q{number}", "doc_id": page.doc_id, "pages": [1], "page_count": 1,
+             "evidence_pages": [1], "images": [image], "question": question.question, "field": "", "answers": list(question.answers),
              "doc_types": list(dict.fromkeys([page.doc_type, *question.doc_types])),
              "benchmark": page.benchmark, "split": split, "source": "generated"}
             for number, question in enumerate(page.questions)]
@@ -131,7 +132,7 @@ def _check_documents(study: Study, folder: Path) -> dict:
     documents = (root()/study.documents).resolve()
     splits, skipped = load_folder(documents, folder/"pages", study.preset.max_pixels)
     for split, rows in splits.items():
-        for row in rows: row["image"] = Path(row["image"]).relative_to(folder).as_posix()
+        for row in rows: row["images"] = [Path(image).relative_to(folder).as_posix() for image in row["images"]]
         pd.DataFrame(rows).to_parquet(folder/f"{split}.parquet")
     return {"skipped": skipped, "sources": [
         {"name": documents.name, "revision": documents_digest(documents), "licence": "the user's own",
@@ -197,14 +198,15 @@ def _load_prepared(study):
     folder, splits = prepared_folder(study), {}
     for split in ("train", "test"):
         rows = pd.read_parquet(folder/f"{split}.parquet")
-        rows["image"] = [str(folder/image) for image in rows["image"]]
+        rows["images"] = [[str(folder/image) for image in images] for images in rows["images"]]
         splits[split] = rows_dataset(rows.to_dict("records"))
     return splits, read_json(folder/"report.json")
 
 def _load_hub_splits(study):
     "Both splits of the hub benchmarks, and the report on their sources. Checks every source before any download."
     parts, report = {"train": [], "test": []}, {"sources": [], "skipped": []}
-    sources = [source for source in read_sources(root()/"data"/"sources.csv") if source.split in parts]
+    sources = [source for source in read_sources(root()/"data"/"sources.csv")
+               if source.split in parts and source.benchmark in study.preset.benchmarks]
     check_sources(sources)
     for source in sources:
         rows, skipped, commit = load_hub(source)
@@ -217,14 +219,17 @@ def _load_hub_splits(study):
 # %% ../nbs/02_data.ipynb #load-sources
 def load_sources(
     study: Study,  # whose rows to load
-) -> tuple:  # {"train": rows, "test": rows}, {"sources", "skipped"}
+) -> tuple:  # {"train": rows, "test": rows}, {"sources", "skipped"}, and "retrieval" if pages were chosen
     "Load a study's rows from generated pages, a documents folder or the hub, with a report on their sources."
     preset = study.preset
     load = _load_hub_splits if preset.source == "hub" and not study.documents else _load_prepared
     splits, report = load(study)
     limits = {"train": preset.max_train_questions, "test": preset.max_test_questions}
-    splits = {name: limit_questions(rows, limits[name], preset.data_seed) for name, rows in splits.items()}
-    return splits, report
+    retrieval = {}
+    for name, rows in splits.items():
+        splits[name], chosen = fit_documents(study, limit_questions(rows, limits[name], preset.data_seed))
+        if chosen: retrieval[name] = chosen
+    return splits, report | ({"retrieval": retrieval} if retrieval else {})
 
 def load_splits(
     study: Study,  # whose rows to load
@@ -250,29 +255,21 @@ def perceptual_bits(
     "Perceptual hash of a page as a vector of bits."
     return imagehash.phash(image, hash_size=hash_side).hash.ravel()
 
-# %% ../nbs/02_data.ipynb #cell-005b
-def first_rows_of_pages(
-    dataset,  # rows with `doc_id` and `page`
-) -> list:  # row numbers
-    "The first row of each page, in order."
-    return pd.Series(page_ids(dataset)).drop_duplicates().index.tolist()
-
 # %% ../nbs/02_data.ipynb #fingerprints
 def fingerprints(
-    dataset,  # rows with `doc_id`, `page` and `image`
+    dataset,  # rows with `doc_id`, `pages` and `images`
     label: str = "pages",  # shown beside the progress bar
 ) -> pd.DataFrame:  # one row per page: page_id, pixels, bits
     "Compute both fingerprints of every page, decoding each page once."
-    pages = dataset.select(first_rows_of_pages(dataset)).select_columns(["doc_id", "page", "image"])
+    places = distinct_pages(dataset)
     return pd.DataFrame([
-        {"page_id": page_id(row["doc_id"], row["page"]), "pixels": pixel_digest(row["image"]),
-         "bits": perceptual_bits(row["image"])}
-        for row in tqdm(_decoded(pages), total=len(pages), desc=f"fingerprints of {label}", leave=False)])
+        {"page_id": name, "pixels": pixel_digest(image), "bits": perceptual_bits(image)}
+        for name, image in tqdm(_decoded(dataset, places), total=len(places), desc=f"fingerprints of {label}", leave=False)])
 
-def _decoded(pages):
-    "Yield each page; ValueError names a page that cannot be decoded or has a shape that the model refuses."
-    for number, name in enumerate(page_ids(pages)):
-        try: yield pages[number]
+def _decoded(dataset, places):
+    "Yield name and image of each page; ValueError names a page that is unreadable or has a shape that the model refuses."
+    for name, image in zip(places, images_at(dataset, places.values())):
+        try: yield name, read_image(image)
         except UnfitPage as error:
             raise ValueError(f"Page {name}: {error}, or leave its rows out (for a hub source, set its hub_id in "
                              "data/sources.csv to a copy without them)") from error
@@ -307,10 +304,14 @@ def matching_pages(
 
 # %% ../nbs/02_data.ipynb #cell-015b
 def _question_keys(dataset) -> pd.DataFrame:
-    "One row per question: page_id, question_id and a normalized key of question and answers."
+    "For each question and page: page_id, question_id and a normalized key of question and answers."
     def key(question, answers): return squeezed(question), tuple(sorted(set(map(squeezed, answers))))
-    return pd.DataFrame({"page_id": page_ids(dataset), "question_id": dataset["question_id"][:],
-                         "key": list(map(key, dataset["question"][:], dataset["answers"][:]))})
+    return pd.DataFrame({"page_id": _each_page(dataset), "question_id": dataset["question_id"][:],
+                         "key": list(map(key, dataset["question"][:], dataset["answers"][:]))}).explode("page_id")
+
+def _each_page(rows):
+    "For each row, the names of its pages."
+    return [[page_id(doc, int(page)) for page in pages] for doc, pages in zip(rows["doc_id"][:], rows["pages"][:])]
 
 # %% ../nbs/02_data.ipynb #find-leaks
 def find_leaks(
@@ -335,7 +336,7 @@ def find_leaks(
     leaked = set(joined.question_id_test[same_page])
     return {"exact": len(exact), "near": len(set(pairs.test_doc) - exact), "question": len(leaked),
             "question_elsewhere": len(set(joined.question_id_test) - leaked),
-            "test_pages": len(pages[1]), "train_pages": len(pages[0]), "test_questions": len(asked),
+            "test_pages": len(pages[1]), "train_pages": len(pages[0]), "test_questions": len(test),
             "near_bits": near_bits, "hash_bits": HASH_SIDE**2, "pairs": pairs.to_dict("records")}
 
 # %% ../nbs/02_data.ipynb #cell-018
@@ -343,23 +344,22 @@ def page_sizes(
     rows: Dataset,  # of one split
 ) -> pd.DataFrame:  # doc_id, benchmark, width, height (pixels), one row per page
     "Page sizes, read from the image headers where these suffice (see `page_size`)."
-    pages = rows.select(first_rows_of_pages(rows)).select_columns(["doc_id", "page", "benchmark", "image"])
-    found = []
-    for row in pages.cast_column("image", Image(decode=False)):
-        size = page_size(row["image"]["bytes"] or row["image"]["path"])
-        found.append((row["doc_id"], row["benchmark"], *size))
+    places, found, table = list(distinct_pages(rows).values()), [], rows.select_columns(["doc_id", "benchmark"])[:]
+    for (row, _), image in zip(places, images_at(rows, places)):
+        size = page_size(image["bytes"] or image["path"])
+        found.append((table["doc_id"][row], table["benchmark"][row], *size))
     return pd.DataFrame(found, columns=["doc_id", "benchmark", "width", "height"])
 
 # %% ../nbs/02_data.ipynb #question-frame
 def question_frame(
     rows: Dataset,  # of one split
-) -> pd.DataFrame:  # the columns of a row but the image, and page_id, group, answer_characters
-    "The questions of a split without their images. A question in several report groups has one line for each."
-    frame = rows.remove_columns("image").to_pandas()
+) -> pd.DataFrame:  # the columns of a row but the images, and page_id, group, answer_characters
+    "The questions of a split without their images, with a line for each page and report group."
+    frame = rows.remove_columns("images").to_pandas()
     frame["group"] = [document_types(row) for row in frame.to_dict("records")]
-    frame["page_id"] = page_ids(frame)
+    frame["page_id"] = _each_page(frame)
     frame["answer_characters"] = [len(answers[0]) for answers in frame.answers]
-    return frame.explode("group")
+    return frame.explode("group").explode("page_id")
 
 # %% ../nbs/02_data.ipynb #summarize
 def _counts(frame, by):
@@ -391,7 +391,7 @@ def prepare_data(
     "Load both splits, summarize them, and search for leaks from train to test."
     splits, report = load_sources(study)
     pages = {split: fingerprints(rows, f"{split} pages") for split, rows in splits.items()}
-    texts = {split: rows.remove_columns("image").to_pandas().to_json() for split, rows in splits.items()}
+    texts = {split: rows.remove_columns("images").to_pandas().to_json() for split, rows in splits.items()}
     leaks = find_leaks(splits["train"], splits["test"], pages=(pages["train"], pages["test"]))
     return {"splits": {split: summarize_split(rows) | {"unseen_page_share": _unseen_share(study, rows)}
                        for split, rows in splits.items()}, "leakage": leaks, **report,

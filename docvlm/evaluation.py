@@ -28,7 +28,8 @@ from .engine.answering import answer_rows
 from .engine.attention import team
 from .engine.features import cache_features, pages_of
 from .files import StudyError, digest_of, replacing, root, write_json
-from .inputs.images import page_ids
+from .inputs.images import distinct_pages, page_ids
+from .inputs.retrieval import evidence_groups, page_count_group
 from .inputs.sources import Source, check_sources, document_types, load_hub, read_sources
 from .model import adapter_digest, hold_weights, load_adapter, load_base, load_processor
 from .presets import base_digest
@@ -101,8 +102,7 @@ def predict(
     if about.get("key") == key: return stored, about["throughput"]
     parts = path.with_name(f"{system}.{key}")  # the key in the name keeps parts of different runs apart
     answers, seconds = _answer_parts(study, system, rows, processor, load, parts)
-    columns = ["question_id", "doc_id", "page", "field", "benchmark", "doc_types", "source", "question", "answers"]
-    frame = rows.remove_columns("image").to_pandas()[columns].join(answers)
+    frame = rows.remove_columns(["images", "split"]).to_pandas().join(answers)
     frame["score"] = [score(*row) for row in zip(frame.benchmark, frame.prediction, frame.answers)]
     if workers.is_main_process:
         _write_table(path, frame, {"key": key, "throughput": {"questions_per_s": len(rows)/seconds}})
@@ -127,7 +127,7 @@ def predict_systems(
     "Predictions of the base and of each adapter, with a single copy of the base in memory."
     processor, loaded, others = load_processor(study.preset), [], []
     if rows is None: rows = load_splits(study)["test"]
-    else: others = [rows.remove_columns("image").to_pandas().to_json(), *(p["key"] for p in pages_of(rows).values())]
+    else: others = [rows.remove_columns("images").to_pandas().to_json(), *(p["keys"] for p in pages_of(rows).values())]
     def system(folder):
         if not loaded: loaded.append(hold_weights(load_base(study.preset, precision)))
         if folder is None: return loaded[0]
@@ -190,7 +190,7 @@ def compare(
     before, after = scores(base), np.stack([scores(frame) for frame in ours])
     names = sorted({BENCHMARK_METRICS[b] for b in base.benchmark[keep]})
     return {"metric": metric.__name__ if metric else "/".join(names), "questions": int(keep.sum()),
-            "images": len(set(page_ids(base[keep]))),
+            "images": len(distinct_pages(base[keep])),
             **compare_scores(before, after, pages, seeds, resamples)}
 
 # %% ../nbs/05_evaluation.ipynb #compare-groups
@@ -215,7 +215,8 @@ def own_questions(
 ):  # a datasets.Dataset in the row schema
     "A fixed sample of the preset's own test questions, in whole pages; StudyError if they cannot be loaded."
     if study.preset.source == "hub":
-        sources = [source for source in read_sources(root()/"data"/"sources.csv") if source.split == "test"]
+        sources = [source for source in read_sources(root()/"data"/"sources.csv")
+                   if source.split == "test" and source.benchmark in study.preset.benchmarks]
         check_sources(sources)
         rows = concatenate_datasets([load_hub(source)[0] for source in sources])
     else: rows = load_splits(replace(study, documents=""))["test"]
@@ -387,6 +388,9 @@ def evaluate_study(
               "training_sample": sample, "throughput": throughput,
               "artefacts": [str((study.run_dir/"predictions"/f"{name}.parquet").relative_to(root()))
                             for name in (*frames, *sample["systems"], *own)]}
-    fields = extraction_scores(base, ours, seeds, resamples)
-    return result | ({"fields": fields} if fields else {}) | ({"forgotten": lost} if lost else {}) | (
+    fields, rows = extraction_scores(base, ours, seeds, resamples), base.to_dict("records")
+    by_pages = {} if base.page_count.max() == 1 else {
+        "by_page_count": groups(pd.Series(list(map(page_count_group, rows)))),
+        "by_evidence_page": groups(pd.Series(list(map(evidence_groups, rows))))}
+    return result | by_pages | ({"fields": fields} if fields else {}) | ({"forgotten": lost} if lost else {}) | (
         _by_page_knowledge(study, base, ours, seeds) if study.generated else {})

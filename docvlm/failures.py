@@ -18,7 +18,7 @@ import pandas as pd
 import seaborn as sns
 
 from .analysis.errors import (Case, classify, COMPUTED, is_format, make_gallery, normalized_text, outcomes,
-                                    PageFacts, save_page, TYPES, UNKNOWN_PAGE)
+                                    page_image, page_to_show, PageFacts, save_page, TYPES, UNKNOWN_PAGE)
 from .analysis.metrics import mean_ci, paired_delta
 from .core import Study
 from .data import load_splits, page_table, question_table
@@ -291,7 +291,7 @@ def measure_detection(
 def suspect_entries(
     base: pd.DataFrame,  # predictions of the base
     ours: list[pd.DataFrame],  # predictions for the same questions, one table per seed
-    rows,  # the questions, a datasets.Dataset with the columns question_id and image
+    rows,  # the questions, a datasets.Dataset in the row schema
     folder: Path,  # where to write the PNGs of the first pages; existing PNGs there are deleted
 ) -> dict:  # questions, listed: one entry per suspect label, worst first
     "List the suspect labels, with page pictures of the first `SUSPECTS_SHOWN`."
@@ -299,8 +299,8 @@ def suspect_entries(
     found, entries, place = find_suspects(ours), [], {name: n for n, name in enumerate(rows["question_id"][:])}
     for number, (i, row) in enumerate(found.iterrows(), 1):
         path = folder/f"{number:02d}-{digest_of(row.question_id)}.png"
-        if number <= SUSPECTS_SHOWN: save_page(rows[place[row.question_id]]["image"], path)
-        entries.append({"question_id": row.question_id, "doc_id": row.doc_id, "page": int(row.page), "field": row.field,
+        if number <= SUSPECTS_SHOWN: save_page(page_image(rows[place[row.question_id]]), path)
+        entries.append({"question_id": row.question_id, "doc_id": row.doc_id, "page": page_to_show(row), "field": row.field,
                         "question": row.question, "label": " | ".join(row.answers), "answer": row.prediction,
                         "base": base.prediction[i], "confidence": float(row.confidence),
                         "image": path.relative_to(root()).as_posix() if number <= SUSPECTS_SHOWN else None})
@@ -355,7 +355,7 @@ def analyse_failures(
     known, test = read_knowledge(study), read_predictions(study)
     suspects = _suspect_labels(study, test, read_predictions(study, training=True))
     base, *ours = [add_types(frame, known, study.preset.max_new_tokens) for frame in test]
-    pages = load_splits(study)["test"].select_columns(["doc_id", "page", "image"])
+    pages = load_splits(study)["test"].select_columns(["question_id", "pages", "evidence_pages", "images"])
     gallery = make_gallery(base, ours[0], pages, known.evidence, study.figures_dir/"gallery")
     return failure_report(base, ours, study.preset.resamples) | {
         "pages_known": bool(known.pages), "gallery": gallery, "suspect_labels": suspects,

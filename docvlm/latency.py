@@ -5,6 +5,7 @@ __all__ = ['CPU_PRICE', 'time_answers', 'quantiles', 'measure_precision', 'cost_
 
 # %% ../nbs/08_latency.ipynb #cell-002
 import time
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -25,18 +26,20 @@ from .presets import device_kind, has_bf16
 def time_answers(
     model,  # model, loaded at the precision to be measured
     processor,  # the base model's processor
-    images: list,  # pages as PIL images, one batch
-    questions: list[list[int]],  # token ids, one question per page
+    images: list[list],  # the pages of each document as PIL images, one batch
+    questions: list[list[int]],  # token ids, one question per document
     max_new_tokens: int,  # limit of an answer, in tokens
     precision: str,  # "fp32", "bf16" or "auto", see `in_bf16`
 ) -> float:  # seconds
-    "Time answering one question per page in one batch, from page images to token ids."
+    "Time answering one question per document in one batch, from page images to token ids."
     template, started = chat_template(processor), time.perf_counter()
-    pixels, grids = prepare_images(processor, images)
+    pixels, grids = prepare_images(processor, sum(images, []))
+    ends = np.cumsum([0, *map(len, images)])
     with torch.no_grad(), autocast(model.device.type, precision):
-        features = encode_pages(model, [patches.to(model.dtype) for patches in pixels], grids)
-        answer(model, template, features, grids, questions, list(range(len(images))), max_new_tokens,
-               processor.image_processor.merge_size)
+        pages = encode_pages(model, [patches.to(model.dtype) for patches in pixels], grids)
+        features = [torch.cat(pages[start:end]) for start, end in pairwise(ends)]
+        answer(model, template, features, [grids[start:end] for start, end in pairwise(ends)], questions,
+               list(range(len(images))), max_new_tokens, processor.image_processor.merge_size)
     if torch.cuda.is_available(): torch.cuda.synchronize()
     return time.perf_counter() - started
 
@@ -49,7 +52,7 @@ def quantiles(
 
 # %% ../nbs/08_latency.ipynb #cell-007
 def _chosen(study, processor):
-    "Test rows of pages spread evenly over the split, one question each, and the token ids of the questions."
+    "Test rows of documents spread evenly over the split, one question each, and the token ids of the questions."
     rows = load_splits(study)["test"]
     pages = list(pages_of(rows).values())
     numbers = np.linspace(0, len(pages) - 1, study.preset.latency_pages).astype(int)
@@ -64,18 +67,19 @@ def _image_tokens(processor, images):
 
 # %% ../nbs/08_latency.ipynb #measure
 def _measure(study, processor, model, chosen, questions, precision, size):
-    "One row: time to first token and to the full answer, throughput and memory of batches of `size` pages."
+    "One row: time to first token and to the full answer, throughput and memory of batches of `size` documents."
     groups = [(chosen[i:i + size], questions[i:i + size]) for i in range(0, len(chosen) - size + 1, size)]
     used = study.preset.precision if precision in ("int8", "nf4") else precision
-    once = lambda rows, asked, limit: time_answers(model, processor, [row["image"] for row in rows], asked, limit, used)
+    once = lambda rows, asked, limit: time_answers(model, processor, [row["images"] for row in rows], asked, limit, used)
     limit = max(study.preset.max_new_tokens.values())
+    pages = sum(len(row["images"]) for rows, _ in groups for row in rows)/len(groups)  # of a batch, on average
     peak_memory(reset=True)
     once(*groups[0], limit)
     first = [once(*group, 1) for _ in range(study.preset.latency_repeats) for group in groups]
     whole = [once(*group, limit) for _ in range(study.preset.latency_repeats) for group in groups]
     return {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU", "precision": precision,
-            "batch_size": size, "image_tokens": _image_tokens(processor, [row["image"] for row in chosen]),
-            "ttft_ms": quantiles(first), "latency_ms": quantiles(whole), "images_per_s": size/float(np.median(whole)),
+            "batch_size": size, "image_tokens": _image_tokens(processor, sum((row["images"] for row in chosen), [])),
+            "ttft_ms": quantiles(first), "latency_ms": quantiles(whole), "images_per_s": pages/float(np.median(whole)),
             "peak_memory_bytes": peak_memory(), "kind": "measured"}
 
 # %% ../nbs/08_latency.ipynb #measure-precision

@@ -73,7 +73,7 @@ def look_cells(
 ) -> torch.Tensor:  # (pointing heads, questions): index of a cell, row by row; outside the page where it is negative
     "The cell on which each pointing head rests at the first character of the answer."
     size = pixels.shape[1]//(2*PATCH), pixels.shape[0]//(2*PATCH)
-    batch = pack_questions([[(question, target, -1) for question, target in asked]], [[]], size, processor)
+    batch = pack_questions([[(question, target, -1, 0) for question, target in asked]], [[[]]], size, processor)
     with torch.no_grad(), watched(model), autocast(model.device.type):
         batch = {name: value.to(model.device) for name, value in batch.items()}
         _, looks = row_logits(model, batch, see(model, pixels[None].to(model.device)).pooler_output)
@@ -119,7 +119,8 @@ def _generate(model, processor, pixels, asked):
     template, grids = chat_template(processor), [(1, pixels.shape[1]//PATCH, pixels.shape[2]//PATCH)]*len(pixels)
     with torch.no_grad(), autocast(model.device.type):
         features = encode_pages(model, list(patchify(pixels)), grids)
-        ids, _ = answer(model, template, features, grids, [processor.tokenizer.encode(q) for _, q in asked],
+        ids, _ = answer(model, template, features, [[grid] for grid in grids],
+                        [processor.tokenizer.encode(question) for _, question in asked],
                         [page for page, _ in asked], 50)
     return processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
@@ -178,7 +179,8 @@ def practice_overlap(
     def rows(name, image, questions):
         png = io.BytesIO()
         image.save(png, "PNG")
-        return [{"question_id": f"{name}-{i}", "doc_id": name, "image": {"bytes": png.getvalue(), "path": None},
+        return [{"question_id": f"{name}-{i}", "doc_id": name,
+                 "images": [{"bytes": png.getvalue(), "path": None}],
                  "question": question, "answers": answers,
                  "doc_types": [], "benchmark": "", "split": "", "source": ""}
                 for i, (question, answers) in enumerate(questions)]

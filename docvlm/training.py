@@ -6,6 +6,7 @@ __all__ = ['page_inputs', 'answer_logits', 'answer_loss', 'pack_rows', 'Training
            'train_adapter', 'train_study']
 
 # %% ../nbs/04_training.ipynb #cell-002
+import math
 import shutil
 import sys
 import time
@@ -23,7 +24,7 @@ from .core import Study
 from .data import load_splits
 from .engine.attention import last_layer_at, peak_memory, team, within_memory
 from .engine.features import PageFeatures, cache_features, pages_of
-from .engine.packing import PackedPage, chat_template, collate_pages, encode_text, pack_page
+from .engine.packing import PackedPages, chat_template, collate_pages, encode_text, pack_pages
 from .files import StudyError, digest_of, flush, read_json, root, set_seed, write_json
 from .model import adapter_digest, add_lora, hold_weights, load_base, load_processor
 from .presets import Preset, base_digest, device_kind, in_bf16, with_variant
@@ -64,21 +65,21 @@ def pack_rows(
     processor,  # tokenizer and chat template
     rows,  # a datasets.Dataset in the row schema
     features: PageFeatures,  # gives each page's patch grid
-) -> list[PackedPage]:
-    "Pack each page with its questions and target answers, ready for `collate_pages`."
+) -> list[PackedPages]:
+    "Pack the pages of each document with their questions and target answers, ready for `collate_pages`."
     encode = lambda text: encode_text(processor.tokenizer, text)
     template, merge, packed = chat_template(processor), processor.image_processor.merge_size, []
     table = rows.select_columns(["question", "answers", "benchmark"])[:]
-    for page in pages_of(rows).values():
-        grid = features.grid(page["key"])
+    for pages in pages_of(rows).values():
+        grids = list(map(features.grid, pages["keys"]))
         asked = [(encode(table["question"][i] + study.preset.prompt_suffix[table["benchmark"][i]]),
-                  encode(table["answers"][i][0])) for i in page["rows"]]
-        image_tokens = grid[0]*grid[1]*grid[2]//merge**2
-        room = max(study.preset.tokens_per_page - image_tokens, image_tokens, 64)  # at least the page's own size
+                  encode(table["answers"][i][0])) for i in pages["rows"]]
+        image_tokens = sum(map(math.prod, grids))//merge**2
+        room = max(study.preset.tokens_per_page - image_tokens, image_tokens, 64)  # at least the pages' own size
         lengths = np.cumsum([len(q) + len(a) + len(template.closing) for q, a in asked])
         for part in np.split(np.arange(len(asked)), np.flatnonzero(np.diff(lengths//room)) + 1):
-            packed.append(pack_page(template, grid, [asked[i][0] for i in part], [asked[i][1] for i in part],
-                                    merge, page["key"]))
+            packed.append(pack_pages(template, grids, [asked[i][0] for i in part], [asked[i][1] for i in part],
+                                     merge, pages["keys"]))
     return packed
 
 # %% ../nbs/04_training.ipynb #cell-008
@@ -121,8 +122,9 @@ class TrainingBatches(torch.utils.data.Dataset):
 
     def means(self):
         "Mean pages per optimizer step and mean tokens per page, questions included."
-        pages = [len(self.packed[i]) for batch in self.batches for i in batch]
-        return {"pages_per_step": len(pages)/len(self.batches), "tokens_per_page": sum(pages)/len(pages)}
+        packed = [self.packed[i] for batch in self.batches for i in batch]
+        pages = sum(len(some.grids) for some in packed)
+        return {"pages_per_step": pages/len(self.batches), "tokens_per_page": sum(map(len, packed))/pages}
 
 # %% ../nbs/04_training.ipynb #page-groups
 def page_groups(

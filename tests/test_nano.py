@@ -12,8 +12,8 @@ from safetensors import safe_open
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from docvlm.model import load_base
-from docvlm.engine.packing import chat_template, collate_pages, pack_page
-from docvlm.nano.batches import PracticeBatches, Recipe, Stage, pack_questions, pages_per_part, recipe_for
+from docvlm.engine.packing import chat_template, collate_pages, pack_pages
+from docvlm.nano.batches import PracticeBatches, Recipe, Stage, pack_questions, documents_per_part, recipe_for
 from docvlm.nano.model import answer_losses, answer_weights, build_model, build_processor, embed_stills, see, watched
 from docvlm.nano.pretraining import pretrain
 from docvlm.pages.rendering import SEEN_FONTS, UNSEEN_FONTS
@@ -96,7 +96,7 @@ def test_every_batch_of_the_recipe_fits_its_limits(device):
     for stage in recipe.stages:
         for columns, rows in stage.sizes:
             for asks, typed in ((False, False), (True, False), (True, True)):
-                pages = recipe.parts*pages_per_part(recipe, (columns, rows), asks, typed)
+                pages = recipe.parts*documents_per_part(recipe, (columns, rows), asks, typed)
                 assert typed or pages == recipe.parts or 4*columns*rows*pages <= recipe.patches_per_batch
                 assert not asks or pages == recipe.parts or pages*columns*rows <= recipe.tokens_per_batch
 
@@ -123,20 +123,21 @@ def test_each_answer_s_first_character_weighs_more():
     assert answer_weights(labels).tolist() == [4, 1, 4, 4, 1, 1]
 
 
-def test_questions_side_by_side_get_the_losses_and_gradients_of_the_block_mask():
+@pytest.mark.parametrize("pages", [1, 2])
+def test_questions_side_by_side_get_the_losses_and_gradients_of_the_block_mask(pages):
     processor = build_processor()
-    asked = [[("Total?", "12.50", 0), ("Who signed it?", "Ann of Kent", 5)], [("How many rows?", "3", -1)],
-             [("a", "b", 0), ("What is the sum of all of them?", "1,234", 2), ("Date", "4 May", 1)]]
-    written = [[(char, 5 + 9*i, 20) for i, char in enumerate("12.50AnnofKentBbcdef")]]*3
+    asked = [[("Total?", "12.50", 0, 0), ("Who signed it?", "Ann of Kent", 5, pages - 1)], [("How many rows?", "3", -1, 0)],
+             [("a", "b", 0, 0), ("What is the sum of all of them?", "1,234", 2, pages - 1), ("Date", "4 May", 1, 0)]]
+    written = [[[(char, 5 + 9*i, 20) for i, char in enumerate("12.50AnnofKentBbcdef")]]*pages]*3
     batch, model = pack_questions(asked, written, (6, 4), processor), build_model(processor, 0)
-    tokens = torch.randn(3*24, model.config.text_config.hidden_size)
+    tokens = torch.randn(3*24*pages, model.config.text_config.hidden_size)
     with watched(model): loss, pointing, _ = answer_losses(model, batch, tokens)
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     encode, template = processor.tokenizer.encode, chat_template(processor)
-    row = collate_pages([pack_page(template, (1, 8, 12), [encode(q) for q, *_ in some], [encode(a) for _, a, _ in some])
-                         for some in asked])
+    row = collate_pages([pack_pages(template, [(1, 8, 12)]*pages, [encode(q) for q, *_ in some],
+                                    [encode(a) for _, a, *_ in some]) for some in asked])
     labels, vision = row.pop("labels"), BaseModelOutputWithPooling(pooler_output=tuple(tokens.chunk(3)))
     logits = model(**row, logits_to_keep=labels != -100, use_cache=False, mm_encoder_outputs={"image": vision}).logits
     weight = answer_weights(labels)

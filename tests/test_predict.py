@@ -13,7 +13,8 @@ from PIL import Image
 
 from docvlm import cli, evaluation
 from docvlm.apps import predict
-from docvlm.apps.predict import (CERTAINTY, KeptAnswers, choose_answer, choose_threshold, explain_promise, find_pages,
+from docvlm.analysis.extraction import CERTAINTY, choose_threshold
+from docvlm.apps.predict import (KeptAnswers, choose_answer, explain_promise, find_pages,
                                  predict_documents, promise)
 from docvlm.bench.throughput import generate_answers, load_plain
 from docvlm.core import Study, open_study

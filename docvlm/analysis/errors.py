@@ -6,7 +6,8 @@ __all__ = ['LONGEST_PHRASE', 'FULL_SCORE', 'NEAR_TARGET', 'NEAR_OTHER', 'COMPUTE
            'is_empty', 'is_invented', 'numbers', 'days', 'is_format', 'is_wrong_verdict', 'is_arithmetic',
            'is_truncated', 'has_extra_words', 'is_wrong_row', 'is_wrong_column', 'is_wrong_row_and_column',
            'is_wrong_field', 'is_misread', 'is_not_on_page', 'classify', 'outcomes', 'choose_failures', 'save_page',
-           'make_gallery', 'printable_line', 'caption_lines', 'gallery_html', 'draw_gallery']
+           'page_to_show', 'page_image', 'make_gallery', 'printable_line', 'caption_lines', 'gallery_html',
+           'draw_gallery']
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-002
 import base64
@@ -31,7 +32,6 @@ from rapidfuzz.distance import Levenshtein
 
 from .metrics import BENCHMARK_METRICS, typed
 from ..files import digest_of, root
-from ..inputs.images import page_id, page_ids
 from ..inputs.sources import TYPE_GROUPS
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-004
@@ -293,22 +293,34 @@ def save_page(
     return path
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-011b
+def page_to_show(
+    row,  # in the row schema, or a row of predictions
+) -> int:
+    "The number of the page to show beside a question: the first with evidence that the model was shown, else the first."
+    pages = list(map(int, row["pages"]))
+    return next((int(page) for page in row["evidence_pages"] if page in pages), pages[0])
+
+def page_image(
+    row,  # in the row schema
+):  # PIL image
+    "The page to show beside a question."
+    return row["images"][list(row["pages"]).index(page_to_show(row))]
+
 def make_gallery(
     before: pd.DataFrame,  # predictions of the base, with the column `type`
     after: pd.DataFrame,  # predictions of one adapter for the same questions, with the column `type`
-    pages,  # a datasets.Dataset with the columns doc_id, page and image
+    rows,  # the questions, a datasets.Dataset in the row schema
     evidence: dict[str, list | None],  # question_id -> box of the answer in pixels, if known
     folder: Path,  # where to write the PNGs; existing PNGs there are deleted
 ) -> list[dict]:  # one entry per chosen question
     "Choose failures, save their pages, and collect question, answers and error types of each."
     for old in folder.glob("*.png"): old.unlink()
-    first, entries = {}, []
-    for position, name in enumerate(page_ids(pages)): first.setdefault(name, position)
+    place, entries = {name: row for row, name in enumerate(rows["question_id"][:])}, []
     for number, i in enumerate(choose_failures(before, after), 1):
         base, ours = before.iloc[i], after.iloc[i]
         path = folder/f"{number:02d}-{digest_of(base.question_id)}.png"
         box, label = evidence.get(base.question_id), [*base.doc_types, base.benchmark][0]
-        save_page(pages[first[page_id(base.doc_id, base.page)]]["image"], path, box)
+        save_page(page_image(rows[place[base.question_id]]), path, box)
         entries.append({"question_id": base.question_id, "doc_id": base.doc_id, "benchmark": base.benchmark,
                         "doc_type": TYPE_GROUPS.get(label, label), "question": base.question,
                         "target": " | ".join(base.answers), "base": base.prediction, "ours": ours.prediction,

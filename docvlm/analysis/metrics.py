@@ -115,10 +115,11 @@ def relaxed_accuracy_strict(
 
 # %% ../../nbs/analysis/00_metrics.ipynb #cell-014
 METRICS = {metric.__name__: metric for metric in (anls, relaxed_accuracy, relaxed_accuracy_strict)}
-BENCHMARK_METRICS = {"docvqa": "anls", "infovqa": "anls", "chartqa": "relaxed_accuracy"}
+BENCHMARK_METRICS = {"docvqa": "anls", "infovqa": "anls", "chartqa": "relaxed_accuracy", "mpdocvqa": "anls",
+                     "dude": "anls"}
 
 def score(
-    benchmark: str,  # "docvqa", "infovqa" or "chartqa"
+    benchmark: str,  # one of `BENCHMARK_METRICS`
     prediction: str,  # the model's answer
     answers: list,  # accepted answers
 ) -> float:  # between 0 and 1

@@ -15,12 +15,13 @@ from filelock import FileLock
 
 from ..analysis.metrics import BENCHMARK_METRICS, score
 from .endpoint import Endpoint, count_kinds, endpoint_answers
-from .ocr import engine_version, lookup_answers
+from .ocr import lookup_answers
 from ..core import Study
 from ..data import load_splits
 from ..evaluation import compare
 from ..files import StudyError, digest_of, read_json, replacing, root, write_json
-from ..inputs.images import page_id, page_ids
+from ..inputs.images import distinct_pages, pages_id
+from ..inputs.retrieval import engine_version
 from ..latency import CPU_PRICE, cost_per_1000_images
 from ..presets import get_preset
 from ..steps import code_digests, content_digest, environment, git_state, run_study
@@ -32,8 +33,7 @@ def scored(
 ) -> pd.DataFrame:  # columns of the study's own predictions, plus those of `answers`
     "Join answers with their questions and score them; the score of a failure is NaN. ValueError if the lengths differ."
     if len(rows) != len(answers): raise ValueError(f"{len(answers)} answers to {len(rows)} questions")
-    columns = ["question_id", "doc_id", "page", "field", "benchmark", "doc_types", "source", "question", "answers"]
-    frame = pd.concat([rows.remove_columns("image").to_pandas()[columns], answers.reset_index(drop=True)], axis=1)
+    frame = pd.concat([rows.remove_columns(["images", "split"]).to_pandas(), answers.reset_index(drop=True)], axis=1)
     frame["score"] = [float("nan") if failure else score(*row) for failure, *row in
                       zip(frame.failure.notna(), frame.benchmark, frame.prediction, frame.answers)]
     return frame
@@ -60,7 +60,7 @@ def system_cells(
         cell = compare(frame, ours or [frame], seeds if ours else [0], resamples, keep)
         scored = cell["baseline"] if cell else {"value": float(part.score.mean()) if len(part) else None, "ci95": None}
         found[benchmark] = {"metric": BENCHMARK_METRICS[benchmark], "questions": len(asked),
-                            "images": len(set(page_ids(asked))), "answered": len(part),
+                            "images": len(distinct_pages(asked)), "answered": len(part),
                             "failed": len(asked) - len(part), "empty": int((part.prediction == "").sum()), **scored,
                             "delta": cell["delta"] if cell and ours else None}
     return found
@@ -71,7 +71,7 @@ MOST_LISTED = 20  # failures listed individually in `systems.json`; all are coun
 def _unanswered(frame):
     "List the first failures with question, page, kind and reason."
     failed = frame[frame.failure.notna()].head(MOST_LISTED)
-    return [{"question_id": row.question_id, "page": page_id(row.doc_id, row.page), "failure": row.failure,
+    return [{"question_id": row.question_id, "page": pages_id(row.doc_id, row.pages), "failure": row.failure,
              "reason": row.reason or ""}
             for row in failed.itertuples()]
 

@@ -26,13 +26,12 @@ from urllib.request import getproxies, proxy_bypass
 
 import openai
 import pandas as pd
-from datasets import Image
 from tqdm.auto import tqdm
 
 from ..core import Study
 from ..execution import check_number
 from ..files import StudyError, digest_of
-from ..inputs.images import decode_page, pages_of
+from ..inputs.images import decode_page, pages_of, undecoded
 from ..presets import Preset
 
 # %% ../../nbs/baselines/00_endpoint.ipynb #refusals-05
@@ -196,7 +195,7 @@ REMEDIES = (  # pattern of the kind, pattern of the reason, remedy
     ("HTTP 4..", _NO_MODEL, _NAME),
     ("HTTP 4..", _CONTEXT, "allow longer prompts and larger pages on the server (vLLM: --max-model-len)"),
     ("HTTP 4..", _NO_IMAGES, "choose a model that reads images: pages are sent as images"),
-    ("HTTP 4..", "", "use a server that accepts such a request: a page and a question, temperature 0, max_tokens"),
+    ("HTTP 4..", "", "use a server that accepts such a request: pages and a question, temperature 0, max_tokens"),
     ("HTTP 5..", "", "read the server's log"),
     ("unreadable reply", "no text", _LONGER), ("empty answer", "", _LONGER),
     ("unreadable reply", "", "check the address: {url} must be an OpenAI-compatible API, which usually ends in /v1"),
@@ -262,12 +261,12 @@ def page_url(
 def ask_server(
     client: openai.OpenAI,  # client of the server
     model: str,  # the server's name of the model
-    page: str,  # from `page_url`
+    pages: list[str],  # from `page_url`
     prompt: str,  # question with prompt suffix
     max_tokens: int,  # maximum answer length in tokens
 ) -> dict:  # seconds; prediction, prompt_tokens, answer_tokens (None if not reported), or failure and reason
     "Ask one question; return the answer, or kind and reason of the failure. No reply of a server raises an exception."
-    content, started = [{"type": "image_url", "image_url": {"url": page}},
+    content, started = [*({"type": "image_url", "image_url": {"url": page}} for page in pages),
                         {"type": "text", "text": prompt}], time.perf_counter()
     request = {"model": model, "messages": [{"role": "user", "content": content}], "temperature": 0,
                "max_tokens": max_tokens}
@@ -328,20 +327,20 @@ class _Pace:
 
 def _requests(endpoint, preset, rows):
     "Yield for each row: key (digest of what determines the answer), images, row index, prompt, maximum answer length."
-    table, images = rows.select_columns(["question", "benchmark"])[:], rows.cast_column("image", Image(decode=False))
-    page_keys = {row: page["key"] for page in pages_of(rows).values() for row in page["rows"]}
+    table, images = rows.select_columns(["question", "benchmark"])[:], undecoded(rows)
+    page_keys = {row: pages["keys"] for pages in pages_of(rows).values() for row in pages["rows"]}
     for i, (question, benchmark) in enumerate(zip(table["question"], table["benchmark"])):
         prompt, limit = question + preset.prompt_suffix[benchmark], preset.max_new_tokens[benchmark]
-        yield digest_of(endpoint.url, endpoint.model, page_keys[i], prompt, limit), images, i, prompt, limit
+        yield digest_of(endpoint.url, endpoint.model, *page_keys[i], prompt, limit), images, i, prompt, limit
 
 # %% ../../nbs/baselines/00_endpoint.ipynb #84f87e53
 def _send(endpoint, client, pace, key, images, i, prompt, limit):
     "Ask one question; a page that cannot be read is returned as a failure."
-    try: page = page_url(images[i]["image"])
+    try: pages = list(map(page_url, images[i]["images"]))
     except StudyError: raise
     except Exception as error: return key, {"failure": "unreadable page", "reason": reason_of(error, client.api_key)}
     pace.wait()
-    return key, ask_server(client, endpoint.model, page, prompt, limit)
+    return key, ask_server(client, endpoint.model, pages, prompt, limit)
 
 def _hopeless(endpoint, kind, answered, in_a_row):
     "Reason to stop the run, or None."

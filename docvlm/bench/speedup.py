@@ -251,7 +251,7 @@ def write_pages(
     first, folder = [page["rows"][0] for page in pages_of(rows).values()], Path(folder)
     folder.mkdir()
     for number in range(pages):
-        page = rows[first[number % len(first)]]["image"].copy()
+        page = rows[first[number % len(first)]]["images"][0].copy()
         page.putpixel((0, 0), (number % 256, number//256, 0))
         page.save(folder/f"{number:05}.png", compress_level=1)
     return [page for listed in find_pages(folder)[0].values() for page in listed]
@@ -274,7 +274,7 @@ def field_rows(
     pages: list[tuple],  # from `write_pages`
 ):  # a datasets.Dataset in the row schema
     "A row for every field of every page, as `generate_answers` reads them."
-    return rows_dataset([{"question_id": f"{key}-{number}", "doc_id": key, "image": str(path), "question": question,
+    return rows_dataset([{"question_id": f"{key}-{number}", "doc_id": key, "images": [str(path)], "question": question,
                           "answers": [""], "doc_types": [], "benchmark": BENCHMARK, "split": "test", "source": "folder"}
                          for key, path, _ in pages for number, question in enumerate(PREDICT_FIELDS)])
 

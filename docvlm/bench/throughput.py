@@ -23,7 +23,8 @@ from ..engine.answering import answer_rows
 from ..engine.attention import autocast, encode_pages, prepare_images
 from ..engine.features import FeaturesInMemory, cache_features
 from ..files import StudyError
-from ..inputs.images import pages_of
+from ..inputs.images import distinct_pages, images_at, page_key, pages_of
+from ..inputs.sources import read_image
 from ..model import add_lora, load_base, load_processor
 from ..presets import Preset, device_kind, in_bf16
 from ..training import AnswerTrainer, TrainingBatches, answer_loss, pack_rows, page_inputs
@@ -44,9 +45,9 @@ def chat_prompts(
     preset: Preset,  # provides the prompt suffixes
     rows: list[dict],  # in the row schema
 ) -> list[str]:  # one prompt per row
-    "Format each row's page and question with the chat template, ending where the answer begins."
-    message = lambda row: [{"role": "user", "content": [{"type": "image"}, {
-        "type": "text", "text": row["question"] + preset.prompt_suffix[row["benchmark"]]}]}]
+    "Format each row's pages and question with the chat template, ending where the answer begins."
+    message = lambda row: [{"role": "user", "content": [{"type": "image"}]*len(row["images"]) + [
+        {"type": "text", "text": row["question"] + preset.prompt_suffix[row["benchmark"]]}]}]
     return [processor.apply_chat_template(message(row), tokenize=False, add_generation_prompt=True) for row in rows]
 
 # %% ../../nbs/bench/00_throughput.ipynb #question-batch
@@ -58,7 +59,7 @@ def question_batch(
     "Build a right-padded batch with one question and one copy of the page per row; labels cover answer and end token."
     answers = [row["answers"][0] + "<|im_end|>" for row in rows]
     texts = [prompt + answer for prompt, answer in zip(chat_prompts(processor, preset, rows), answers)]
-    batch = processor(text=texts, images=[row["image"].convert("RGB") for row in rows],
+    batch = processor(text=texts, images=[row["images"] for row in rows],
                       padding=True, padding_side="right", return_tensors="pt")
     ends = batch["attention_mask"].sum(1, keepdim=True)
     sizes = torch.tensor([len(processor.tokenizer.encode(answer, add_special_tokens=False))
@@ -82,7 +83,7 @@ def generate_answers(
     for some in (group[start:start + batch_size] for group in groups for start in range(0, len(group), batch_size)):
         asked = [rows[i] for i in some]
         inputs = processor(text=chat_prompts(processor, preset, asked),
-                           images=[row["image"].convert("RGB") for row in asked],
+                           images=[row["images"] for row in asked],
                            padding=True, padding_side="left", return_tensors="pt").to(model.device)
         with torch.no_grad(), autocast(model.device.type, precision or preset.precision):
             out = model.generate(**inputs, max_new_tokens=preset.max_new_tokens[asked[0]["benchmark"]])
@@ -97,13 +98,14 @@ def exact_features(
     rows,  # a datasets.Dataset in the row schema
 ) -> FeaturesInMemory:
     "Compute page features in the model's own precision."
-    pages = list(pages_of(rows).values())
-    inputs = processor.image_processor(images=[rows[p["rows"][0]]["image"].convert("RGB") for p in pages],
-                                       return_tensors="pt")
+    places = {page_key(image): place for place, image in
+              zip(distinct_pages(rows).values(), images_at(rows, distinct_pages(rows).values()))}
+    pages = list(map(read_image, images_at(rows, places.values())))
+    inputs = processor.image_processor(images=pages, return_tensors="pt")
     grids = [tuple(grid) for grid in inputs["image_grid_thw"].tolist()]
     pixels = list(inputs["pixel_values"].split([t*h*w for t, h, w in grids]))
     with torch.no_grad(): found = encode_pages(model, pixels, grids)
-    return FeaturesInMemory((page["key"], pair) for page, pair in zip(pages, zip(found, grids)))
+    return FeaturesInMemory(zip(places, zip(found, grids)))
 
 # %% ../../nbs/bench/00_throughput.ipynb #summed
 def _summed(model, losses):
@@ -203,11 +205,16 @@ class FreshFeatures:
     "Replaces `PageFeatures` without a cache: the vision tower runs each time a page is requested."
     def __init__(self, model, processor, rows, precision="auto"):
         self.model, self.processor, self.rows, self.precision = model, processor, rows, precision
-        self.first = {page["key"]: page["rows"][0] for page in pages_of(rows).values()}
+        self.first = {key: (page["rows"][0], place) for page in pages_of(rows).values()
+                      for place, key in enumerate(page["keys"])}
+
+    def _image(self, key):
+        row, place = self.first[key]
+        return self.rows[row]["images"][place]
 
     def grid(self, key):
         "Patch grid of a page (1, rows, columns), computed from the image size without encoding the page."
-        width, height = self.rows[self.first[key]]["image"].size
+        width, height = self._image(key).size
         how = self.processor.image_processor
         sides = smart_resize(height, width, how.patch_size*how.merge_size,
                              how.size["shortest_edge"], how.size["longest_edge"])
@@ -215,7 +222,7 @@ class FreshFeatures:
 
     def get(self, key):
         "Features (image tokens, hidden) of a page in bf16, as the cache stores them, and its patch grid."
-        pixels, grids = prepare_images(self.processor, [self.rows[self.first[key]]["image"]])
+        pixels, grids = prepare_images(self.processor, [self._image(key)])
         with torch.no_grad(), autocast(self.model.device.type, self.precision):
             feature, = encode_pages(self.model, pixels, grids)
         return feature.to(torch.bfloat16), grids[0]

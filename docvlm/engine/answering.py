@@ -20,7 +20,7 @@ from ..core import Study
 from .attention import last_layer_at
 from .attention import autocast, within_memory
 from .features import PageFeatures, pages_of
-from .packing import Template, chat_template, collate_pages, encode_text, pack_page
+from .packing import Template, chat_template, collate_pages, encode_text, pack_pages, page_features
 from ..files import StudyError
 
 # %% ../../nbs/engine/03_answering.ipynb #roomy
@@ -79,26 +79,26 @@ def _prefill(model, packed, features):
 def ask_pages(
     model,  # a Qwen2-VL model, with or without LoRA
     template: Template,  # the model's chat template
-    features: list[torch.Tensor],  # per page (image tokens, hidden size)
-    grids: list[tuple[int, int, int]],  # per page, in patches: time, height, width
+    features: list[torch.Tensor],  # per document (image tokens of its pages, hidden size), see `page_features`
+    grids: list[list[tuple[int, int, int]]],  # per document and page, in patches: time, height, width
     questions: list[list[int]],  # token ids of each question, prompt suffix included
-    page_of: list[int],  # index of the page of each question
+    document_of: list[int],  # index of the document of each question, of one page or several
     merge_size: int = 2,  # one image token covers merge_size × merge_size patches
 ) -> tuple[torch.Tensor, Cache, torch.Tensor, torch.Tensor]:  # last logits, cache, its mask, next position
-    """Prefill all pages and questions as one row without padding; row q of the returned cache holds question q and its
-    page. The logits are (Q, vocabulary), the mask is (Q, T) and the positions are (Q, 1)."""
-    on_page = [[q for q, page in enumerate(page_of) if page == number] for number in range(len(grids))]
-    packed = [pack_page(template, grid, [questions[q] for q in asked], merge_size=merge_size)
-              for grid, asked in zip(grids, on_page)]
+    """Prefill all documents and questions as one row without padding; row q of the returned cache holds question q and
+    its pages. The logits are (Q, vocabulary), the mask is (Q, T) and the positions are (Q, 1)."""
+    about = [[q for q, document in enumerate(document_of) if document == number] for number in range(len(grids))]
+    packed = [pack_pages(template, pages, [questions[q] for q in asked], merge_size=merge_size)
+              for pages, asked in zip(grids, about)]
     logits, cache = _prefill(model, packed, features)
     begins, seen, position = np.cumsum([0, *map(len, packed)]), [None]*len(questions), [None]*len(questions)
-    for page, begin, asked in zip(packed, begins, on_page):
+    for pages, begin, asked in zip(packed, begins, about):
         for number, q in enumerate(asked, 1):
-            seen[q] = begin + ((page.question == 0) | (page.question == number)).nonzero()[:, 0]
-            position[q] = page.position_ids[:1, page.question == number].max(1).values + 1
+            seen[q] = begin + ((pages.question == 0) | (pages.question == number)).nonzero()[:, 0]
+            position[q] = pages.position_ids[:1, pages.question == number].max(1).values + 1
     places, held = (x.to(model.device) for x in _pad(seen))
     cache.layers = [layer.dealt(places) for layer in cache.layers]
-    order = torch.tensor(sum(on_page, []), device=model.device).argsort()
+    order = torch.tensor(sum(about, []), device=model.device).argsort()
     return logits[order], cache, held, torch.stack(position).to(model.device)
 
 # %% ../../nbs/engine/03_answering.ipynb #cell-005
@@ -139,15 +139,15 @@ def _decode(model, logits, cache, seen, position, limit, end_token_id):
 def answer(
     model,  # a Qwen2-VL model, with or without LoRA
     template: Template,  # the model's chat template
-    features: list[torch.Tensor],  # per page (image tokens, hidden size)
-    grids: list[tuple[int, int, int]],  # per page, in patches: time, height, width
+    features: list[torch.Tensor],  # per document (image tokens of its pages, hidden size), see `page_features`
+    grids: list[list[tuple[int, int, int]]],  # per document and page, in patches: time, height, width
     questions: list[list[int]],  # token ids of each question, prompt suffix included
-    page_of: list[int],  # index of the page of each question
+    document_of: list[int],  # index of the document of each question, of one page or several
     max_new_tokens: int | list[int],  # most tokens of an answer, the same for all questions or one number for each
     merge_size: int = 2,  # one image token covers merge_size × merge_size patches
 ) -> tuple[list[list[int]], list[float]]:  # answer ids without the end token; mean probability of the generated tokens
-    "Decode greedy answers to questions about pages."
-    asked = ask_pages(model, template, features, grids, questions, page_of, merge_size)
+    "Decode greedy answers to questions about documents."
+    asked = ask_pages(model, template, features, grids, questions, document_of, merge_size)
     limit = torch.tensor(max_new_tokens, device=model.device).expand(len(questions))
     answers, probabilities = [[] for _ in questions], [[] for _ in questions]
     with DoraCaching():  # a DoRA adapter computes the norms of its weights once, not for every token
@@ -160,22 +160,22 @@ def answer(
 
 # %% ../../nbs/engine/03_answering.ipynb #batches-of-pages
 def _batches(pages, features, found, budget, merge_size, asks, tokens_per_batch):
-    """Yield batches of (page, unanswered rows), sorted by page size, of similar cost, with at most `budget` cached
-    tokens (or one question)."""
+    """Yield batches of (pages, unanswered rows), sorted by the size of the pages, of similar cost, with at most `budget`
+    cached tokens (or one question)."""
     todo = []
-    for page in pages:
-        waiting = [row for row in page["rows"] if found[row] is None]
-        on_page = int(np.prod(features.grid(page["key"])))//merge_size**2
-        most, tokens = questions_at_a_time([asks[row] for row in waiting], on_page, budget, tokens_per_batch)
-        todo += [(tokens, page, waiting[i:i + most]) for i in range(0, len(waiting), most)]
+    for each in pages:
+        waiting = [row for row in each["rows"] if found[row] is None]
+        on_pages = sum(int(np.prod(features.grid(key))) for key in each["keys"])//merge_size**2
+        most, tokens = questions_at_a_time([asks[row] for row in waiting], on_pages, budget, tokens_per_batch)
+        todo += [(tokens, each, waiting[i:i + most]) for i in range(0, len(waiting), most)]
     batch, used, before, closed, whole = [], 0, 0, 0, sum(tokens*len(part) for tokens, _, part in todo)
     share = whole/max(1, math.ceil(whole/budget))
-    for tokens, page, part in sorted(todo, key=lambda item: (item[0], len(item[2]))):
+    for tokens, each, part in sorted(todo, key=lambda item: (item[0], len(item[2]))):
         weight = tokens*len(part)
         if batch and (used + weight > budget or before + used + weight/2 > share*(closed + 1)):
             yield batch
             batch, used, before, closed = [], 0, before + used, closed + 1
-        batch.append((page, part))
+        batch.append((each, part))
         used += weight
     if batch: yield batch
 
@@ -191,7 +191,7 @@ def answer_pages(
     study: Study,  # gives token limits and precision
     model,  # with or without LoRA
     processor,  # tokenizer and chat template
-    pages: list[dict],  # per page: "key" in `features`, and "rows", the numbers of its questions
+    pages: list[dict],  # pages that are read together: "keys" in `features`, and "rows", the numbers of their questions
     asks: list[list[int]],  # token ids of every question, prompt suffix included
     limits: list[int],  # most tokens of every answer
     features,  # `PageFeatures` or `FeaturesInMemory`; must hold every page
@@ -205,7 +205,7 @@ def answer_pages(
 
     def run(tokens_in_flight):
         for batch in _batches(pages, features, found, tokens_in_flight, merge_size, asks, preset.tokens_per_batch):
-            cached = [features.get(page["key"]) for page, _ in batch]
+            cached = [page_features(features, each["keys"]) for each, _ in batch]
             asked = [(number, row) for number, (_, some) in enumerate(batch) for row in some]
             with torch.no_grad(), autocast(model.device.type, precision or preset.precision):
                 answered = answer(model, template, *zip(*cached), [asks[row] for _, row in asked],

@@ -10,7 +10,6 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
-import datasets
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -20,7 +19,8 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from ..core import Study
 from .attention import autocast, encode_pages, prepare_images, team, within_memory
 from ..files import StudyError, digest_of, replacing
-from ..inputs.images import page_size, pages_of
+from ..inputs.images import distinct_pages, images_at, page_key, page_size, pages_of
+from ..inputs.sources import read_image
 from ..presets import base_digest, device_kind, in_bf16
 from ..steps import module_file
 
@@ -59,9 +59,9 @@ class FeaturesInMemory(dict):
     def grid(self, key): return self[key][1]
 
 # %% ../../nbs/engine/02_features.ipynb #room
-def _image_tokens(page, images, processor):
-    "Number of image tokens of a page, computed from its size without running the image processor."
-    image, how = images[page["rows"][0]]["image"], processor.image_processor
+def _image_tokens(image, processor):
+    "Number of image tokens of an undecoded page, computed from its size without running the image processor."
+    how = processor.image_processor
     width, height = page_size(image["bytes"] or image["path"])
     cell = how.patch_size*how.merge_size
     return math.prod(smart_resize(height, width, cell, how.size["shortest_edge"], how.size["longest_edge"]))//cell**2
@@ -94,21 +94,23 @@ def cache_features(
     pages_per_batch: int = 64,  # pages decoded at a time
 ) -> PageFeatures:
     "Compute and store the features of every page of `rows` not in the cache; the processes of a team share the work."
-    features, pages, workers = PageFeatures(study), list(pages_of(rows).values()), team()
-    todo = [page for page in pages[workers.process_index::workers.num_processes] if features.get(page["key"]) is None]
-    images = rows.cast_column("image", datasets.Image(decode=False))
-    tokens = sum(_image_tokens(page, images, processor) for page in todo)
+    features, places, keys, workers = PageFeatures(study), list(distinct_pages(rows).values()), {}, team()
+    for place, image in zip(places, images_at(rows, places)): keys.setdefault(page_key(image), place)
+    mine = list(keys)[workers.process_index::workers.num_processes]
+    todo = [key for key in mine if features.get(key) is None]
+    images = lambda some: images_at(rows, [keys[key] for key in some])
+    tokens = sum(_image_tokens(image, processor) for image in images(todo))
     _check_room(study, len(todo), 2*model.config.get_text_config().hidden_size*tokens)
     groups = [todo[i:i + pages_per_batch] for i in range(0, len(todo), pages_per_batch)]
     patches = study.preset.patches_per_batch
     def encode(patches):
         with torch.no_grad(), autocast(model.device.type, study.preset.precision):
             return encode_pages(model, pixels, grids, patches)
-    prepared = ahead(lambda some: prepare_images(processor, [rows[page["rows"][0]]["image"] for page in some]), groups)
+    prepared = ahead(lambda some: prepare_images(processor, list(map(read_image, images(some)))), groups)
     with tqdm(total=len(todo), desc="page features", unit="page", disable=not todo) as bar:
         for some, (pixels, grids) in zip(groups, prepared):
             encoded, patches = within_memory(encode, patches)
-            for page, grid, feature in zip(some, grids, encoded): features.put(page["key"], feature.cpu(), grid)
+            for key, grid, feature in zip(some, grids, encoded): features.put(key, feature.cpu(), grid)
             bar.update(len(some))
     workers.wait_for_everyone()
     return features

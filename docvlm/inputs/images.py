@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['RANGES', 'OVERSHOOT', 'FORMATS', 'MOST_PAGES', 'MAX_PIXELS', 'MAX_ASPECT', 'DARKEST', 'FAINTEST', 'DEFAULT_DPI',
            'sample_range', 'to_rgb', 'UnfitPage', 'check_shape', 'decode_page', 'pdf_scale', 'page_count', 'open_page',
-           'page_size', 'page_key', 'page_id', 'page_ids', 'pages_of']
+           'page_size', 'page_key', 'page_id', 'pages_id', 'page_ids', 'distinct_pages', 'undecoded', 'images_at',
+           'pages_of']
 
 # %% ../../nbs/inputs/00_images.ipynb #images-import
 import io
@@ -346,18 +347,53 @@ def page_id(
     "A page's name: its document's, followed by the number unless it is the first page."
     return doc_id if page == 1 else f"{doc_id} page {page}"
 
+def pages_id(
+    doc_id: str,  # the document
+    pages: list[int],  # numbers of its pages that are read together, from 1
+) -> str:
+    "The name of pages that are read together: `page_id` of a single page, else the document's and the numbers."
+    if len(pages) == 1: return page_id(doc_id, int(pages[0]))
+    runs = []
+    for number in map(int, pages):
+        if runs and number == runs[-1][1] + 1: runs[-1][1] = number
+        else: runs.append([number, number])
+    return f"{doc_id} pages " + ", ".join(f"{first}–{last}" if last > first else f"{first}" for first, last in runs)
+
+# %% ../../nbs/inputs/00_images.ipynb #images-pages-of
 def page_ids(
     rows,  # a datasets.Dataset in the row schema, or a table of its columns
 ) -> list[str]:  # one for each row
-    "The page that each row asks about."
-    return [page_id(doc, page) for doc, page in zip(rows["doc_id"][:], rows["page"][:])]
+    "The name of the pages that each row asks about."
+    return [pages_id(doc, pages) for doc, pages in zip(rows["doc_id"][:], rows["pages"][:])]
+
+def distinct_pages(
+    rows,  # a datasets.Dataset in the row schema, or a table of its columns
+) -> dict[str, tuple[int, int]]:  # by page_id: the first row that shows the page, and its place among the row's images
+    "Each page of a data set once, in order of appearance."
+    found = {}
+    for row, (doc, pages) in enumerate(zip(rows["doc_id"][:], rows["pages"][:])):
+        for place, page in enumerate(pages): found.setdefault(page_id(doc, int(page)), (row, place))
+    return found
+
+def undecoded(
+    rows,  # a datasets.Dataset in the row schema
+):  # the same rows, each of their images as a dict of bytes and path
+    return rows.cast_column("images", datasets.List(datasets.Image(decode=False)))
+
+def images_at(
+    rows,  # a datasets.Dataset in the row schema
+    places,  # of (row, place among its images); a row is loaded once for consecutive ones
+):  # yields the undecoded image at each place
+    images, held = undecoded(rows), (None, None)
+    for row, place in places:
+        if row != held[0]: held = row, images[row]["images"]
+        yield held[1][place]
 
 def pages_of(
     rows,  # a datasets.Dataset in the row schema
-) -> dict[str, dict]:  # by page_id: "rows", indices of the rows about the page; "key", see `page_key`
-    "The pages of a data set, in order of appearance, with the rows that ask about each."
-    pages, images = {}, rows.cast_column("image", datasets.Image(decode=False))
-    for i, name in enumerate(page_ids(rows)): pages.setdefault(name, {"rows": []})["rows"].append(i)
-    for page in pages.values():
-        page["key"] = page_key(images[page["rows"][0]]["image"])
-    return pages
+) -> dict[str, dict]:  # by `pages_id`: "rows", indices of the rows about these pages; "keys", see `page_key`
+    "The pages that questions are asked about, together, in order of appearance, with the rows that ask about them."
+    found, images = {}, undecoded(rows)
+    for i, name in enumerate(page_ids(rows)): found.setdefault(name, {"rows": []})["rows"].append(i)
+    for pages in found.values(): pages["keys"] = tuple(map(page_key, images[pages["rows"][0]]["images"]))
+    return found

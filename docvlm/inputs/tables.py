@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
+from ..execution import check_question, clean_text, one_line
 from ..files import write_json
-from .folder import (REPORT, Documents, check_question, clean_record, clean_text, one_line,
-                                  read_metadata)
+from .folder import REPORT, DocumentPages, Documents, clean_record, read_metadata
 from .images import open_page
 
 # %% ../../nbs/inputs/03_tables.ipynb #tables-csv
@@ -121,7 +121,8 @@ def read_table(
 COLUMN_NAMES = {  # key of metadata.jsonl: names of the column in tables; the first that has a value counts
     "file_name": ("file_name", "image", "imgname", "image_local_name", "image_path", "filename", "file", "path",
                   "document"),
-    "page": ("page",), "question": ("question", "query"), "answers": ("answers", "answer", "label"),
+    "file_names": ("file_names",), "page": ("page",), "evidence_pages": ("evidence_pages",),
+    "question": ("question", "query"), "answers": ("answers", "answer", "label"),
     "questionId": ("questionId", "question_id"), "question_types": ("question_types",), "field": ("field",),
     "benchmark": ("benchmark",), "split": ("split", "data_split"), "document": ("document", "ucsf_document_id")}
 
@@ -133,16 +134,17 @@ def named(
     found = {}
     for ours in keys or COLUMN_NAMES:
         values = [record[name] for name in COLUMN_NAMES[ours] if record.get(name) is not None]
+        if ours == "file_names": values = [_list(value) for value in values if value != ""]
         if values: found[ours] = values[0]
     return found
 
-def _answers(answers):
-    "The answers of a record. In a text table, a list is written as JSON or as Python does."
-    if isinstance(answers, str) and answers.strip().startswith("["):
+def _list(value):
+    "The value of a record. In a text table, a list is written as JSON or as Python does."
+    if isinstance(value, str) and value.strip().startswith("["):
         for read in (json.loads, ast.literal_eval):
-            try: return read(answers.strip())
+            try: return read(value.strip())
             except (ValueError, SyntaxError, RecursionError, MemoryError): pass
-    return answers
+    return value
 
 # %% ../../nbs/inputs/03_tables.ipynb #tables-turns
 SPEAKERS = {"human": "user", "gpt": "assistant"}  # LLaVA's names for the roles of a conversation
@@ -157,16 +159,17 @@ def _said(turn):
 def rows_of_conversation(
     record: dict,  # with `conversations` (LLaVA, ShareGPT) or `messages`, and `image` or `images`
 ) -> list[dict]:  # question and answer of each turn; a question without a reply has no answers
-    "The questions and replies of a conversation about one image; ValueError if it is about none or several."
+    "The questions and replies of a conversation about the pages of a document; ValueError if it is about none."
     turns = record.get("conversations") or record.get("messages")
     images = record.get("images") or record.get("image") or []
     images = images if isinstance(images, list) else [images]
-    if len(images) != 1: raise ValueError(f"a conversation about {len(images)} images; give each page one of its own")
+    if not images: raise ValueError("a conversation about no image; give it the pages")
+    files = {"file_name": images[0]} | ({"file_names": images} if len(images) > 1 else {})
     if not isinstance(turns, list): raise ValueError("a conversation that is not a list of turns")
     said, rows = [turn for turn in map(_said, turns) if turn[0] != "system"], []
     for (who, question), (other, reply) in zip(said, [*said[1:], ("", "")]):
         if who != "user": continue
-        row = named(record, "page", "split", "document", "benchmark") | {"file_name": images[0], "question": question}
+        row = named(record, "page", "split", "document", "benchmark") | files | {"question": question}
         if other == "assistant": row["answers"] = reply
         if "id" in record: row["questionId"] = f"{record['id']}-{len(rows) + 1}"
         rows.append(row)
@@ -179,7 +182,7 @@ def rows_of_fields(
 ) -> list[dict]:  # one for each field; without answers if the record has no value for it
     "The questions of a row of fields. An empty cell, or null, means that the document does not show the value."
     values = record["fields"] if isinstance(record.get("fields"), dict) else record
-    shared, rows = named(record, "file_name", "page", "split", "document", "benchmark"), []
+    shared, rows = named(record, "file_name", "file_names", "page", "split", "document", "benchmark"), []
     for name, question in fields.items():
         row = shared | {"question": question, "field": name}
         if name in values: row["answers"] = "" if values[name] is None else values[name]
@@ -211,7 +214,7 @@ def rows_of_record(
     "The questions of a table's row; ValueError if it holds none."
     if "conversations" in record or "messages" in record: return rows_of_conversation(record)
     found = named(record)
-    if "question" in found: return [found | ({"answers": _answers(found["answers"])} if "answers" in found else {})]
+    if "question" in found: return [found | ({"answers": _list(found["answers"])} if "answers" in found else {})]
     if fields: return rows_of_fields(record, fields)
     raise ValueError("no question; give the table a column question, or write fields.csv (field, question) beside it")
 
@@ -260,9 +263,8 @@ def find_tables(
         if found: return found
         raise ValueError(f"{source} holds no table of questions ({', '.join(READERS)}); write metadata.csv with the "
                          "columns file_name, question and answers, or with a column for each field of fields.csv")
-    if len(here) > 1 and not all(split_in(path.stem) for path in here):
-        raise ValueError(f"{source} holds several tables ({', '.join(path.name for path in here)}); give one of them")
-    return [(None, table) for table in here]
+    if len(here) == 1 or all(split_in(path.stem) for path in here): return [(None, table) for table in here]
+    raise ValueError(f"{source} holds several tables ({', '.join(path.name for path in here)}); give one of them")
 
 # %% ../../nbs/inputs/03_tables.ipynb #tables-divide
 def divide(
@@ -293,28 +295,25 @@ CHECK_PIXELS = 250_000  # of a PDF page that is drawn only to see that it can be
 
 class _Checker:
     "Checks rows as `docvlm-study` will and finds their documents; each page is opened once."
-    def __init__(self, documents): self.documents, self.pages, self.asked = documents, {}, set()
-
-    def _page(self, path, page):
-        "The error of a page that cannot be used, or None."
-        try: open_page(path, page, CHECK_PIXELS)
-        except ValueError as error: return error
+    def __init__(self, documents):
+        self.pages = DocumentPages(lambda name, path, page: open_page(path, page, CHECK_PIXELS) and None)
+        self.documents, self.asked = documents, set()
 
     def row(self, line, split, beside):
-        "A checked row with its document's path, `path`; ValueError if it cannot be used."
-        path = self.documents.find(line.get("file_name"), beside)
-        folder, *inner = path.relative_to(self.documents.folder).parts
+        "A checked row with the paths of its files, `paths`; ValueError if it cannot be used."
+        names = line.get("file_names") if isinstance(line.get("file_names"), list) else [line.get("file_name")]
+        paths = [self.documents.find(name, beside) for name in names]
+        known = clean_record(line | ({"file_names": [path.name for path in paths]} if "file_names" in line else
+                                     {"file_name": paths[0].name}))
+        folder, *inner = paths[0].relative_to(self.documents.folder).parts
         split = split or (SPLITS.get(folder.lower()) if inner else None)
-        known = clean_record(line | {"file_name": path.name})
-        place = path, known["page"]
-        if place not in self.pages: self.pages[place] = self._page(*place)
-        if self.pages[place]: raise ValueError(f"{path.name}: {self.pages[place]}")
-        name = clean_text(line.get("questionId"), "questionId")
-        key = split, name or (path, known["page"] or 1, known["question"])
+        pages, _ = self.pages.of([(path.name, path) for path in paths], known["pages"], known["evidence_pages"])
+        key = split, (name := clean_text(line.get("questionId"), "questionId")) or (*paths, *pages, known["question"])
         if key in self.asked: raise ValueError("this question is there already, with the same " +
                                                (f"id {name!r}" if name else "document and page"))
         self.asked.add(key)
-        return known | {"path": path, "document": str(line.get("document") or path), "split": split, "questionId": name}
+        document = str(line.get("document") or paths[0])
+        return known | {"paths": paths, "document": document, "split": split, "questionId": name}
 
 def check_rows(
     tables: list,  # from `find_tables`
@@ -342,22 +341,23 @@ def check_rows(
 def _write_split(folder, rows, top):
     "Copy the documents of a split into its folder and write its metadata.jsonl."
     names, lines = {}, []
+    for path in dict.fromkeys(path for row in rows for path in row["paths"]):
+        parts = path.relative_to(top).parts
+        name = "/".join(parts[1:] if parts[0].lower() in SPLITS and len(parts) > 1 else parts)
+        while name in names.values(): name = f"{len(names)}/{name}"
+        names[path] = name
+        (folder/name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder/name)
     for row in rows:
-        path = row["path"]
-        if path not in names:
-            parts = path.relative_to(top).parts
-            name = "/".join(parts[1:] if parts[0].lower() in SPLITS and len(parts) > 1 else parts)
-            while name in names.values(): name = f"{len(names)}/{name}"
-            names[path] = name
-            (folder/name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder/name)
-        kept = {"question_types": row["doc_types"]} | {
-            name: row[name] for name in ("page", "field", "questionId", "benchmark")}
-        lines.append({"file_name": names[path], "question": row["question"], "answers": row["answers"]}
+        files, pages = [names[path] for path in row["paths"]], row["pages"]
+        kept = {"question_types": row["doc_types"], "page": pages[0] if pages and len(pages) == 1 else pages} | {
+            name: row[name] for name in ("field", "questionId", "benchmark", "evidence_pages")}
+        if len(files) > 1: kept |= {"file_names": files, "document": Path(row["document"]).name}
+        lines.append({"file_name": files[0], "question": row["question"], "answers": row["answers"]}
                      | {name: value for name, value in kept.items() if value})
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (folder/"metadata.jsonl").write_text(text, encoding="utf-8")
-    return {"documents": len(names), "questions": len(rows), "absent": sum(row["answers"] == [""] for row in rows)}
+    return {"documents": len({tuple(row["paths"]) for row in rows}), "questions": len(rows), "absent": sum(row["answers"] == [""] for row in rows)}
 
 def _write(target, splits, top, report):
     "Write the folder under another name and rename it, so that an interruption leaves nothing half done."
@@ -390,7 +390,7 @@ def import_documents(
     if not rows:
         reasons = "; ".join(f"{skip['row']}: {skip['reason']}" for skip in skipped[:3]) or "it is empty"
         raise ValueError(f"No usable row in {source} ({reasons})")
-    if unused := documents.all_but({row["path"] for row in rows}) if source.is_dir() or pages else ():
+    if unused := documents.all_but({path for row in rows for path in row["paths"]}) if source.is_dir() or pages else ():
         notes.append(one_line(f"{len(unused)} documents have no usable row: {', '.join(unused)}"))
     splits, decided = divide(rows, test_share, seed)
     shared = {row["document"] for row in splits["train"]} & {row["document"] for row in splits["test"]}

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['READ_SIZES', 'LOOK_UP_SIZES', 'MIX_SIZES', 'TYPED_LAYOUTS', 'HELD_OUT', 'Stage', 'Recipe', 'recipe_for',
            'spelling_batch', 'scan_tensors', 'target_tensor', 'asking_batch', 'pack_questions', 'PracticeBatches',
-           'pages_per_part', 'stage_batches', 'held_out_pages', 'held_out_questions']
+           'documents_per_part', 'stage_batches', 'held_out_pages', 'held_out_questions']
 
 # %% ../../nbs/nano/06_batches.ipynb #imports
 import os
@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from ..engine.packing import chat_template, pack_page
+from ..engine.packing import chat_template, pack_pages
 from .model import PATCH, answer_cells, patch_targets
 from .practice import draw_text_page, scan_page
-from .sheet import font_families, pick
-from .tasks import arithmetic_text, draw_task_page
+from .sheet import font_families, pick, whole
+from .tasks import arithmetic_text, document_questions, draw_task_page
 
 # %% ../../nbs/nano/06_batches.ipynb #recipe
 READ_SIZES = ((4, 4), (12, 2), (8, 8), (8, 8), (8, 8), (10, 6), (6, 9), (9, 12), (12, 12), (16, 14), (20, 26))
@@ -32,6 +32,7 @@ class Stage:
     sizes: tuple[tuple[int, int], ...]  # of the pages of a batch, in cells: columns, rows
     asking: float = 0.0  # share of the batches that ask questions; the others only spell
     typed: float = 0.0  # share of the asking batches whose pages are typed, not seen
+    several: float = 0.0  # share of the asking batches whose documents have two to four pages, of `LOOK_UP_SIZES`
     pointing: tuple[float, float] = (0.0, 0.0)  # weight of the pointing loss at the start and at the end
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class Recipe:
     held_out_families: tuple[str, ...] = field(default_factory=lambda: font_families("held-out"))
     stages: tuple[Stage, ...] = (
         Stage("read", 6_000, (1.0, 0.1), READ_SIZES),
-        Stage("look up", 6_000, (0.5, 0.5), LOOK_UP_SIZES, 0.85, 0.5, (1.0, 0.2)),
-        Stage("mix", 4_000, (0.5, 0.5), MIX_SIZES, 0.85, 0.2, (0.2, 0.0)),
-        Stage("cool down", 2_000, (0.5, 0.0), MIX_SIZES, 0.9))
+        Stage("look up", 6_000, (0.5, 0.5), LOOK_UP_SIZES, 0.85, 0.5, 0.1, (1.0, 0.2)),
+        Stage("mix", 4_000, (0.5, 0.5), MIX_SIZES, 0.85, 0.2, 0.2, (0.2, 0.0)),
+        Stage("cool down", 2_000, (0.5, 0.0), MIX_SIZES, 0.9, 0.0, 0.2))
     patches_per_batch: int = 6144
     tokens_per_batch: int = 8192
     parts: int = 2  # of a batch, each computed on a thread of its own
@@ -106,59 +107,64 @@ def target_tensor(
 # %% ../../nbs/nano/06_batches.ipynb #question-batch
 def asking_batch(
     size: tuple[int, int],  # of each page in cells: columns, rows
-    pages: int,  # number of pages
+    documents: int,  # number of documents
     rng: np.random.Generator,  # decides everything
     families: tuple[str, ...],  # fonts to draw with
     recipe,  # limits of questions and answers
     processor,  # of the model
     typed: bool = False,  # characters only: no scan and no pixels
     layouts: tuple = (None,),  # of the pages: keys of `docvlm.nano.tasks.PRACTICE_LAYOUTS`, None for any mixture
+    pages: int = 1,  # of each document
 ) -> dict:  # as of `spelling_batch`, and input_ids, position_ids, attention_mask, labels, cells
     "Scanned or typed task pages with packed questions."
     width, height = 2*PATCH*size[0], 2*PATCH*size[1]
-    sheets = [draw_task_page(width, height, rng, families, layout=pick(rng, layouts)) for _ in range(pages)]
+    sheets = [draw_task_page(width, height, rng, families, layout=pick(rng, layouts)) for _ in range(documents*pages)]
     if typed: batch, written = {}, [sheet.characters for sheet in sheets]
     else:
         scans = [scan_page(sheet, rng) for sheet in sheets]
         batch, written = scan_tensors(scans, width, height), [characters for _, characters in scans]
     if typed: batch["targets"] = target_tensor(written, width, height)
-    return batch | pack_questions([_asked(sheet, rng, recipe) for sheet in sheets], written, size, processor)
+    cut = lambda found: [found[i:i + pages] for i in range(0, len(found), pages)]
+    return batch | pack_questions([_asked(some, rng, recipe) for some in cut(sheets)], cut(written), size, processor)
 
 TYPED_LAYOUTS = ("grid", "grid", "fields", "bill", "letter", "text")  # what can be answered from characters alone
 
-def _asked(sheet, rng, recipe):
-    "Some questions of a page, with two of arithmetic."
-    fit = [asked for asked in sheet.questions if len(asked[1]) <= recipe.max_answer_characters]
-    return fit[:recipe.questions_per_page] + [(*arithmetic_text(rng), -1) for _ in range(2)]
+def _asked(sheets, rng, recipe):
+    "Some questions of a document, with two of arithmetic."
+    found = document_questions(sheets, rng) if len(sheets) > 1 else [(*asked, 0) for asked in sheets[0].questions]
+    fit = [asked for asked in found if len(asked[1]) <= recipe.max_answer_characters]
+    return fit[:recipe.questions_per_page] + [(*arithmetic_text(rng), -1, 0) for _ in range(2)]
 
 # %% ../../nbs/nano/06_batches.ipynb #pack-questions
 def pack_questions(
-    asked: list[list[tuple]],  # per page: question, answer, index of its first character or -1
-    written: list[list[tuple]],  # per page: its characters as (character, x, y)
+    asked: list[list[tuple]],  # per document: question, answer, index of its first character or -1, its page from 0
+    written: list[list[list[tuple]]],  # per document and page: its characters as (character, x, y)
     size: tuple[int, int],  # of each page in cells: columns, rows
     processor,  # of the model
 ) -> dict:  # input_ids, labels (1, T); position_ids (3, 1, T); places, numbers as in `PackedRow`; cells
-    """Pages of one size and their questions as one row of tokens. `cells`: for each answer token, the position in its
-    page's prefix of the image token that shows it, -1 where none does."""
-    template, tokenizer, pages, cells = chat_template(processor), processor.tokenizer, [], []
+    """Documents of equally many pages of one size, with their questions, as one row of tokens. `cells`: for each answer
+    token, the position in its document's prefix of the image token that shows it, -1 where none does."""
+    template, tokenizer, packed, cells = chat_template(processor), processor.tokenizer, [], []
     encode, spell = tokenizer.encode, lambda text: tokenizer.convert_ids_to_tokens(tokenizer.encode(text))
-    for questions, characters in zip(asked, written):
-        pages.append(pack_page(template, (1, 2*size[1], 2*size[0]), [encode(q) for q, *_ in questions],
-                               [encode(a) for _, a, _ in questions]))
-        cells += [cell for _, answer, start in questions for cell in (
-            [-1]*(len(spell(answer)) + 1) if start < 0 else answer_cells(spell(answer), characters[start:], *size))]
-    prefix = int((pages[0].question == 0).sum())
+    for questions, pages in zip(asked, written):
+        packed.append(pack_pages(template, [(1, 2*size[1], 2*size[0])]*len(pages), [encode(q) for q, *_ in questions],
+                                 [encode(a) for _, a, *_ in questions]))
+        for _, answer, start, page in questions:
+            first = len(template.before) + page*(size[0]*size[1] + len(template.between))
+            shown = ([-1]*(len(spell(answer)) + 1) if start < 0 else
+                     answer_cells(spell(answer), pages[page][start:], *size))
+            cells += [-1 if cell < 0 else first + cell for cell in shown]
+    prefix = int((packed[0].question == 0).sum())
     def join(parts):
         return torch.cat([part[..., :prefix] for part in parts] + [part[..., prefix:] for part in parts], -1)
-    places, numbers = _side_by_side([page.question[prefix:] for page in pages])
-    return {"input_ids": join([page.input_ids for page in pages])[None],
-            "labels": join([page.labels for page in pages])[None],
-            "position_ids": join([page.position_ids for page in pages])[:, None],
-            "places": places, "numbers": numbers,
-            "cells": torch.tensor([-1 if cell < 0 else cell + len(template.before) for cell in cells])}
+    places, numbers = _side_by_side([document.question[prefix:] for document in packed])
+    return {"input_ids": join([document.input_ids for document in packed])[None],
+            "labels": join([document.labels for document in packed])[None],
+            "position_ids": join([document.position_ids for document in packed])[:, None],
+            "places": places, "numbers": numbers, "cells": torch.tensor(cells)}
 
 def _side_by_side(numbers):
-    "`places` and `numbers` of a `PackedRow`: the questions of each page in strips as long as the longest question."
+    "`places` and `numbers` of a `PackedRow`: the questions of a document in strips as long as the longest question."
     counts = [number.unique(return_counts=True)[1].tolist() for number in numbers]
     longest, start, rows = max(map(max, counts)), 0, []
     for some in counts:
@@ -183,24 +189,26 @@ class PracticeBatches(torch.utils.data.Dataset):
         recipe, stage = self.recipe, self.recipe.stages[self.stage]
         rng = np.random.default_rng([recipe.seed, self.stage, step])
         asks, typed = rng.random() < stage.asking, rng.random() < stage.typed
-        size = pick(rng, stage.sizes if asks else READ_SIZES)
-        pages = pages_per_part(recipe, size, asks, typed)
-        if not asks: return [spelling_batch(size, pages, rng, recipe.families) for _ in range(recipe.parts)]
-        return [asking_batch(size, pages, rng, recipe.families, recipe, self.processor, typed,
-                               TYPED_LAYOUTS if typed else (None,))
+        pages = whole(rng, 2, 5) if asks and rng.random() < stage.several else 1
+        size = pick(rng, READ_SIZES if not asks else LOOK_UP_SIZES if pages > 1 else stage.sizes)
+        count = documents_per_part(recipe, size, asks, typed, pages)
+        if not asks: return [spelling_batch(size, count, rng, recipe.families) for _ in range(recipe.parts)]
+        return [asking_batch(size, count, rng, recipe.families, recipe, self.processor, typed,
+                             TYPED_LAYOUTS if typed else (None,), pages)
                 for _ in range(recipe.parts)]
 
-def pages_per_part(
+def documents_per_part(
     recipe: Recipe,  # its limits on a batch
     size: tuple[int, int],  # of each page in cells: columns, rows
     asks: bool,  # the batch asks questions
     typed: bool,  # the batch has no pixels
+    pages: int = 1,  # of each document
 ) -> int:
-    "How many pages a part of a batch has."
-    cells = size[0]*size[1]
-    pages = [recipe.patches_per_batch//(4*cells)]*(not asks or not typed)
-    if asks: pages.append(recipe.tokens_per_batch//(cells + 16*recipe.questions_per_page))  # 16 tokens a question
-    return max(1, min(pages)//recipe.parts)
+    "How many documents a part of a batch has."
+    cells = pages*size[0]*size[1]
+    counts = [recipe.patches_per_batch//(4*cells)]*(not asks or not typed)
+    if asks: counts.append(recipe.tokens_per_batch//(cells + 16*recipe.questions_per_page))  # 16 tokens a question
+    return max(1, min(counts)//recipe.parts)
 
 def stage_batches(
     recipe: Recipe,  # see there

@@ -2,9 +2,10 @@
 
 # %% auto #0
 __all__ = ['WORDINGS', 'PRACTICE_LAYOUTS', 'FOUND', 'phrase', 'number_questions', 'arithmetic_text', 'ask_table',
-           'draw_task_page']
+           'draw_task_page', 'document_questions']
 
 # %% ../../nbs/nano/04_tasks.ipynb #imports
+import re
 from bisect import bisect_right
 from collections import Counter
 from dataclasses import replace
@@ -65,6 +66,8 @@ WORDINGS = {
               "Years passed between {a} and {b}?"),
     "next": ("What comes after {v}?", "{v} is followed by", "Read on after {v}.", "Next word after {v}?"),
     "title": ("Heading?", "Title of the page?", "Read the heading.", "What's at the top in large letters?"),
+    "page": ("Page of {v}?", "{v} stands on which page?", "Number of the page with {v}?", "Where is {v}, by page?"),
+    "on page": ("Page {n}: {q}", "{q} (page {n})", "Look at page {n}. {q}", "{q} Page {n}."),
 }
 
 def phrase(
@@ -324,3 +327,30 @@ def _keep_some(sheet, rng, count):
 def _in_turn(lists):
     "The first of each list, the second of each, and so on."
     return [item for turn in zip_longest(*lists) for item in turn if item is not None]
+
+# %% ../../nbs/nano/04_tasks.ipynb #document
+def _words(text): return [word for part in text.split() if (word := part.strip("?.,:()'").lower())]
+
+_wording = {word for texts in WORDINGS.values() for text in texts for word in _words(re.sub(r"{\w}(\'s)?", " ", text))}
+
+def _is_clear(question, others):
+    "Whether some word of a question, other than its wording, is missing on each of the other pages."
+    telling = [word for word in _words(question) if word not in _wording]
+    return bool(telling) and all(any(word not in text for word in telling) for text in others)
+
+def document_questions(
+    sheets: list[Sheet],  # the pages, with questions
+    rng: np.random.Generator,  # decides the wordings and the order
+) -> list[tuple[str, str, int, int]]:  # question, answer, index of its first character or -1, its page from 0
+    "Questions about the pages of a document, and on which page something stands."
+    texts, found = ["".join(char for char, *_ in sheet.characters).lower() for sheet in sheets], []
+    for page, sheet in enumerate(sheets):
+        others = texts[:page] + texts[page + 1:]
+        for (question, answer, start), kind in zip(sheet.questions, sheet.kinds):
+            if kind not in ("field", "cell", "value") or not _is_clear(question, others):
+                question = phrase(rng, "on page", n=page + 1, q=question)
+            found.append((question, answer, start, page))
+            unique = not any(answer.replace(" ", "").lower() in text for text in others)
+            if start >= 0 and unique and rng.random() < 0.15:
+                found.append((phrase(rng, "page", v=answer), str(page + 1), -1, page))
+    return [found[i] for i in rng.permutation(len(found))]

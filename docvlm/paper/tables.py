@@ -95,7 +95,8 @@ def table(
     return Markup(f"\n::: table\n{body}\n\n" + (f": {markdown(caption)}\n" if caption else "") + ":::\n")
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-013
-BENCHMARK_NAMES = {"docvqa": "DocVQA", "chartqa": "ChartQA", "infovqa": "InfographicVQA"}
+BENCHMARK_NAMES = {"docvqa": "DocVQA", "chartqa": "ChartQA", "infovqa": "InfographicVQA", "mpdocvqa": "MP-DocVQA",
+                   "dude": "DUDE"}
 METRIC_NAMES = {"anls": "ANLS", "relaxed_accuracy": "relaxed accuracy",
            "relaxed_accuracy_strict": "relaxed accuracy, strict"}
 
