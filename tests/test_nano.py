@@ -21,7 +21,7 @@ from docvlm.presets import get_preset
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = Recipe(families=tuple(SEEN_FONTS), held_out_families=tuple(UNSEEN_FONTS), patches_per_batch=256, tokens_per_batch=1600, steps_per_round=2,
-              stages=(Stage("read", 3, (1.0, 0.1), ((4, 2),)), Stage("look up", 3, (0.5, 0.0), ((6, 6),), 1.0, 0.5, (1.0, 0.0))))
+              stages=(Stage("read", 3, (1.0, 0.1), ((4, 2),)), Stage("look up", 3, (0.5, 0.0), ((6, 6),), 1.0, 0.5, 0.0, (1.0, 0.0))))
 
 
 def weights(folder):
