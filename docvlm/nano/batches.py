@@ -47,7 +47,7 @@ class Recipe:
         Stage("mix", 4_000, (0.5, 0.5), MIX_SIZES, 0.85, 0.2, 0.2, (0.2, 0.0)),
         Stage("cool down", 2_000, (0.5, 0.0), MIX_SIZES, 0.9, 0.0, 0.2))
     patches_per_batch: int = 6144
-    tokens_per_batch: int = 8192
+    tokens_per_batch: int = 4096
     parts: int = 2  # of a batch, each computed on a thread of its own
     learning_rate: float = 2e-3  # AdamW: embeddings, norms, biases, heads
     muon_learning_rate: float = 4e-3  # Muon: the weight matrices
