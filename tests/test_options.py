@@ -53,7 +53,6 @@ def given(tmp_path):
     ("10_nano_base", "train", ("-p", "train", "0"), "False"),
     ("10_nano_base", "train", ("-p", "train", "on"), "True"),
     ("10_nano_base", "train", ("-p", "train", "maybe"), "10_nano_base.ipynb: train is a flag: give true or false"),
-    ("10_nano_base", "onward", ("-p", "onward", "2"), "onward is a flag"),
     ("02_data", "preset", ("-p", "preset", "2"), "02_data.ipynb: preset must be text, not 2; leave it out"),
     ("02_data", "documents", ("-p", "documents", "None"), "documents must be text, not None"),
     ("02_data", "documents", ("-r", "documents", "2024"), "'2024'"),

@@ -8,16 +8,11 @@ from transformers import TrainingArguments
 from docvlm.engine import answering
 from docvlm import evaluation, training
 from docvlm.engine.answering import answer_rows
-from docvlm.presets import get_preset
 from docvlm.core import Study, open_study
-from docvlm.files import read_json, root
 from docvlm.data import load_splits
 from docvlm.engine.features import cache_features
 from docvlm.model import add_lora, load_base, load_processor
-from docvlm.nano.model import build_model, build_processor
 from docvlm.engine.packing import collate_pages
-from docvlm.nano.losses import Speller
-from docvlm.nano.pretraining import LEVELS, Recipe, Stage, load_shipped, pretrain
 from docvlm.training import AnswerTrainer, TrainingBatches, answer_loss, pack_rows
 
 
@@ -102,32 +97,6 @@ def test_batches_cover_every_question_each_epoch(parts):
     batches = TrainingBatches(packed, features, replace(study.preset, epochs=2, tokens_per_batch=900), 3)
     seen = sorted(i for batch in batches.batches for i in batch)
     assert seen == sorted([*range(len(packed))]*2)
-
-
-def test_pretraining_resumes_to_the_same_bits(tmp_path):
-    stages = Stage("tower", 2), Stage("ladder", 4, 0, (1,), 1.0, 2)
-    recipe = Recipe(stages=stages, steps_per_round=2, patches_per_batch=128, tokens_per_batch=300)
-    whole, log = pretrain(recipe, tmp_path/"whole")
-    for _ in range(3): stopped, _ = pretrain(recipe, tmp_path/"stopped", rounds=1)
-    assert [row["level"] for row in log] == ["tower", LEVELS[0].name, LEVELS[1].name]
-    for (name, a), b in zip(whole.named_parameters(), stopped.parameters()): assert torch.equal(a, b), name
-    with pytest.raises(ValueError, match="learning_rate"): pretrain(replace(recipe, learning_rate=1.0), tmp_path/"whole")
-    with pytest.raises(ValueError, match="stages"): pretrain(replace(recipe, stages=(Stage("tower", 2, peak=0.5), stages[1])), tmp_path/"whole")
-    _, log = pretrain(replace(recipe, stages=(*stages, Stage("pages", 2, 4))), tmp_path/"whole")
-    assert log[-1]["level"] == LEVELS[4].name and len(log) == 4
-
-
-def test_the_shipped_base_can_be_trained_on():
-    record = read_json(root()/"data/results/nano/pretraining.json")
-    model, recipe = build_model(build_processor(), 1), Recipe(patches_per_batch=256)
-    model.speller = Speller(192, 256)
-    before = model.speller.from_patch.weight.clone()
-    progress = load_shipped(model, recipe, record, steps=2)
-    assert progress["step"] == record["log"][-1]["step"] and progress["recipe"] == record["recipe"]
-    shipped = load_base(get_preset("nano"), "fp32", "cpu").state_dict()
-    for name, weight in model.state_dict().items():
-        if "speller" not in name: assert torch.equal(weight, shipped[name]), name
-    assert not torch.equal(before, model.speller.from_patch.weight) and all(p.requires_grad for p in model.parameters())
 
 
 def test_a_step_that_runs_out_of_memory_goes_on_in_parts(parts, monkeypatch):
