@@ -10,7 +10,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from docvlm.core import open_study
-from docvlm.data import fingerprints, load_splits, prepared_folder, summarize_split
+from docvlm.data import load_splits, prepared_folder, summarize_split
+from docvlm.inputs.leakage import fingerprints
 from docvlm.inputs.folder import document_files, files_read, load_folder
 from docvlm.inputs.images import MAX_PIXELS, open_page, page_count, pages_of
 from docvlm.inputs.sources import rows_dataset

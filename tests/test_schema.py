@@ -44,7 +44,7 @@ def rare_objects(tmp_path, monkeypatch):
     from docvlm import failures
     from docvlm.analysis.extraction import extraction_scores
     from docvlm.baselines.compare import _unanswered
-    from docvlm.data import find_leaks
+    from docvlm.inputs.leakage import find_leaks
     from docvlm.evaluation import against_published, compare
     from docvlm.inputs.folder import load_folder
     from docvlm.inputs.retrieval import _recall

@@ -11,7 +11,8 @@ from PIL import Image as PILImage, ImageDraw
 
 from docvlm.bench.throughput import exact_features, full_logits, generate_answers, load_plain, question_batch
 from docvlm.core import open_study
-from docvlm.data import find_leaks, fingerprints, load_splits, summarize_split
+from docvlm.data import load_splits, summarize_split
+from docvlm.inputs.leakage import find_leaks, fingerprints
 from docvlm.engine.answering import answer_rows
 from docvlm.engine.packing import collate_pages
 from docvlm.evaluation import compare

@@ -256,7 +256,7 @@ def fetched(visit, name, part=""):
 
 @pytest.mark.parametrize("size", [(6100, 30), (30, 6100), (201, 1)])
 def test_a_page_that_the_processor_refuses_is_named_before_training(tmp_path, size):
-    from docvlm.data import fingerprints
+    from docvlm.inputs.leakage import fingerprints
     source = SOURCES["ChartQA test"]
     columns = {name: [example(source, n)[name] for n in range(4)] for name in SCHEMAS["lmms-lab/ChartQA", ""]}
     columns["image"][2] = PILImage.new("RGB", size)
