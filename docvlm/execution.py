@@ -47,7 +47,7 @@ def check_number(
 
 # %% ../nbs/study/02_execution.ipynb #texts-one-line
 MAX_CHARACTERS = 4_000  # longest question, answer, label or file name
-_INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]+")
+_INVISIBLE = re.compile("([\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff])|[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 def one_line(
@@ -71,7 +71,7 @@ def clean_text(
     text = str(value)
     if len(text) > MAX_CHARACTERS: raise ValueError(f"{name} of {len(text):,} characters: over {MAX_CHARACTERS:,}")
     if _SURROGATE.search(text): raise ValueError(f"{name} is not valid Unicode")
-    return _INVISIBLE.sub(" ", text).strip()
+    return _INVISIBLE.sub(lambda found: "" if found[1] else " ", text).strip()  # marks of direction take no space
 
 # %% ../nbs/study/02_execution.ipynb #texts-question
 def check_question(

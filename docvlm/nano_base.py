@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from .analysis.metrics import anls
-from .data import find_leaks
+from .inputs.leakage import find_leaks
 from .documents import Page, make_pages
 from .engine.answering import answer
 from .engine.attention import autocast, encode_pages
