@@ -117,8 +117,8 @@ def read_sources(
 
 # %% ../../nbs/inputs/02_sources.ipynb #cell-012
 # docvlm's column: columns on the hub. Several are joined by "_" (doc_id), merged into one list (doc_types) or are a
-# page each (images). Of the last three, which a layout may lack: names of the pages, which end in their number from 0; the
-# place of the page with the answer among the images, from 0; columns that hold a Python list as text.
+# page each (images). Of the last three, which a layout may lack: names of the pages, which end in their number from 0;
+# the place of the page with the answer among the images, from 0; columns that hold a Python list as text.
 LAYOUTS = {
     "docvqa": {"question_id": ["questionId"], "doc_id": ["ucsf_document_id", "ucsf_document_page_no"],
                "question": ["question"], "answers": ["answers"], "doc_types": ["question_types"], "images": ["image"]},
