@@ -356,8 +356,7 @@ def _write_split(folder, rows, top):
         if len(files) > 1: kept |= {"file_names": files, "document": Path(row["document"]).name}
         lines.append({"file_name": files[0], "question": row["question"], "answers": row["answers"]}
                      | {name: value for name, value in kept.items() if value})
-    written = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
-    (folder/"metadata.jsonl").write_text(written, encoding="utf-8")
+    (folder/"metadata.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf8")
     return {"documents": len({tuple(row["paths"]) for row in rows}), "questions": len(rows),
             "absent": sum(row["answers"] == [""] for row in rows)}
 
