@@ -328,9 +328,9 @@ MULTIPAGE_TYPES = {"long_invoices": _long_invoice, "annexed_forms": _annexed_for
 class Document:
     "Pages that belong together, and questions about all of them."
     doc_id: str
-    doc_type: str  # a key of `MULTIPAGE_TYPES`
-    pages: list[Page]  # without questions
-    questions: list[Question]  # their `evidence` lies on the first of their `pages`
+    doc_type: str  # a key of `MULTIPAGE_TYPES` or `DOC_TYPES`
+    pages: list[Page]
+    questions: list[Question]  # about all pages; their `evidence` lies on the first of their `pages`
 
 def _bind(name, doc_type, unseen, strength, rng, parts, asked):
     "Draw the pages of a document, those of one type in one look, all in one font."
@@ -348,14 +348,17 @@ def _bind(name, doc_type, unseen, strength, rng, parts, asked):
     return Document(name, doc_type, pages, [replace(question, doc_types=(doc_type,)) for question in questions])
 
 def make_document(
-    doc_type: str,  # a key of `MULTIPAGE_TYPES`
+    doc_type: str,  # a key of `MULTIPAGE_TYPES`, or of `DOC_TYPES` for a document of one page
     seed: int,  # random seed of the document
     split: str = "train",  # "train" or "test", which have different entities
     unseen: bool = False,  # use looks and a font that training never shows; test only
     strength: float = 1.0,  # strength of the simulated scanner or camera, see `degrade` and `photograph`
 ) -> Document:
-    "Generate one document of several pages with 4 to 8 questions. ValueError if the arguments are invalid."
-    name = _page_name(doc_type, seed, split, unseen, MULTIPAGE_TYPES)
+    "Generate one document; one of several pages has 4 to 8 questions. ValueError if the arguments are invalid."
+    name = _page_name(doc_type, seed, split, unseen, DOC_TYPES | MULTIPAGE_TYPES)
+    if doc_type in DOC_TYPES:
+        page = make_page(doc_type, seed, split, unseen, strength)
+        return Document(name, doc_type, [page], [replace(question, pages=(1,)) for question in page.questions])
     for attempt in range(100):
         cast = Cast(zlib.crc32(f"{name}/{attempt}".encode()), split)
         try:

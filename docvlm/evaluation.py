@@ -328,7 +328,8 @@ def write_submission(
 # %% ../nbs/05_evaluation.ipynb #by-page-knowledge
 def _by_page_knowledge(study, base, ours, seeds):
     "Breakdowns only generated pages allow: seen and unseen templates, kind of question, text height in pixels."
-    pages, questions = page_table(study).set_index("doc_id"), question_table(study).set_index("question_id")
+    pages = page_table(study).drop_duplicates("doc_id").set_index("doc_id")  # all pages of a document look alike
+    questions = question_table(study).set_index("question_id")
     seen = base.doc_id.map(pages.seen).map({True: "seen", False: "unseen"})
     kinds = base.question_id.map(questions.kind)
     by_template = {name: {benchmark: cell for benchmark in sorted(set(base.benchmark))

@@ -29,7 +29,7 @@ from .paper.figures import BASE, OURS
 @dataclass(frozen=True)
 class Knowledge:
     "What the generator knows about test pages and questions; empty if the pages are not generated."
-    pages: dict[str, PageFacts] = field(default_factory=dict)  # doc_id -> contents of the page
+    pages: dict[str, PageFacts] = field(default_factory=dict)  # doc_id -> contents of its pages
     kinds: dict[str, str] = field(default_factory=dict)  # question_id -> kind, see `docvlm.pages.questions.Question`
     evidence: dict[str, list | None] = field(default_factory=dict)  # question_id -> answer box (x0, y0, x1, y1), pixels
 
@@ -40,9 +40,11 @@ def read_knowledge(
     "Load the generator's knowledge about the test pages; empty if they are not generated."
     if not study.generated: return Knowledge()
     pages, questions = page_table(study).query("split == 'test'"), question_table(study)
-    facts = {page.doc_id: PageFacts([word[0] for word in json.loads(page.words_json)],
-                                    json.loads(page.fields_json), json.loads(page.table_json))
-             for page in pages.itertuples()}
+    def facts_of(document):
+        words, fields, tables = (document[name].map(json.loads) for name in ("words_json", "fields_json", "table_json"))
+        return PageFacts([word[0] for page in words for word in page],
+                         {label: value for page in fields for label, value in page.items()}, tables.sum())
+    facts = {name: facts_of(document) for name, document in pages.groupby("doc_id")}
     return Knowledge(facts, dict(zip(questions.question_id, questions.kind)),
                      dict(zip(questions.question_id, map(json.loads, questions.evidence_json))))
 

@@ -131,8 +131,8 @@ class Preset:
     base: str  # base model: hub id, or a folder relative to the repository root
     revision: str  # commit of the hub repository; "" for a folder
     source: str  # of the pages: "generated" or "hub"
-    train_pages: dict  # document type: number of generated pages
-    test_pages: dict  # document type: number of generated pages
+    train_pages: dict  # document type: number of generated documents
+    test_pages: dict  # document type: number of generated documents
     max_train_questions: int | None  # None: all
     max_test_questions: int | None  # None: all
     min_pixels: int  # smaller pages are scaled up to this area
@@ -188,6 +188,7 @@ def with_variant(
 
 # %% ../nbs/study/01_presets.ipynb #cell-006
 _types = ("forms", "tables", "invoices", "receipts", "letters", "bar", "line", "pie", "infographics")
+_several = ("long_invoices", "annexed_forms", "reports")  # documents of two to eight pages
 _hub = dict(source="hub", train_pages={}, test_pages={}, max_train_questions=None, max_test_questions=None, epochs=1,
             learning_rate=1e-4, tokens_per_page=4096, tokens_per_document=16384, tokens_per_batch=8192,
             tokens_in_flight=65536, **PROTOCOLS["lmms-eval"].settings())
@@ -195,13 +196,13 @@ _nano = dict(base="data/nano", revision="", source="generated", max_train_questi
              tokens_per_document=4096, tokens_in_flight=32768, curve_fractions=(1/4, 1/2), curve_minutes=10,
              **PROTOCOLS["docvlm"].settings())
 PRESETS = {preset.name: preset for preset in (
-    Preset("smoke", **_nano, train_pages=dict.fromkeys(_types, 2), test_pages=dict.fromkeys(_types, 2), epochs=1,
-           learning_rate=1e-3, tokens_per_page=1536, tokens_per_batch=2048, min_steps=1, seeds=(42, 43),
+    Preset("smoke", **_nano, train_pages=dict.fromkeys(_types, 2) | dict.fromkeys(_several, 1),
+           test_pages=dict.fromkeys(_types, 2) | dict.fromkeys(_several, 1), epochs=1, learning_rate=1e-3, tokens_per_page=1536, tokens_per_batch=2048, min_steps=1, seeds=(42, 43),
            ablation_ranks=(16, 32), ablation_variants=tuple(VARIANTS), resamples=200,
            latency_pages=2, latency_repeats=2, benchmark_pages=2, benchmark_repeats=1),
     # one epoch: generating more pages costs less than a second pass over fewer
-    Preset("nano", **_nano, train_pages=dict(zip(_types, (100, 120, 110, 80, 110, 130, 90, 90, 150))),
-           test_pages=dict(zip(_types, (32, 32, 32, 24, 20, 40, 30, 30, 50))), epochs=1, learning_rate=5e-3,
+    Preset("nano", **_nano, train_pages=dict(zip(_types, (100, 120, 110, 80, 110, 130, 90, 90, 150))) | dict.fromkeys(_several, 24),
+           test_pages=dict(zip(_types, (32, 32, 32, 24, 20, 40, 30, 30, 50))) | dict.fromkeys(_several, 12), epochs=1, learning_rate=5e-3,
            tokens_per_page=1536, tokens_per_batch=2048, latency_pages=8, benchmark_pages=48,
            ablation_variants=("dora", "mlp")),
     Preset("qwen2-vl-2b", base="Qwen/Qwen2-VL-2B-Instruct",

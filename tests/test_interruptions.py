@@ -142,7 +142,7 @@ time.sleep(600)
 def test_a_dying_drawing_process_is_one_clear_line(tmp_path, monkeypatch):
     from docvlm import data
     monkeypatch.setattr(data, "partial", lambda function, *given: _die)
-    with pytest.raises(StudyError, match="memory"): list(data.draw_pages(tmp_path, "test", data.page_plan({"forms": 2}, "test", 7), 1))
+    with pytest.raises(StudyError, match="memory"): list(data.draw_documents(tmp_path, "test", data.page_plan({"forms": 2}, "test", 7), 1))
 
 
 def _die(planned): os.kill(os.getpid(), signal.SIGKILL)
