@@ -197,13 +197,14 @@ _nano = dict(base="data/nano", revision="", source="generated", max_train_questi
              **PROTOCOLS["docvlm"].settings())
 PRESETS = {preset.name: preset for preset in (
     Preset("smoke", **_nano, train_pages=dict.fromkeys(_types, 2) | dict.fromkeys(_several, 1),
-           test_pages=dict.fromkeys(_types, 2) | dict.fromkeys(_several, 1), epochs=1, learning_rate=1e-3, tokens_per_page=1536, tokens_per_batch=2048, min_steps=1, seeds=(42, 43),
-           ablation_ranks=(16, 32), ablation_variants=tuple(VARIANTS), resamples=200,
-           latency_pages=2, latency_repeats=2, benchmark_pages=2, benchmark_repeats=1),
+           test_pages=dict.fromkeys(_types, 2) | dict.fromkeys(_several, 1), epochs=1, learning_rate=1e-3,
+           tokens_per_page=1536, tokens_per_batch=2048, min_steps=1, seeds=(42, 43), ablation_ranks=(16, 32),
+           ablation_variants=tuple(VARIANTS), resamples=200, latency_pages=2, latency_repeats=2, benchmark_pages=2, benchmark_repeats=1),
     # one epoch: generating more pages costs less than a second pass over fewer
-    Preset("nano", **_nano, train_pages=dict(zip(_types, (100, 120, 110, 80, 110, 130, 90, 90, 150))) | dict.fromkeys(_several, 24),
-           test_pages=dict(zip(_types, (32, 32, 32, 24, 20, 40, 30, 30, 50))) | dict.fromkeys(_several, 12), epochs=1, learning_rate=5e-3,
-           tokens_per_page=1536, tokens_per_batch=2048, latency_pages=8, benchmark_pages=48,
+    Preset("nano", **_nano,
+           train_pages=dict(zip(_types, (100, 120, 110, 80, 110, 130, 90, 90, 150))) | dict.fromkeys(_several, 24),
+           test_pages=dict(zip(_types, (32, 32, 32, 24, 20, 40, 30, 30, 50))) | dict.fromkeys(_several, 12),
+           epochs=1, learning_rate=5e-3, tokens_per_page=1536, tokens_per_batch=2048, latency_pages=8, benchmark_pages=48,
            ablation_variants=("dora", "mlp")),
     Preset("qwen2-vl-2b", base="Qwen/Qwen2-VL-2B-Instruct",
            revision="895c3a49bc3fa70a340399125c650a463535e71c", **_hub),
