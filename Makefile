@@ -15,7 +15,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install prepare audit study outputs readme bench test slow soak notebooks lab nano-base clean
+.PHONY: help install lock prepare audit study outputs readme docs bench test slow soak notebooks lab nano-base clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ install: .venv/installed  ## .venv with the pinned dependencies
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
+
+lock: install  ## requirements.lock: every installed version, for the container
+	$(BIN)/uv pip freeze --exclude-editable --python $(BIN)/python > requirements.lock
 
 prepare: install  ## before a commit: export the library, clean the notebooks, lint, find unused code, test the notebooks
 	$(BIN)/nbdev_export
@@ -47,6 +50,9 @@ outputs: study  ## run every notebook and store its outputs in nbs/
 
 readme: install  ## README.md from nbs/index.ipynb and the published results, paper/results.md from its schema
 	$(BIN)/python -c "from docvlm.core import open_study; from docvlm.paper.readme import write_readme; print(write_readme(open_study('nano')))"
+
+docs: install  ## README and notebooks as an HTML site in _docs, its links checked
+	$(BIN)/python paper/site.py
 
 bench: install  ## how much faster this is than the usual recipes
 	$(BIN)/docvlm-bench --preset $(PRESET) --documents="$$DOCUMENTS"
