@@ -200,12 +200,12 @@ def test_exif_rotation_is_honoured(documents, suffix):
     assert turned.size == (32, 64) and turned.getpixel((16, 8))[0] < 60 and turned.getpixel((16, 56))[0] > 200
 
 
-def test_animation_is_a_listed_skip(documents):
+def test_animation_with_an_empty_frame_is_a_listed_skip(documents):
     frames = [Image.new("RGB", (30, 30), colour) for colour in ("white", "black")]
     frames[0].save(documents / "train/moving.gif", save_all=True, append_images=frames[1:])
     write(documents / "train", line(0), line(1, file_name="moving.gif"))
     rows, skipped = load(documents)
-    assert len(rows["train"]) == 1 and "holds 2 pages; say which by `page`, a number from 1 to 2" in skipped[0]["reason"]
+    assert len(rows["train"]) == 1 and "moving.gif: shows nothing" in skipped[0]["reason"]
 
 
 def test_later_damage_to_the_folder_does_no_harm(documents):

@@ -138,7 +138,7 @@ def test_pages_of_a_row_are_attended_as_if_alone(pages):
 @given(packed_pages())
 def test_positions_restart_after_the_page_and_labels_are_answers_only(pages):
     for page in pages:
-        after = int(rope_positions(TEMPLATE, page.grid, 2).max()) + 1
+        after = int(rope_positions(TEMPLATE, page.grids, 2).max()) + 1
         for number in range(1, int(page.question.max()) + 1):
             own = page.question == number
             assert page.position_ids[:, own].tolist() == [list(range(after, after + int(own.sum())))]*3
