@@ -369,6 +369,7 @@ def _write(target, splits, top, report):
             report[split] = _write_split(partial/split, rows, top)
         write_json(partial/REPORT, report)
         partial.rename(target)
+        return report
     finally: shutil.rmtree(partial, ignore_errors=True)
 
 # %% ../../nbs/inputs/03_tables.ipynb #tables-import-documents
@@ -396,6 +397,4 @@ def import_documents(
     splits, decided = divide(rows, test_share, seed)
     shared = {row["document"] for row in splits["train"]} & {row["document"] for row in splits["test"]}
     if shared: notes.append(f"{len(shared)} documents are in both train/ and test/; docvlm-study reports such leaks")
-    report = {"source": str(source), "notes": notes + decided, "skipped": skipped}
-    _write(target, splits, documents.folder, report)
-    return report
+    return _write(target, splits, documents.folder, dict(source=str(source), notes=notes + decided, skipped=skipped))
