@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['FUSED_ATTENTION', 'QUANTIZED_BYTES', 'PREFIX_TOKENS', 'ACCELERATORS', 'base_config', 'meta_base', 'fused_attention',
            'matrix_weights', 'weight_bytes', 'StepCost', 'Ledger', 'training_cost', 'answering_cost', 'page_cost',
-           'Machine', 'data_sheet_machine', 'median_s', 'measure_machine', 'image_tokens', 'workload', 'question_costs',
+           'Machine', 'data_sheet_machine', 'median_s', 'measure_machine', 'workload', 'question_costs',
            'modelled_rows']
 
 # %% ../../nbs/bench/01_cost.ipynb #92abf513
@@ -20,11 +20,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import (flop_registry, register_flop_formula, sdpa_backward_flop_count,
                                       sdpa_flop_count)
 from transformers import AttentionInterface, Cache, Qwen2VLConfig, Qwen2VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from ..engine.answering import RoomyLayer
 from ..engine.attention import ATTENTION, DTYPES, autocast, plain_model, recompute_layers
 from ..files import StudyError, root
+from ..inputs.retrieval import image_tokens
 from ..model import add_lora, qwen2_vl_2b_config
 from ..presets import QUANTIZED, Preset, computes_in, device_kind, get_preset
 from ..steps import environment
@@ -299,16 +299,6 @@ def measure_machine(
 
 # %% ../../nbs/bench/01_cost.ipynb #3d168f0a
 PREFIX_TOKENS = 16  # tokens of the chat template around a page; tests/test_full_size.py checks the number
-
-def image_tokens(
-    width: int,  # page width in pixels
-    height: int,  # page height in pixels
-    min_pixels: int,  # smallest page area in pixels
-    max_pixels: int,  # largest page area in pixels
-) -> int:
-    "Image tokens of a page after the image processor's own resizing."
-    height, width = smart_resize(height, width, 28, min_pixels, max_pixels)
-    return height*width//28**2
 
 def workload(
     preset: Preset,  # provides the pixel limit

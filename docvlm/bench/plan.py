@@ -19,10 +19,11 @@ import pandas as pd
 import torch
 from huggingface_hub import constants
 
-from .cost import (Machine, StepCost, base_config, data_sheet_machine, image_tokens, measure_machine,
-                               meta_base, page_cost, training_cost, weight_bytes, workload)
+from .cost import (Machine, StepCost, base_config, data_sheet_machine, measure_machine, meta_base,
+                               page_cost, training_cost, weight_bytes, workload)
 from ..core import Study, open_study
 from ..files import StudyError, read_json, root, write_json
+from ..inputs.retrieval import image_tokens
 from ..model import add_lora
 from ..presets import QUANTIZED, Preset, check_precision, get_preset
 from ..steps import content_digest, environment, git_state

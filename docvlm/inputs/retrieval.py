@@ -136,13 +136,15 @@ def page_sets(
 CELL = 28  # pixels: one image token of Qwen2-VL covers a square of this side
 
 def image_tokens(
-    image: dict,  # an undecoded page
-    preset,  # its pixel limits
+    width: int,  # page width in pixels
+    height: int,  # page height in pixels
+    min_pixels: int,  # smallest page area in pixels
+    max_pixels: int,  # largest page area in pixels
 ) -> int:
-    "The number of image tokens that a page takes, from its size."
+    "Image tokens of a page after the image processor's own resizing."
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-    width, height = page_size(image["bytes"] if image.get("bytes") else image["path"])
-    return int(np.prod(smart_resize(height, width, CELL, preset.min_pixels, preset.max_pixels)))//CELL**2
+    height, width = smart_resize(height, width, CELL, min_pixels, max_pixels)
+    return height*width//CELL**2
 
 def page_text(
     page,  # PIL image, or its lines
@@ -163,7 +165,8 @@ def _chosen(study, rows):
     for row, doc, pages, number in zip(several, some["doc_id"][:], some["pages"][:], range(len(several))):
         if (key := (doc, *pages)) not in known:
             images = some[number]["images"]
-            tokens = [image_tokens(image, preset) for image in images]
+            sizes = [page_size(image["bytes"] if image.get("bytes") else image["path"]) for image in images]
+            tokens = [image_tokens(*size, preset.min_pixels, preset.max_pixels) for size in sizes]
             over = sum(tokens) > preset.tokens_per_document
             if over: retriever_versions()
             bar = tqdm(images, desc=f"reading {page_id(doc)[-30:]}", unit="page", leave=False, disable=not over)

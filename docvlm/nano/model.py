@@ -4,7 +4,7 @@
 __all__ = ['SPECIAL_TOKENS', 'QUESTION_WORDS', 'VISION', 'TEXT', 'PATCH', 'SLOTS', 'BORDER_PX', 'POINTING_LAYERS',
            'POINTING_HEAD', 'FIRST_WEIGHT', 'build_processor', 'build_model', 'patchify', 'merge_order', 'StillPatches',
            'embed_stills', 'see', 'patch_targets', 'answer_cells', 'Speller', 'spelling_loss', 'characters_found',
-           'read_pages', 'answer_weights', 'pointing_loss', 'PackedRow', 'row_attention', 'Looks', 'watched',
+           'characters_read', 'answer_weights', 'pointing_loss', 'PackedRow', 'row_attention', 'Looks', 'watched',
            'row_logits', 'answer_losses', 'practice_losses', 'spelling_losses']
 
 # %% ../../nbs/nano/05_model.ipynb #imports
@@ -222,8 +222,8 @@ def characters_found(
         found.append(here is not None)
     return found
 
-# %% ../../nbs/nano/05_model.ipynb #read-pages
-def read_pages(
+# %% ../../nbs/nano/05_model.ipynb #characters-read
+def characters_read(
     model,  # model with its speller
     pixels: torch.Tensor,  # uint8 (B, height, width, 3), pages of one size
     written: list[list[tuple]],  # per page: its characters as (character, x, y)

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..files import replacing
 from .batches import Recipe, held_out_pages, held_out_questions, stage_batches
-from .model import (Speller, build_model, build_processor, embed_stills, practice_losses, read_pages,
+from .model import (Speller, build_model, build_processor, embed_stills, practice_losses, characters_read,
                                watched)
 from ..presets import has_bf16
 
@@ -146,7 +146,7 @@ def measure_held_out(
     asking: bool,  # the stage asks questions
 ) -> dict[str, float]:  # share of the characters read off the merged tokens, e.g. of "unseen 16"; figures of answers
     "How much of the held-out pages can be read, and how many answer characters are right, given those before them."
-    read = {name: read_pages(model, pixels.to(model.device), written)["tokens"]
+    read = {name: characters_read(model, pixels.to(model.device), written)["tokens"]
             for name, (pixels, written) in pages.items()}
     if not asking: return read
     with torch.no_grad():
