@@ -35,7 +35,7 @@ def adapter(tmp_path):
 @pytest.fixture
 def made(monkeypatch, tmp_path):
     "In place of models and converters: text files, and answers of which the last differs. Returns what was written."
-    rows = rows_dataset([{"question_id": f"q{n}", "doc_id": f"d{n//2}", "image": "", "question": "?", "answers": ["9"], "doc_types": [],
+    rows = rows_dataset([{"question_id": f"q{n}", "doc_id": f"d{n//2}", "images": [""], "question": "?", "answers": ["9"], "doc_types": [],
                           "benchmark": "docvqa", "split": "test", "source": ""} for n in range(6)])
     answers = lambda wrong: pd.DataFrame({"prediction": ["9"]*5 + [wrong], "seconds": [.1, None, .2, None, .3, None]})
     written = []
@@ -238,7 +238,7 @@ def test_llama_cpp_answers_as_the_adapter_does(small_2b, tmp_path):
     study, adapter = small_2b
     study = replace(study, preset=replace(study.preset, max_new_tokens=dict.fromkeys(("docvqa", "infovqa", "chartqa"), 8), latency_pages=2))
     for n in range(2): Image.effect_noise((224, 168), 60).convert("RGB").save(tmp_path/f"{n}.png")
-    rows = rows_dataset([{"question_id": f"q{n}", "doc_id": f"d{n}", "image": str(tmp_path/f"{n}.png"), "question": f"What is item {n}?",
+    rows = rows_dataset([{"question_id": f"q{n}", "doc_id": f"d{n}", "images": [str(tmp_path/f"{n}.png")], "question": f"What is item {n}?",
                           "answers": ["9"], "doc_types": [], "benchmark": "docvqa", "split": "test", "source": ""} for n in range(2)])
     export._merge_adapter(study, adapter, tmp_path/"merged")
     want = export._answers_of_export(study, tmp_path/"merged", load_base(replace(study.preset, base=str(tmp_path/"merged")), "fp32"), rows)

@@ -34,11 +34,12 @@ from ..baselines.compare import scored
 from ..core import Study
 from ..data import load_splits
 from ..engine.answering import answer_rows
-from ..engine.features import PageFeatures, cache_features, pages_of
+from ..engine.features import PageFeatures, cache_features
 from ..engine.packing import encode_text
 from ..evaluation import compare, compare_groups, training_sample
+from ..execution import one_line
 from ..files import StudyError, digest_of, flush, read_json, root, write_json
-from ..inputs.folder import one_line
+from ..inputs.images import pages_of
 from ..latency import quantiles, time_answers
 from ..model import ADAPTER_FILES, adapter_digest, load_adapter, load_base, load_processor
 from ..presets import base_digest
@@ -131,13 +132,14 @@ def _environment_for(study, form):
 def _requests_for(study, processor, rows):
     "The questions with their pages, each page scaled as the processor would."
     preset, how, lines = study.preset, processor.image_processor, []
-    for row in rows:
-        page = row["image"].convert("RGB")
+    def scaled(page):
         height, width = smart_resize(page.height, page.width, how.patch_size*how.merge_size, preset.min_pixels,
                                      preset.max_pixels)
-        page.resize((width, height), Image.Resampling.BICUBIC).save(content := io.BytesIO(), "PNG")
+        page.convert("RGB").resize((width, height), Image.Resampling.BICUBIC).save(content := io.BytesIO(), "PNG")
+        return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+    for row in rows:
         lines.append(json.dumps({
-            "image": f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}",
+            "images": list(map(scaled, row["images"])),
             "prompt": row["question"] + preset.prompt_suffix[row["benchmark"]],
             "max_tokens": preset.max_new_tokens[row["benchmark"]]}))
     return "\n".join(lines)
@@ -150,8 +152,9 @@ from llama_cpp.llama_chat_format import MTMDChatHandler
 model, projector, tokens, threads = sys.argv[1:]
 llama = Llama(model, chat_handler=MTMDChatHandler(projector, verbose=False), n_ctx=int(tokens), n_threads=int(threads),
               n_threads_batch=int(threads), verbose=False)
-def answer(image, prompt, max_tokens):
-    content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": prompt}]
+def answer(images, prompt, max_tokens):
+    content = [{"type": "image_url", "image_url": {"url": image}} for image in images]
+    content.append({"type": "text", "text": prompt})
     reply = llama.create_chat_completion([{"role": "user", "content": content}], max_tokens=max_tokens, temperature=0,
                                          repeat_penalty=1)
     return reply["choices"][0]["message"]["content"].strip()
@@ -185,7 +188,7 @@ def _answers_here(study, model, rows):
     answers = answer_rows(study, model, processor, rows, cache_features(study, model, processor, rows))
     def seconds(row):
         ids = encode_text(processor.tokenizer, row["question"] + preset.prompt_suffix[row["benchmark"]])
-        return time_answers(model, processor, [row["image"]], [ids], preset.max_new_tokens[row["benchmark"]],
+        return time_answers(model, processor, [row["images"]], [ids], preset.max_new_tokens[row["benchmark"]],
                             preset.precision)
     timed = _timed_rows(study, rows)
     seconds(rows[timed[0]])  # a warm-up
