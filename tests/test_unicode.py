@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 from datasets import Dataset
 
-from docvlm.data import _question_keys
+from docvlm.inputs.leakage import _question_keys
 from docvlm.analysis.metrics import anls, parse_number, relaxed_accuracy, relaxed_accuracy_strict, score, squeezed
 from docvlm.baselines.ocr import letters_and_digits
 from docvlm.failures import vote
