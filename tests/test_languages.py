@@ -29,6 +29,7 @@ from docvlm.inputs import hub
 from docvlm.inputs.folder import load_folder
 from docvlm.inputs.sources import ROW_FEATURES, language_name, read_sources, rows_dataset
 from docvlm.inputs.tables import import_documents
+from docvlm.paper.readme import answer_types
 from docvlm.paper.tables import by_group, quoted
 
 REPO = Path(__file__).parents[1]
@@ -105,7 +106,7 @@ def test_mtvqa_has_a_row_for_each_question_and_its_language(tmp_path, name):
     rows, skipped, _ = hub.load_hub(source)
     assert rows.features == ROW_FEATURES and rows["question"][:] == ["합계는?", "날짜?", "ما الاسم؟"]
     assert rows["language"][:] == ["Korean", "Korean", "Arabic"] and rows["answers"][:] == [["12,000원"], ["5월"], ["شركة"]]
-    assert len(set(rows["question_id"][:])) == 3 and [row["image"].size for row in rows] == [(30, 20), (30, 20), (31, 20)]
+    assert len(set(rows["question_id"][:])) == 3 and [row["images"][0].size for row in rows] == [(30, 20), (30, 20), (31, 20)]
     assert rows["doc_id"][0] == rows["doc_id"][1] != rows["doc_id"][2] and set(rows["benchmark"]) == {"mtvqa"}
     assert [skip["reason"] for skip in skipped] == ["not a list of questions and answers", "no answers"] and skipped[0]["row"] == f"{name} 7"
     assert hub.first_look(source, 1)["language"][:] == ["Korean"]*2
@@ -118,7 +119,7 @@ def test_ocrbench_gives_its_chinese_questions_only(tmp_path):
                      {"image": Image(), "type": Value("string"), "question": Value("string"), "answers": datasets.List(Value("string"))})
     rows, skipped, _ = hub.load_hub(source)
     assert rows["question"][:] == ["日期?", "为什么?"] and set(rows["language"]) == {"Chinese"} and rows["answers"][1] == ["因为", "是"]
-    assert rows[1]["image"].size == (33, 20) and not skipped
+    assert rows[1]["images"][0].size == (33, 20) and not skipped
 
 
 def test_a_hub_study_uses_the_benchmarks_that_it_names(monkeypatch):
@@ -177,7 +178,7 @@ def test_the_language_column_of_a_table_is_imported(tmp_path):
 
 def predictions(**columns):
     count = len(columns["language"])
-    given = {"doc_id": [f"d{n}" for n in range(count)], "page": 1, "benchmark": "docvqa", "question": "?", "answers": [["क्षि"]]*count, "prediction": "क्षा",
+    given = {"doc_id": [f"d{n}" for n in range(count)], "pages": [[1]]*count, "benchmark": "docvqa", "question": "?", "answers": [["क्षि"]]*count, "prediction": "क्षा",
              "score": .75, "confidence": .5}
     return pd.DataFrame(given | columns)
 
@@ -269,7 +270,7 @@ def cell(gain): return {"metric": "anls", "questions": 9, "images": 3, "baseline
 
 def test_names_from_right_to_left_do_not_reorder_the_report(tmp_path):
     types = {"شكل": cell(.1), "נתונים": cell(.2), "forms": cell(.05)}
-    sentence = report.answer_types({"by_document_type": types})
+    sentence = answer_types({"by_document_type": types})
     page = report.to_html(report.render("{{ said }}\n\n{{ table }}", said=sentence, table=by_group(types, "document type", "By type")), "Title")
     body = page[page.index("<body"):]
     assert body.count('<span class="quoted" dir="auto">نص') == 0 and body.count('dir="auto">נתונים</span>') == 2 == body.count('dir="auto">شكل</span>')
