@@ -19,7 +19,7 @@ COPY --chown=docvlm:docvlm requirements.lock ./
 RUN uv venv --python 3.11 /home/docvlm/venv \
     && uv pip install --python /home/docvlm/venv --no-cache --requirements requirements.lock
 
-COPY --chown=docvlm:docvlm settings.ini setup.py README.md LICENSE Makefile ./
+COPY --chown=docvlm:docvlm settings.ini setup.py README.md LICENSE ./
 COPY --chown=docvlm:docvlm nbs nbs
 COPY --chown=docvlm:docvlm docvlm docvlm
 COPY --chown=docvlm:docvlm paper paper

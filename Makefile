@@ -34,7 +34,7 @@ lock: install  ## requirements.lock: every installed version, for the container
 prepare: install  ## before a commit: export the library, clean the notebooks, lint, find unused code, test the notebooks
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
-	$(BIN)/ruff check nbs docvlm tests setup.py
+	$(BIN)/ruff check nbs docvlm tests paper setup.py
 	$(BIN)/vulture --config vulture.toml
 	$(BIN)/nbdev_test --n_workers 1
 

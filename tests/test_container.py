@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 SECRET = re.compile(r"(?i)(token|secret|passw|api_?key|credential)|hf_[A-Za-z0-9]{8}|AKIA[A-Z0-9]{8}|-----BEGIN")
@@ -60,10 +61,10 @@ def settings():
 
 
 def read_lock():
-    "Version by package, names in lower case with hyphens."
+    "Version by package, names in canonical form."
     lines = (ROOT/"requirements.lock").read_text(encoding="utf-8").split()
     assert all(re.fullmatch(r"[\w.-]+==[\w.+!]+", line) for line in lines), "the lock holds exact versions, one a line"
-    return {re.sub(r"[._]", "-", name).lower(): version for name, version in (line.split("==") for line in lines)}
+    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
 
 
 def context():
@@ -80,7 +81,7 @@ def test_the_dockerfile_has_no_fault():
 
 def test_the_lock_holds_the_pins():
     lock, pins = read_lock(), context()[2]
-    wrong = {name: version for name, version in pins.items() if lock.get(re.sub(r"[._]", "-", name).lower()) != version}
+    wrong = {name: version for name, version in pins.items() if lock.get(canonicalize_name(name)) != version}
     assert not wrong, f"run `make lock`: {wrong}"
 
 

@@ -64,7 +64,7 @@ def published():
                              ("figures", (".svg", ".json")), ("paper", (".html", ".md", ".bib", ".typ", ".j2", ".css"))):
         pattern = "*" if folder == "data" else "**/*"
         yield from (path for path in sorted((ROOT/folder).glob(pattern)) if path.suffix in suffixes)
-    yield from (ROOT/name for name in ("README.md", "settings.ini", "environment.yml", "Makefile"))
+    yield from (ROOT/name for name in ("README.md", "settings.ini", "environment.yml", "Makefile", "requirements.lock", ".dockerignore"))
 
 
 @pytest.mark.parametrize("path", published(), ids=lambda path: str(path.relative_to(ROOT)))
