@@ -78,8 +78,8 @@ def rehearsal_of(
     folder = root()/"data"/"runs"/(f"{study.name}-rehearsal" + (f"-{layers}-layers" if layers else ""))
     work, preset = {name: value for name, value in (SMALL_WORK if layers else WORK).items()
                     if name not in study.settings}, study.preset
-    answers = pd.read_csv(root()/"data"/"workload.csv").set_index(["benchmark", "split"]).tokens_per_answer
-    work["max_new_tokens"] = {name: int(answers[name, "train"]) for name in preset.max_new_tokens}
+    sizes = pd.read_csv(root()/"data"/"workload.csv").query("split == 'train'").set_index("benchmark")
+    work["max_new_tokens"] = preset.max_new_tokens | sizes.tokens_per_answer.to_dict()
     return Rehearsal(replace(preset, base=str(folder/"base"), revision="", ablation_ranks=(preset.lora_rank,), **work),
                      str(folder/"documents"), folder=folder, layers=layers)
 
