@@ -96,10 +96,6 @@ def _epoch(packed, tokens_per_batch, rng):
         tokens += len(packed[i])
     return batches
 
-def _unlabelled(page):
-    "The page with all labels ignored, for a process that gets no page of a small batch."
-    return replace(page, labels=torch.full_like(page.labels, -100))
-
 # %% ../nbs/04_training.ipynb #training-batches
 class TrainingBatches(torch.utils.data.Dataset):
     """All batches of a training run: passes over the pages in random order, in rows of at most `tokens_per_batch`
@@ -118,9 +114,9 @@ class TrainingBatches(torch.utils.data.Dataset):
     def __getitem__(self, index):
         number, process = divmod(index, self.processes)
         pages = [self.packed[i] for i in self.batches[number]]
-        mine = pages[process::self.processes] or [_unlabelled(pages[0])]
-        return collate_pages(mine, self.features) | {
-            "answer_tokens": sum(int((page.labels != -100).sum()) for page in pages)/self.processes}
+        mine = pages[process::self.processes]
+        tokens = sum(int((page.labels != -100).sum()) for page in pages)/self.processes if mine else math.inf
+        return collate_pages(mine or pages[:1], self.features) | {"answer_tokens": tokens}
 
     def means(self):
         "Mean pages per optimizer step and mean tokens per page, questions included."

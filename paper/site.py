@@ -3,11 +3,11 @@
     python paper/site.py [FOLDER]    # default: _docs"""
 import re
 import sys
-from configparser import ConfigParser
 from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
+from fastcore.foundation import Config
 from nbconvert import HTMLExporter
 from pygments.formatters import HtmlFormatter
 
@@ -40,9 +40,8 @@ def read(path):
 
 def repository(root):
     "Address of a file in the repository, which the site links to for everything that is no page."
-    parser = ConfigParser(delimiters=["="], interpolation=None)
-    parser.read(root/"settings.ini")
-    return f"{parser['DEFAULT']['git_url']}/blob/{parser['DEFAULT']['branch']}/"
+    settings = Config(root, "settings.ini")
+    return f"{settings.git_url}/blob/{settings.branch}/"
 
 
 def relink(html, source, pages, root):

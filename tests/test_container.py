@@ -1,10 +1,10 @@
 "The Dockerfile, as far as it can be checked without building it: its paths, versions, user and secrets."
-import configparser
 import json
 import re
 from pathlib import Path
 
 import pytest
+from fastcore.foundation import Config
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,9 +55,7 @@ def faults(text, ignore, lock, pins, scripts, python):
 
 
 def settings():
-    parser = configparser.ConfigParser(delimiters=["="], interpolation=None)
-    parser.read(ROOT/"settings.ini")
-    return parser["DEFAULT"]
+    return Config(ROOT, "settings.ini")
 
 
 def read_lock():

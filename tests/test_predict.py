@@ -49,6 +49,7 @@ def model(monkeypatch):
         return {key: [(f"{len(asked)}-{n}", .5 + n/10) for n in range(len(asks))] for key in keys}
     monkeypatch.setattr(predict, "_answers", answers)
     monkeypatch.setattr(predict, "load_base", lambda *given: None)
+    monkeypatch.setattr(predict, "hold_weights", lambda model: model)
     return asked
 
 

@@ -1,6 +1,5 @@
 "The repository is what its notebooks say: in sync, clean, pinned alike, imports one way."
 import ast
-import configparser
 import json
 import re
 import shutil
@@ -11,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from fastcore.foundation import Config
 
 from docvlm import steps
 
@@ -152,14 +152,13 @@ def test_an_example_does_not_change_what_a_library_s_name_means(path):
 
 def test_pins_agree():
     "Versions stand in settings.ini alone, and the environment has them."
-    parser = configparser.ConfigParser(delimiters=["="], interpolation=None)
-    parser.read(ROOT/"settings.ini")
-    pins = parser["DEFAULT"]["requirements"].split() + parser["DEFAULT"]["dev_requirements"].split()
+    settings = Config(ROOT, "settings.ini")
+    pins = settings.requirements.split() + settings.dev_requirements.split()
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
     other = {pin: version(pin.partition("==")[0]) for pin in pins if version(pin.partition("==")[0]) != pin.partition("==")[2]}
     assert not other, f"run `make install`: {other}"
     conda = (ROOT/"environment.yml").read_text(encoding="utf-8")
-    assert "==" not in conda and f"- python={parser['DEFAULT']['min_python']}\n" in conda, "pins stand in settings.ini alone"
+    assert "==" not in conda and f"- python={settings.min_python}\n" in conda, "pins stand in settings.ini alone"
 
 
 def test_the_readme_lists_every_notebook():

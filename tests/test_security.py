@@ -13,7 +13,7 @@ FORBIDDEN = {  # calls, by what they would let in
     "runs text": {"eval", "exec", "compile", "os.system", "os.popen", "subprocess.getoutput", "pd.eval"},
     "unpickles": {"pickle.load", "pickle.loads", "torch.load", "joblib.load", "dill.load", "dill.loads", "pd.read_pickle", "marshal.loads", "shelve.open"},
     "builds any object": {"yaml.load", "yaml.unsafe_load", "yaml.full_load"},
-    "unpacks an archive": {"shutil.unpack_archive", "tarfile.open", "zipfile.ZipFile"},
+    "unpacks an archive": {"shutil.unpack_archive", "zipfile.ZipFile"},
 }
 SECRETS = re.compile(r"hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{30,}|xox[bap]-[\w-]{20,}"
                      r"|-----BEGIN [A-Z ]*PRIVATE KEY|wandb_[A-Za-z0-9]{20,}|(?i:api_key|password|secret)[\"']?\s*[:=]\s*[\"'][^\"'{$]{8,}[\"']")
@@ -36,6 +36,9 @@ def harm(source):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             yield from (f"{name} {why}" for why, names in FORBIDDEN.items() if name in names)
+            if re.search(r"(?<!\.str)\.extract(all)?$", name) and not any(
+                keyword.arg == "filter" and ast.unparse(keyword.value) == "'data'" for keyword in node.keywords):
+                yield f"{name} unpacks an archive to any place"
             for keyword in node.keywords:
                 value = ast.unparse(keyword.value)
                 if keyword.arg == "trust_remote_code" and value != "False": yield f"{name} runs code from the hub"
@@ -54,7 +57,7 @@ def test_nothing_from_outside_is_run(name, source): assert not list(harm(source)
 
 @pytest.mark.parametrize("source", ["eval(x)", "import pickle", "from joblib import load", "torch.load(p)", "f(trust_remote_code=True)",
                                     "subprocess.run(x, shell=True)", "np.load(p, allow_pickle=True)", "Environment(autoescape=False)",
-                                    "zipfile.ZipFile(p)", "serve(host='0.0.0.0')"])
+                                    "zipfile.ZipFile(p)", "tar.extractall(p)", "tarfile.open(p).extract(m, filter='fully_trusted')", "serve(host='0.0.0.0')"])
 def test_the_search_finds(source): assert list(harm(source))
 
 

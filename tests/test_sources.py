@@ -310,7 +310,7 @@ def test_offline_what_is_there_is_used_and_what_is_not_is_said(visit):
 def test_submission_file_has_the_servers_format(tmp_path, monkeypatch):
     from docvlm import evaluation as submission
     source = copy_of("DocVQA test", tmp_path, rows=2)
-    monkeypatch.setattr(submission, "read_sources", lambda _: [source])
+    monkeypatch.setattr(hub, "read_sources", lambda _: [source])
     study = open_study("smoke")
     path = submission.write_submission(study, "docvqa", None)
     try: answers = json.loads(path.read_text(encoding="utf-8"))

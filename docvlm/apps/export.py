@@ -32,11 +32,11 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from ..baselines.compare import scored
 from ..core import Study
-from ..data import load_splits
+from ..data import limit_questions, load_splits
 from ..engine.answering import answer_rows
 from ..engine.features import PageFeatures, cache_features
 from ..engine.packing import encode_text
-from ..evaluation import compare, compare_groups, training_sample
+from ..evaluation import compare, compare_groups
 from ..execution import one_line
 from ..files import StudyError, digest_of, flush, read_json, root, write_json
 from ..inputs.images import pages_of
@@ -174,8 +174,7 @@ def _answers_apart(python, script, arguments, requests):
 # %% ../../nbs/apps/02_export.ipynb #questions-for
 def _questions_for(study, number):
     "The test questions to compare on: of whole pages, and the same each time."
-    test = load_splits(study)["test"]
-    return test.select(training_sample(test, number))
+    return limit_questions(load_splits(study)["test"], number, seed=0)
 
 def _timed_rows(study, rows):
     "The first question of each of the first pages, for latency."

@@ -8,11 +8,11 @@ __all__ = ['GAIN_SENTENCES', 'QUESTION_KINDS', 'REMEDY_VERBS', 'QUESTIONS', 'REA
 
 # %% ../../nbs/paper/03_readme.ipynb #cell-002
 import re
-from configparser import ConfigParser
 from pathlib import Path
 from statistics import fmean
 
 import nbformat
+from fastcore.foundation import Config
 
 from ..core import Study
 from ..files import StudyError, read_json, root, schema_page
@@ -262,11 +262,9 @@ def current_systems(
 # %% ../../nbs/paper/03_readme.ipynb #results-block
 def badges() -> str:
     "Versions and licence as text, from the pins in settings.ini."
-    parser = ConfigParser(delimiters=["="], interpolation=None)
-    parser.read(root()/"settings.ini")
-    settings = parser["DEFAULT"]
-    pins = dict(pin.split("==") for pin in (settings["requirements"] + " " + settings["dev_requirements"]).split())
-    shown = [f"Python {settings['min_python']}", {"apache2": "Apache-2.0"}[settings["license"]],
+    settings = Config(root(), "settings.ini")
+    pins = dict(pin.split("==") for pin in f"{settings.requirements} {settings.dev_requirements}".split())
+    shown = [f"Python {settings.min_python}", {"apache2": "Apache-2.0"}[settings.license],
              *(f"{name} {pins[name]}" for name in ("transformers", "peft", "torch")),
              f"tests: nbdev {pins['nbdev']}, pytest {pins['pytest']}"]
     return " · ".join(f"`{text}`" for text in shown)
