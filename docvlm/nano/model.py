@@ -283,7 +283,7 @@ def _attend(scores, value, visible):
 def row_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
     "As `text_attention`; with a `PackedRow` for a mask, a prefix is causal and a question sees its page and itself."
     row = attention_mask
-    if not isinstance(row, PackedRow):
+    if not hasattr(row, "places"):  # a tensor, list or None
         return text_attention(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
     behind, at = row.pages*row.prefix, row.places.clamp_min(0)
     parts = [(x[0, :, :behind].unflatten(1, (row.pages, -1)).transpose(0, 1),  # pages, heads, prefix, width
