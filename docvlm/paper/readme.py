@@ -171,7 +171,7 @@ def remedies(
         brief = [f"{benchmark_name(b)} {points(cell['delta']['value'])}".lstrip() for b, cell in cells.items()]
         if cells: found.append({"key": key, "remedy": name, "verdict": _joint_verdict(cells.values()),
                                 "effect": _listed(changes), "brief": _listed(brief) + " points"})
-    doubled = ablation.get("doubling") or {}
+    doubled = {b: cell for b, cell in (ablation.get("doubling") or {}).items() if cell}
     add("pages", "training on twice the pages", {b: {"delta": doubled[b]} for b in in_report_order(doubled)})
     first, *larger = ablation["rows"]
     found += _adapters("rank", "a larger rank", [(f"rank {row['lora_rank']}", row) for row in larger], first)
