@@ -49,7 +49,7 @@ def test_every_field_of_a_result_is_in_the_results_schema(study):
 
 def test_results_are_consistent(study):
     evaluation = study.result("evaluation")
-    assert set(evaluation["benchmarks"]) == {"docvqa", "chartqa", "infovqa"}
+    assert set(evaluation["benchmarks"]) == {"docvqa", "chartqa", "infovqa", "mpdocvqa"}
     for cell in evaluation["benchmarks"].values():
         low, high = cell["delta"]["ci95"]
         assert low <= cell["delta"]["value"] <= high and 0 <= cell["delta"]["p_value"] <= 1
