@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -15,9 +16,19 @@ from playwright.sync_api import sync_playwright
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT/"figures"/"nano"/"demo.webp"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 PAGES = ("invoices", "bar charts", "reports")  # document types, one example page of each
 PAUSE_MS, READ_MS = 900, 2600  # for which a frame without and with answers is shown
 MOST_BYTES = 1_000_000
+
+
+@contextmanager
+def open_browser():
+    "Chromium, driven by playwright; without its sandbox for root, for whom it would not start."
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, chromium_sandbox=os.geteuid() != 0)
+        yield browser
+        browser.close()
 
 
 def frames(page):
@@ -34,14 +45,11 @@ def frames(page):
 
 def record(url):
     "Write the recording of the demo at an address; returns its size in bytes."
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not executable: sys.exit("No Chromium on PATH; install it (apt-get install chromium)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, chromium_sandbox=os.geteuid() != 0)
+    if not CHROMIUM: sys.exit("No Chromium on PATH; install it (apt-get install chromium)")
+    with open_browser() as browser:
         page = browser.new_page(viewport={"width": 900, "height": 620})
         page.goto(url)
         shown, durations = zip(*frames(page))
-        browser.close()
     TARGET.parent.mkdir(parents=True, exist_ok=True)
     shown[0].save(TARGET, save_all=True, append_images=shown[1:], duration=durations, loop=0, quality=60, method=6)
     return TARGET.stat().st_size

@@ -1,5 +1,7 @@
 "Marks of tests that `make test` leaves out, and what several test files share."
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,15 @@ from docvlm import files, steps
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: minutes or much memory, run by `make slow`")
     config.addinivalue_line("markers", "soak: minutes to hours, run by `make soak`")
+
+
+def load_script(name):
+    "A script of paper/ as a module."
+    path = Path(__file__).resolve().parent.parent/"paper"/f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"paper_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

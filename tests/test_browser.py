@@ -1,9 +1,6 @@
 "Report and demo as a reader meets them: in a browser, with a keyboard, asking the network for nothing."
 import asyncio
-import importlib.util
-import os
 import re
-import shutil
 import threading
 import time
 
@@ -11,20 +8,17 @@ import pytest
 from PIL import Image
 
 import docvlm.core as core
+from conftest import load_script
 from test_report import HOSTILE, REPO, fill, html_of, no_figures, study  # noqa: F401 (fixtures)
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable") if (path := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium or google-chrome on PATH: the browser tests did not run")
+recording = load_script("recording")
+pytestmark = pytest.mark.skipif(not recording.CHROMIUM, reason="no chromium or google-chrome on PATH: the browser tests did not run")
 SCREENS = [(390, "dark"), (1440, "light")]
 
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, chromium_sandbox=os.geteuid() != 0)
-        yield opened
-        opened.close()
+    with recording.open_browser() as opened: yield opened
 
 
 @pytest.fixture
@@ -184,9 +178,6 @@ def test_demo_refuses_what_is_no_page(browser, demo, tmp_path):
 
 
 def test_the_recording_shows_each_page_without_and_with_answers(visit, demo, monkeypatch):
-    spec = importlib.util.spec_from_file_location("recording", REPO/"paper"/"recording.py")
-    recording = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recording)
     monkeypatch.setattr(recording, "PAGES", ("letters", "<b>forms</b>"))
     shown = list(recording.frames(visit(demo, 900)))
     assert [pause for _, pause in shown] == [recording.PAUSE_MS, recording.READ_MS]*2

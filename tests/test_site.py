@@ -1,15 +1,13 @@
 "The docs site: its pages, its links, and nothing loaded from the network. Links of the sources are checked without building it."
-import importlib.util
 import json
 import re
 from pathlib import Path
 
 import pytest
+from conftest import load_script
 
 ROOT = Path(__file__).resolve().parent.parent
-spec = importlib.util.spec_from_file_location("site_of_notebooks", ROOT/"paper"/"site.py")
-site = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(site)
+site = load_script("site")
 
 
 def headings(text):
