@@ -15,7 +15,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock prepare audit study outputs readme docs bench test slow soak notebooks lab nano-base clean
+.PHONY: help install lock prepare audit study outputs readme docs recording bench test slow soak notebooks lab nano-base clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ outputs: study  ## run every notebook and store its outputs in nbs/
 
 readme: install  ## README.md from nbs/index.ipynb and the published results, paper/results.md from its schema
 	$(BIN)/python -c "from docvlm.core import open_study; from docvlm.paper.readme import write_readme; print(write_readme(open_study('nano')))"
+
+recording: install  ## figures/nano/demo.webp: the demo page answers questions about test pages; needs Chromium
+	$(BIN)/python paper/recording.py
 
 docs: install  ## README and notebooks as an HTML site in _docs, its links checked
 	$(BIN)/python paper/site.py

@@ -1,5 +1,6 @@
 "Report and demo as a reader meets them: in a browser, with a keyboard, asking the network for nothing."
 import asyncio
+import importlib.util
 import os
 import re
 import shutil
@@ -135,7 +136,7 @@ def demo():
     "The demo, served from a thread of its own."
     from docvlm.apps import ask as module
     core.root.cache_clear()
-    examples = [{"name": name, "image": Image.new("RGB", (60, 40), "white"), "answers": {"Who?": target}}
+    examples = [{"name": name, "images": [Image.new("RGB", (60, 40), "white")], "answers": {"Who?": target}}
                 for name, target in (("<b>forms</b>", "ACME & <i>Sons</i>"), ("letters", "Foster"))]
     loop = asyncio.new_event_loop()
 
@@ -180,6 +181,16 @@ def test_demo_refuses_what_is_no_page(browser, demo, tmp_path):
         eventually(page, f"document.querySelector('#state').innerText.includes('{said}')")
         assert page.locator("#answers").is_hidden()
     page.close()
+
+
+def test_the_recording_shows_each_page_without_and_with_answers(visit, demo, monkeypatch):
+    spec = importlib.util.spec_from_file_location("recording", REPO/"paper"/"recording.py")
+    recording = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recording)
+    monkeypatch.setattr(recording, "PAGES", ("letters", "<b>forms</b>"))
+    shown = list(recording.frames(visit(demo, 900)))
+    assert [pause for _, pause in shown] == [recording.PAUSE_MS, recording.READ_MS]*2
+    assert len({picture.tobytes() for picture, _ in shown}) == 4 and shown[0][0].width == 900
 
 
 def test_demo_takes_no_endless_upload(demo):

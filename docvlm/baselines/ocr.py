@@ -299,10 +299,11 @@ LOOKUP_RULES = (_compared, _extreme, _confirmed, _total, _looked_up, _by_form)
 def answer_by_rules(
     question: str,  # the question's text
     lines: list[Line],  # lines of the page from `read_lines`
-    benchmark: str = "docvqa",  # "docvqa": values beside or below labels; "chartqa", "infovqa": values on any side
+    benchmark: str = "docvqa",  # "chartqa", "infovqa": values on any side of labels; others: beside or below them
 ) -> tuple[str, float]:  # the answer, "" if no rule gives one; its confidence, 0 to 1
     """Answer with the first rule that gives an answer; the confidence is the lowest OCR confidence of the matched
     labels, 0.5 if none matches, and 0 without an answer."""
+    if benchmark not in AROUND: benchmark = "docvqa"
     lines = split_labels(lines) if benchmark == "docvqa" else split_labels(without_title(lines), CUTS_AROUND)
     named = mentions(question, lines)
     if re.search(r"\baddress\b", question, re.I) or _ASKS_FIRM.search(question): named = [m for m in named if m.whole]
