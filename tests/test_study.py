@@ -49,7 +49,7 @@ def test_every_field_of_a_result_is_in_the_results_schema(study):
 
 def test_results_are_consistent(study):
     evaluation = study.result("evaluation")
-    assert set(evaluation["benchmarks"]) == {"docvqa", "chartqa", "infovqa"}
+    assert set(evaluation["benchmarks"]) == {"docvqa", "chartqa", "infovqa", "mpdocvqa"}
     for cell in evaluation["benchmarks"].values():
         low, high = cell["delta"]["ci95"]
         assert low <= cell["delta"]["value"] <= high and 0 <= cell["delta"]["p_value"] <= 1
@@ -62,12 +62,13 @@ def test_results_are_consistent(study):
     assert [(row["precision"], row["evaluated_on"]) for row in ablation["quantized"]] == [
         (trained, used) for trained in study.preset.ablation_precisions for used in (trained, study.preset.precision)]
     curve = ablation["learning_curve"]
-    assert [point["documents"] for point in curve] == [0, 4, 9, 18] and curve[1]["train_s"] > 0
+    assert [point["documents"] for point in curve] == [0, 5, 10, 21] and curve[1]["train_s"] > 0
     first = evaluation["benchmarks"]["docvqa"]["ours"]["per_seed"][str(study.preset.seeds[0])]
     assert curve[-1]["docvqa"]["value"] == pytest.approx(first), "the last point is the study's own adapter"
     assert curve[0]["docvqa"]["value"] == pytest.approx(evaluation["benchmarks"]["docvqa"]["baseline"]["value"])
-    assert ablation["pages_answer"].startswith("Twice the 18 training pages would change the score by about")
-    assert {"lora-r16-seed42-4-documents", "lora-r16-seed42-9-documents"} <= {Path(path).name for path in ablation["artefacts"]}
+    pages = study.result("data")["splits"]["train"]["pages"]
+    assert ablation["pages_answer"].startswith(f"Twice the {pages} training pages would change the score by ")
+    assert {"lora-r16-seed42-5-documents", "lora-r16-seed42-10-documents"} <= {Path(path).name for path in ablation["artefacts"]}
     assert "forgotten" not in evaluation, "only a user's documents can have others forgotten"
     assert all(row["latency_ms"]["p50"] >= row["ttft_ms"]["p50"]*0.5 > 0 for row in study.result("latency")["rows"])
     data = study.result("data")

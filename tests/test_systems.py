@@ -48,8 +48,9 @@ def serve(reply, models=()):
 
         def do_POST(self):
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            image, text = request["messages"][0]["content"]
-            assert request["temperature"] == 0 and image["image_url"]["url"].startswith("data:image/png;base64,")
+            *pages, text = request["messages"][0]["content"]
+            assert request["temperature"] == 0 and pages
+            assert all(page["image_url"]["url"].startswith("data:image/png;base64,") for page in pages)
             with log.lock:
                 log.questions.append(text["text"]); log.times.append(time.monotonic())
                 log.keys.add(self.headers["Authorization"])

@@ -286,6 +286,8 @@ def highlights(
     if first: lines += [f"**{amount(first['latency_ms']['p50'])} ms a page** from pixels to answer (median, one page "
                         f"at a time, {first['precision']} on {first['device']})"]
     note = ", docvlm's own small model, not Qwen2-VL-2B" if own else ""
+    if study.preset.source == "generated" and not study.documents:
+        note += "; pages drawn by docvlm in the manner of the benchmarks"
     return f"Preset `{study.preset.name}` (`{study.preset.base}`{note}):\n\n" + "\n".join(f"- {line}" for line in lines)
 
 # %% ../../nbs/paper/03_readme.ipynb #takeaways
