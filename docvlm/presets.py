@@ -203,10 +203,10 @@ PRESETS = {preset.name: preset for preset in (
            benchmark_pages=2, benchmark_repeats=1),
     # one epoch: generating more pages costs less than a second pass over fewer
     Preset("nano", **_nano,
-           train_pages=dict(zip(_types, (100, 120, 110, 80, 110, 130, 90, 90, 150))) | dict.fromkeys(_several, 24),
+           train_pages=dict(zip(_types, (80, 96, 88, 64, 88, 104, 72, 72, 120))) | dict.fromkeys(_several, 18),
            test_pages=dict(zip(_types, (32, 32, 32, 24, 20, 40, 30, 30, 50))) | dict.fromkeys(_several, 12),
            epochs=1, learning_rate=5e-3, tokens_per_page=1536, tokens_per_batch=2048, latency_pages=8,
-           benchmark_pages=48, ablation_variants=("dora", "mlp")),
+           benchmark_pages=48, ablation_variants=("dora", "mlp"), ablation_precisions=("nf4",)),
     Preset("qwen2-vl-2b", base="Qwen/Qwen2-VL-2B-Instruct",
            revision="895c3a49bc3fa70a340399125c650a463535e71c", **_hub),
     Preset("qwen2-vl-7b", base="Qwen/Qwen2-VL-7B-Instruct",

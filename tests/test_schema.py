@@ -59,7 +59,7 @@ def rare_objects(tmp_path, monkeypatch):
     pages = rows_dataset(rows["train"])
     failed = pd.DataFrame([{"question_id": "q", "doc_id": "d", "pages": [1], "failure": "HTTP 400", "reason": None}])
     cells = {"docvqa": {"baseline": {"value": .5}}}
-    yield "benchmark.json", {"predict": synthetic_benchmark()["predict"]}
+    yield "benchmark.json", {part: synthetic_benchmark()[part] for part in ("predict", "documents")}
     yield "rehearsal.json", synthetic_rehearsal()
     yield from (("skipped_row", row) for row in skipped)
     yield from (("leaked_pair", pair) for pair in find_leaks(pages, pages)["pairs"])

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['FUSED_ATTENTION', 'QUANTIZED_BYTES', 'PREFIX_TOKENS', 'ACCELERATORS', 'base_config', 'meta_base', 'fused_attention',
            'matrix_weights', 'weight_bytes', 'StepCost', 'Ledger', 'training_cost', 'answering_cost', 'page_cost',
-           'Machine', 'data_sheet_machine', 'median_s', 'measure_machine', 'workload', 'question_costs',
+           'Machine', 'data_sheet_machine', 'median_s', 'matmul_rate', 'measure_machine', 'workload', 'question_costs',
            'modelled_rows']
 
 # %% ../../nbs/bench/01_cost.ipynb #92abf513
@@ -268,6 +268,17 @@ def median_s(
         if device == "cuda": torch.cuda.synchronize()
         durations.append(time.perf_counter() - started)
     return float(np.median(durations[warmup:]))
+
+# %% ../../nbs/bench/01_cost.ipynb #be4ecfde
+def matmul_rate(
+    dtype: torch.dtype,  # of the matrices
+    device: str,  # "cpu" or "cuda"
+    size: int,  # rows and columns of the square matrices
+    rounds: int = 3,  # timed products, after one warm-up product
+) -> float:  # floating-point operations per second, median
+    "Measure the rate of multiplying square matrices."
+    a, b = (torch.randn(size, size).to(device, dtype) for _ in range(2))
+    return 2*size**3/median_s(lambda: a @ b, device, rounds, warmup=1)
 
 # %% ../../nbs/bench/01_cost.ipynb #measure-machine
 def measure_machine(

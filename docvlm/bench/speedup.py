@@ -2,9 +2,8 @@
 
 # %% auto #0
 __all__ = ['PREDICT_PAGES', 'PREDICT_FIELDS', 'HEADLINE_WAYS', 'spread', 'in_turn', 'ratio', 'training_runs', 'evaluation_runs',
-           'vision_runs', 'matmul_rate', 'count_epoch', 'machine_share', 'growth_point', 'measure_growth',
-           'write_pages', 'predicted', 'field_rows', 'measure_predict', 'with_first_fill', 'summarized',
-           'measure_benchmark']
+           'vision_runs', 'count_epoch', 'machine_share', 'growth_point', 'measure_growth', 'write_pages', 'predicted',
+           'field_rows', 'measure_predict', 'with_first_fill', 'measure_documents', 'summarized', 'measure_benchmark']
 
 # %% ../../nbs/bench/02_speedup.ipynb #bf7c86b5
 import io
@@ -22,12 +21,14 @@ from tqdm.auto import tqdm
 from transformers import AttentionInterface
 
 from ..apps.predict import BENCHMARK, answer_pages_of, find_pages
-from .cost import Ledger, median_s, modelled_rows
-from .throughput import (BATCH_SIZE, FreshFeatures, FullLogitsTrainer, ScratchStudy, answer_fast,
-                                     answer_plain, changed, check_equivalence, fill_cache, generate_answers,
-                                     load_plain, one_question_a_page, some_pages, train_fast, train_plain, with_lengths)
+from .cost import Ledger, matmul_rate, modelled_rows
+from .throughput import (BATCH_SIZE, DOCUMENT_PAGES, DOCUMENT_QUESTIONS, FreshFeatures, FullLogitsTrainer,
+                                     ScratchStudy, answer_fast, answer_plain, changed, check_equivalence,
+                                     document_rows, exact_features, fill_cache, generate_answers, load_plain,
+                                     one_question_a_page, some_pages, train_fast, train_plain, with_lengths)
 from ..core import Study
 from ..data import load_splits
+from ..engine.answering import answer_rows
 from ..engine.attention import ATTENTION, DTYPES, autocast, peak_memory, plain_model, text_attention
 from ..engine.features import cache_features
 from ..files import StudyError
@@ -126,17 +127,6 @@ def vision_runs(
     model = load_base(study.preset)
     return {"ours": lambda: fill_cache(study, model, processor, rows),
             "equal grids": lambda: fill_cache(changed(study, patches_per_batch=1), model, processor, rows)}
-
-# %% ../../nbs/bench/02_speedup.ipynb #be4ecfde
-def matmul_rate(
-    dtype: torch.dtype,  # of the matrices
-    device: str,  # "cpu" or "cuda"
-    size: int,  # rows and columns of the square matrices
-    rounds: int = 3,  # timed products, after one warm-up product
-) -> float:  # floating-point operations per second, median
-    "Measure the rate of multiplying square matrices."
-    a, b = (torch.randn(size, size).to(device, dtype) for _ in range(2))
-    return 2*size**3/median_s(lambda: a @ b, device, rounds, warmup=1)
 
 # %% ../../nbs/bench/02_speedup.ipynb #count-epoch
 def _slowest_kernels(
@@ -278,6 +268,13 @@ def field_rows(
                          for key, path, _ in pages for number, question in enumerate(PREDICT_FIELDS)])
 
 # %% ../../nbs/bench/02_speedup.ipynb #measure-predict
+def _all_equal(study, processor, rows, found, what, test):
+    "The number of answers, all as `generate` gives them in fp32, one question at a time; StudyError if one differs."
+    want = generate_answers(load_plain(study.preset, "fp32"), processor, study.preset, rows, 1, "fp32")
+    if found == want: return len(found)
+    raise StudyError(f"{what} and generate give {sum(map(ne, found, want))} different answers; speed is not "
+                     f"measured; run tests/test_{test}.py to find the difference")
+
 def _predict_memory(study, model, processor, pages):
     "Seconds and peak memory of asking every field on every page."
     started, _ = time.perf_counter(), peak_memory(reset=True)
@@ -288,10 +285,7 @@ def _predict_memory(study, model, processor, pages):
 def _equal_answers(study, processor, pages):
     "Number of answers compared with `generate` in fp32; StudyError unless all are equal."
     found = predicted(study, load_base(study.preset, "fp32"), processor, pages, "fp32")
-    want = generate_answers(load_plain(study.preset, "fp32"), processor, study.preset, field_rows(pages), 1, "fp32")
-    if found == want: return len(found)
-    raise StudyError(f"docvlm-predict and generate give {sum(map(ne, found, want))} different answers; speed is not "
-                     "measured; run tests/test_predict.py to find the difference")
+    return _all_equal(study, processor, field_rows(pages), found, "docvlm-predict", "predict")
 
 # %% ../../nbs/bench/02_speedup.ipynb #measure-predict-2
 def measure_predict(
@@ -329,6 +323,29 @@ def with_first_fill(
     "Speedup when the cache is initially empty, so that filling it counts as part of our time."
     seconds = passes/rate
     return ratio*seconds/(seconds + 1/(questions_per_page*pages_per_s))
+
+# %% ../../nbs/bench/02_speedup.ipynb #measure-documents
+def measure_documents(
+    study: Study,  # base model and settings
+    processor,  # of the base model
+    rows,  # whose pages are used
+) -> dict:  # the field `documents` of benchmark.json
+    "Check that answers are equal, then measure our answering of documents of eight pages against a loop of `generate`."
+    preset, rounds = study.preset, min(3, study.preset.benchmark_repeats)
+    rows = document_rows(rows, max(1, preset.benchmark_pages//DOCUMENT_PAGES))
+    ours, plain, exact = load_base(preset), load_plain(preset), load_base(preset, "fp32")
+    found = answer_rows(study, exact, processor, rows, exact_features(exact, processor, rows), "fp32").prediction
+    equal = _all_equal(study, processor, rows, found.tolist(), "The shared prefix of pages", "several")
+    runs = {"ours": lambda: answer_fast(study, ours, processor, rows),
+            "loop": lambda: answer_plain(study, plain, processor, rows, 1),
+            "filling": lambda: fill_cache(study, ours, processor, rows)}
+    with tqdm(total=len(runs)*(rounds + 1), desc="documents", unit="run") as bar: rates = in_turn(runs, rounds, bar)
+    rate, filling = (spread(rates[way]) for way in ("ours", "filling"))
+    faster = ratio(rates, "loop")
+    return {"pages": DOCUMENT_PAGES, "questions": len(rows), "rounds": rounds, "answers_equal": equal,
+            "vs_loop": faster, "rates": {"ours": rate, "loop": spread(rates["loop"])},
+            "with_first_fill": with_first_fill(faster["median"], rate["median"], filling["median"],
+                                               DOCUMENT_QUESTIONS, 1)}
 
 # %% ../../nbs/bench/02_speedup.ipynb #summary
 HEADLINE_WAYS = {"training": ("plain", "grouped"), "evaluation": ("loop", "batched")}
@@ -369,10 +386,11 @@ def measure_benchmark(
     with tqdm(total=2*(rounds + 1), desc="machine", unit="run") as bar:
         machine = machine_share(study, processor, train, bar)
     with tempfile.TemporaryDirectory() as folder: predict = measure_predict(study, processor, test, Path(folder))
+    documents = measure_documents(study, processor, splits["test"])
     pages = {name: len(pages_of(rows)) for name, (_, rows) in groups.items()}
     questions = {name: len(rows) for name, (_, rows) in groups.items()}
     shared = {name: questions[name]/pages[name] for name in groups}
     return {**summarized(found, shared, preset.epochs), "equivalence": equal, "growth": growth, "machine": machine,
-            "predict": predict,
+            "predict": predict, "documents": documents,
             "setup": {"rounds": rounds, "batch_size": BATCH_SIZE, "pages": pages, "questions": questions},
             "modelled": modelled_rows(get_preset("qwen2-vl-2b"), BATCH_SIZE)}

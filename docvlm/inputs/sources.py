@@ -91,8 +91,9 @@ def rows_dataset(
 TYPE_GROUPS = {
     "form": "forms", "table/list": "tables", "table": "tables", "invoice": "invoices", "receipt": "receipts",
     "letter": "letters", "bar": "bar charts", "line": "line charts", "pie": "pie charts",
-    "infographic": "infographics", "free_text": "running text", "handwritten": "handwriting",
-    "figure/diagram": "figures", "Image/Photo": "photographs", "Yes/No": "yes/no",
+    "infographic": "infographics", "long_invoices": "long invoices", "annexed_forms": "forms with annexes",
+    "free_text": "running text", "handwritten": "handwriting", "figure/diagram": "figures",
+    "Image/Photo": "photographs", "Yes/No": "yes/no",
     "human": "charts, human questions", "augmented": "charts, generated questions"}
 INVOICE_PROXY = "invoices (keyword proxy)"
 NO_INVOICE = "no invoice"  # label of a document that UCSF's table lists with another type
