@@ -123,10 +123,13 @@ def predict_systems(
     adapters: dict[str, Path],  # system name -> adapter folder
     precision: str = "",  # "int8" or "nf4" to quantize the base; system names then end in "@int8" or "@nf4"
     rows=None,  # other questions to answer; None: the study's test questions
-    mark: str = "",  # end of the system names for these other questions, e.g. "@train"
+    mark: str = "",  # end of the system names for other questions or pixels, e.g. "@train"
+    pixels: tuple[int, int] | None = None,  # smallest and largest page area in place of the preset's
 ) -> tuple[dict[str, pd.DataFrame], dict[str, dict]]:  # predictions, and throughput, each by system name
     "Predictions of the base and of each adapter, with a single copy of the base in memory."
-    processor, loaded, others = load_processor(study.preset), [], []
+    bounds = dict(zip(("min_pixels", "max_pixels"), pixels or ()))
+    shown = replace(study, preset=replace(study.preset, **bounds))  # the study with these pixels
+    processor, loaded, others = load_processor(shown.preset), [], []
     if rows is None: rows = load_splits(study)["test"]
     else: others = [rows.remove_columns("images").to_pandas().to_json(), *(p["keys"] for p in pages_of(rows).values())]
     def system(folder):
@@ -136,9 +139,9 @@ def predict_systems(
         loaded[0] = load_adapter(loaded[0], folder)
         return loaded[0]
     decided = _decided(study, precision, others)
-    key = lambda folder: digest_of(*decided, folder and adapter_digest(folder))
+    key = lambda folder: digest_of(*decided, *bounds.values(), folder and adapter_digest(folder))
     mark = (precision and f"@{precision}") + mark
-    done = {name + mark: predict(study, name + mark, rows, processor, lambda: system(folder), key(folder))
+    done = {name + mark: predict(shown, name + mark, rows, processor, lambda: system(folder), key(folder))
             for name, folder in ({"base": None} | adapters).items()}
     return {name: frame for name, (frame, _) in done.items()}, {name: speed for name, (_, speed) in done.items()}
 

@@ -131,7 +131,7 @@ def failure_table(
     tried: list[dict],  # from `remedies`
 ) -> Markup:
     "Table of the kinds of error that occur: share before and after, an example, and what may help."
-    found = {row["key"]: VERDICT_NAMES[row["verdict"]] for row in tried} | {"pixels": NOT_MEASURED}
+    found = {"pixels": NOT_MEASURED} | {row["key"]: VERDICT_NAMES[row["verdict"]] for row in tried}
     def helps(name):
         keys = REMEDIES_FOR.get(name, ("vote", "abstain"))
         told = [f"{SHORT_NAMES[key]} ({found[key]})" for key in keys if key in found]

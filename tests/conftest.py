@@ -13,6 +13,13 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "soak: minutes to hours, run by `make soak`")
 
 
+WRITE_TO_SMOKE = {"test_benchmark", "test_interruptions", "test_one_page", "test_options", "test_schema", "test_systems"}
+
+def pytest_collection_modifyitems(items):
+    "Where several processes share the tests, a file stays in one of them, and so do the files that write to this folder's smoke study."
+    for item in items: item.add_marker(pytest.mark.xdist_group("smoke" if item.path.stem in WRITE_TO_SMOKE else item.path.stem))
+
+
 def load_script(name):
     "A script of paper/ as a module."
     path = Path(__file__).resolve().parent.parent/"paper"/f"{name}.py"

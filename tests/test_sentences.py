@@ -35,6 +35,7 @@ def made_up(gain, benchmarks=BENCHMARKS, types=TYPES, seeds=2):
     failures["seed_signals"] = {"vote": {"value": .4, "ci95": [.3, .5], "single": .39, "delta": delta}} if seeds > 1 else None
     failures["silence"] = [{"coverage": share, "value": .5 + .1*(1 - share), "ci95": [.4, .6]} for share in (.5, .8, 1.)]
     ablation["doubling"] = {b: {"value": gain/10, "ci95": [gain/10 - .01, gain/10 + .01]} for b in benchmarks} | {"mpdocvqa": None}
+    ablation["more_pixels"] = {b: {"value": .5 + gain, "ci95": [.4, .6], "delta": delta} for b in benchmarks}
     for row in ablation["rows"] + ablation["quantized"]:
         for b in set(BENCHMARKS) - set(benchmarks): del row[b]
     return results

@@ -1,7 +1,7 @@
 "The smoke study from end to end through papermill: runs, is up to date, notices changes, refuses what it should."
 import json
+import os
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,23 +13,27 @@ from PIL import Image
 
 from docvlm import steps
 from docvlm.apps.ask import Asker
-from docvlm.files import StudyError, read_json, write_json
+from docvlm.files import StudyError, read_json, root, write_json
 from docvlm.core import open_study
 from docvlm.analysis.metrics import score
 from docvlm.files import results_schema, schema_errors
+from docvlm.provenance import copy_sources
 from docvlm.steps import STEPS, study_lock, run_study
 
-ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
 
-@pytest.fixture(scope="module")
-def study():
-    opened = open_study("smoke")
-    for folder in (opened.results_dir, opened.run_dir, opened.figures_dir): shutil.rmtree(folder, ignore_errors=True)
-    done = subprocess.run([BIN/"docvlm-study", "--preset", "smoke"], cwd=ROOT, capture_output=True, text=True)
+@pytest.fixture(scope="module", autouse=True)
+def study(tmp_path_factory):
+    "The smoke study, run in a copy of the repository, in which all tests of this file stand."
+    opened, here = open_study("smoke"), Path.cwd()
+    os.chdir(copy_sources(opened, tmp_path_factory.mktemp("clone")))
+    root.cache_clear()
+    done = subprocess.run([BIN/"docvlm-study", "--preset", "smoke"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return opened
+    yield opened
+    os.chdir(here)
+    root.cache_clear()
 
 
 def test_every_step_has_a_result_with_its_origin(study):
@@ -38,7 +42,7 @@ def test_every_step_has_a_result_with_its_origin(study):
         assert result["preset"] == "smoke" and result["key"] and result["wall_s"] > 0
         assert set(result["code"]) == {"git_sha", "dirty", "notebook_sha256", "library_sha256"}
         assert {"python", "torch", "transformers", "peft", "cpu", "gpu"} <= set(result["env"])
-        assert str(ROOT) not in json.dumps(result), f"{name} holds a machine path"
+        assert str(root()) not in json.dumps(result), f"{name} holds a machine path"
 
 
 def test_every_field_of_a_result_is_in_the_results_schema(study):
@@ -123,7 +127,7 @@ def test_an_edited_adapter_is_another_and_leaves_the_studys_answers(study):
     predictions = lambda: {file.stem: file.read_bytes() for file in (study.run_dir/"predictions").glob("*.parquet")}
     before = predictions()
     config.write_text(kept.replace('"lora_alpha": 32', '"lora_alpha": 640'))
-    try: done = subprocess.run([BIN/"docvlm-evaluate", "--preset", "smoke"], cwd=ROOT, capture_output=True, text=True)
+    try: done = subprocess.run([BIN/"docvlm-evaluate", "--preset", "smoke"], capture_output=True, text=True)
     finally: config.write_text(kept)
     assert done.returncode == 0 and json.loads(done.stdout), done.stderr[-2000:]
     assert study.step("evaluation").state() == "fresh"
@@ -140,9 +144,9 @@ def test_two_studies_do_not_share_a_folder(study):
 
 def test_a_failing_cell_is_named_and_earlier_results_stay(study, monkeypatch, tmp_path):
     import nbformat
-    broken = nbformat.read(ROOT/"nbs"/"08_latency.ipynb", 4)
+    broken = nbformat.read(root()/"nbs"/"08_latency.ipynb", 4)
     broken.cells = [c for c in broken.cells if "parameters" in c.metadata.get("tags", [])] + [nbformat.v4.new_code_cell("1/0")]
-    nbformat.write(broken, name := ROOT/"nbs"/"_broken.ipynb")
+    nbformat.write(broken, name := root()/"nbs"/"_broken.ipynb")
     try:
         monkeypatch.setitem(steps.STEPS, "broken", ("_broken", (), ()))
         with pytest.raises(StudyError, match=r"_broken.ipynb failed in cell \d+: ZeroDivisionError") as failure: run_study(study, "broken")
@@ -156,23 +160,23 @@ def test_a_failing_cell_is_named_and_earlier_results_stay(study, monkeypatch, tm
     (["--preset", "smoke", "--documents", "no/such/folder"], "metadata.jsonl"),
     (["--preset", "smoke", "--only", "everything"], "choose one of: data, training")])
 def test_mistakes_get_one_clear_line(arguments, message):
-    done = subprocess.run([BIN/"docvlm-study", *arguments], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([BIN/"docvlm-study", *arguments], capture_output=True, text=True)
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_ask_answers_with_base_and_adapter(study):
     page = next((study.cache_dir/"data").glob("*/pages/*.png"))
-    done = subprocess.run([BIN/"docvlm-ask", page, "What is the total?", "--preset", "smoke"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([BIN/"docvlm-ask", page, "What is the total?", "--preset", "smoke"], capture_output=True, text=True)
     assert done.returncode == 0 and "base:" in done.stdout and "LoRA:" in done.stdout, done.stderr
 
 
 def test_the_readmes_python_answers_as_docvlm_does(study, tmp_path):
     page = next((study.cache_dir/"data").glob("*/pages/*.png"))
-    code = re.search(r"```python\n(from peft.*?)```", (ROOT/"README.md").read_text(encoding="utf-8"), re.S)[1]
+    code = re.search(r"```python\n(from peft.*?)```", (root()/"README.md").read_text(encoding="utf-8"), re.S)[1]
     for printed, here in (("data/runs/nano", "data/runs/smoke"), ("page.png", str(page))):
         assert printed in code
         code = code.replace(printed, here)
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert said.returncode == 0, said.stderr[-2000:]
     fp32 = replace(study, preset=replace(study.preset, precision="fp32"))
     answers = {row["system"]: row["answer"] for row in Asker(fp32).ask([Image.open(page)], ["What is the total?"])}
