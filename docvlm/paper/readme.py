@@ -277,8 +277,9 @@ def highlights(
     "Markdown list of gain, trainable parameters and latency, marked with the model."
     model, evaluation = results["training"]["model"], results["evaluation"]
     own = study.preset.base.startswith("data/")
-    first = min((row for row in results["latency"]["rows"] if row["batch_size"] == 1),
-                key=lambda row: row["latency_ms"]["p50"], default=None)
+    used = results["ablation"]["rows"][0]["precision"]  # the study's own
+    first = next((row for row in results["latency"]["rows"]
+                  if row["batch_size"] == 1 and row["precision"] == used), None)
     lines = [f"**{points(cell['delta']['value'])} points on {benchmark_name(b)}** by fine-tuning "
              f"({'95 % interval ' if cell['delta']['ci95'] else ''}{interval(cell['delta']['ci95'], points)})"
              for b in in_report_order(evaluation["benchmarks"]) for cell in [evaluation["benchmarks"][b]]]
