@@ -34,6 +34,7 @@ class Stage:
     typed: float = 0.0  # share of the asking batches whose pages are typed, not seen
     several: float = 0.0  # share of the asking batches whose documents have two to four pages, of `LOOK_UP_SIZES`
     pointing: tuple[float, float] = (0.0, 0.0)  # weight of the pointing loss at the start and at the end
+    sight: float = 1.0  # share of the learning rate for the vision tower, the merger and the speller
 
 @dataclass(frozen=True)
 class Recipe:
@@ -43,9 +44,9 @@ class Recipe:
     held_out_families: tuple[str, ...] = field(default_factory=lambda: font_families("held-out"))
     stages: tuple[Stage, ...] = (
         Stage("read", 6_000, (1.0, 0.1), READ_SIZES),
-        Stage("look up", 2_400, (0.5, 0.5), LOOK_UP_SIZES, 0.85, 0.5, 0.1, (1.0, 0.2)),
-        Stage("mix", 720, (0.5, 0.5), MIX_SIZES, 0.85, 0.2, 0.2, (0.2, 0.0)),
-        Stage("cool down", 1_000, (0.5, 0.0), MIX_SIZES, 0.9, 0.0, 0.2))
+        Stage("look up", 12_000, (0.5, 0.5), LOOK_UP_SIZES, 0.85, 0.5, 0.1, (1.0, 0.2), sight=0.2),
+        Stage("mix", 3_000, (0.5, 0.5), MIX_SIZES, 0.85, 0.2, 0.2, (0.2, 0.0), sight=0.2),
+        Stage("cool down", 1_500, (0.5, 0.0), MIX_SIZES, 0.9, 0.0, 0.2, sight=0.4))
     patches_per_batch: int = 6144
     tokens_per_batch: int = 4096
     parts: int = 2  # of a batch, each computed on a thread of its own

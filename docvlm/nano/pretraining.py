@@ -52,15 +52,18 @@ def build_optimizers(
     model: nn.Module,  # with the speller as `model.speller`
     recipe: Recipe,  # learning rates
 ) -> dict[str, torch.optim.Optimizer]:
-    "Two Muons, for two threads, for the weight matrices of blocks, layers and merger; AdamW for everything else."
+    """Two Muons, for two threads, for the weight matrices of blocks, layers and merger; AdamW for everything else. Each
+    has two groups of parameters, first the language model's, then those that see: tower, merger and speller."""
     if not has_bf16(model.device.type): torch.optim._muon._zeropower_via_newtonschulz = _orthogonal
     named = dict(model.named_parameters())
     matrices = [n for n, p in named.items() if p.ndim == 2 and ("layers." in n or "blocks." in n or "merger" in n)]
     rest = [n for n in named if n not in set(matrices)]
-    muons = {f"muon{i}": torch.optim.Muon([(n, named[n]) for n in matrices[i::2]], lr=recipe.muon_learning_rate,
-                                          weight_decay=0.01, adjust_lr_fn="match_rms_adamw") for i in range(2)}
-    return muons | {"adamw": torch.optim.AdamW([(n, named[n]) for n in rest], lr=recipe.learning_rate,
-                                               betas=(0.9, 0.95), weight_decay=0.0)}
+    sees = lambda n: "visual." in n or "speller." in n
+    def groups(names): return [{"params": [(n, named[n]) for n in names if sees(n) == eyes]} for eyes in (False, True)]
+    muons = {f"muon{i}": torch.optim.Muon(groups(matrices[i::2]), lr=recipe.muon_learning_rate, weight_decay=0.01,
+                                          adjust_lr_fn="match_rms_adamw") for i in range(2)}
+    return muons | {"adamw": torch.optim.AdamW(groups(rest), lr=recipe.learning_rate, betas=(0.9, 0.95),
+                                               weight_decay=0.0)}
 
 # %% ../../nbs/nano/07_pretraining.ipynb #checkpoints
 def save_state(
@@ -130,8 +133,9 @@ def train_step(
 ) -> dict[str, float]:  # figures of the batch
     "One step of all optimizers."
     for name, optimizer in optimizers.items():
-        optimizer.param_groups[0]["lr"] = recipe.rate(stage, step)*(
-            recipe.learning_rate if name == "adamw" else recipe.muon_learning_rate)
+        rate = recipe.rate(stage, step)*(recipe.learning_rate if name == "adamw" else recipe.muon_learning_rate)
+        thinks, sees = optimizer.param_groups
+        thinks["lr"], sees["lr"] = rate, rate*recipe.stages[stage].sight
     figures = add_gradients(model, parts, recipe.pointing(stage, step), pool)
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     list(pool.map(lambda optimizer: optimizer.step(), optimizers.values()))
