@@ -15,8 +15,11 @@ def pytest_configure(config):
 
 WRITE_TO_SMOKE = {"test_benchmark", "test_interruptions", "test_one_page", "test_options", "test_schema", "test_systems"}
 
+
 def pytest_collection_modifyitems(items):
-    "Where several processes share the tests, a file stays in one of them, and so do the files that write to this folder's smoke study."
+    """Where several processes share the tests, a file stays in one of them, and so do the files that write to this folder's smoke study.
+    The longest file comes first, so that no process is left alone with it."""
+    items.sort(key=lambda item: item.path.stem != "test_study")
     for item in items: item.add_marker(pytest.mark.xdist_group("smoke" if item.path.stem in WRITE_TO_SMOKE else item.path.stem))
 
 
