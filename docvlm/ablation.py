@@ -148,7 +148,7 @@ def pages_sentence(
     return (f"Twice the {last:,} training pages would change the score {'; '.join(changes)}."
             + (limits if any(curve["doubling"].values()) else ""))
 
-# %% ../nbs/06_ablation.ipynb #learning-curve
+# %% ../nbs/06_ablation.ipynb #curve-points
 def _announce(planned, documents):
     "Say what the learning curve will cost."
     parts = " and ".join(f"{count:,}" for count in planned)
@@ -174,6 +174,7 @@ def _curve_points(records, frames, rows, parts, seed, resamples):
                        **scores_by_benchmark(frames[0], frame, seed, resamples)})
     return points
 
+# %% ../nbs/06_ablation.ipynb #learning-curve
 def learning_curve(
     study: Study,  # trained and evaluated
 ) -> tuple[dict, list[str]]:  # fields of ablation.json, and the adapters' folders

@@ -26,7 +26,7 @@ from .inputs.folder import clean_record, read_metadata
 from .presets import BOUNDS, CHOICES, PRECISIONS, PROTOCOLS, Preset, computes_in, device_kind, get_preset
 from .steps import Step
 
-# %% ../nbs/00_core.ipynb #cell-013-0_core
+# %% ../nbs/00_core.ipynb #study-names
 def _marked(text, exact, most=60):
     "A text in at most so many word characters, `.` and `-`, and a short digest of what it exactly stands for."
     plain = re.sub(r"[^\w.-]+", "-", text)[:most]
@@ -37,6 +37,7 @@ def _as_text(value):
     if isinstance(value, list): return ",".join(map(str, value))
     return value if isinstance(value, str) else "none" if value is None else json.dumps(value)
 
+# %% ../nbs/00_core.ipynb #cell-013-0_core
 @dataclass(frozen=True)
 class Study:
     "A preset, run on its own pages or on a user's documents, and the folders that hold its files."

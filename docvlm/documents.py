@@ -277,7 +277,7 @@ def _long_invoice(cast):
     across = _page_questions(cast, [(name, page) for name, _, page in cast.rng.sample(lined, 3)])
     return parts, found, across + _pair_questions(cast, cast.rng.choice(lined[:lines]), cast.rng.choice(lined[lines:]))
 
-# %% ../nbs/01_documents.ipynb #several-composed
+# %% ../nbs/01_documents.ipynb #several-nameable
 def _nameable(content):
     "Names and values of what stands on a page."
     if isinstance(content, Chart):
@@ -298,6 +298,7 @@ def _other_table(cast, used):
             return table
     raise DoesNotFit("No other table")
 
+# %% ../nbs/01_documents.ipynb #several-composed
 def _compose_pages(cast, kinds):
     "Pages of different types, tables with different heads; as `_long_invoice`."
     used, parts, found, named = set(), [], [], []
@@ -323,7 +324,7 @@ def _report(cast):
 
 MULTIPAGE_TYPES = {"long_invoices": _long_invoice, "annexed_forms": _annexed_form, "reports": _report}
 
-# %% ../nbs/01_documents.ipynb #several-document
+# %% ../nbs/01_documents.ipynb #several-bind
 @dataclass
 class Document:
     "Pages that belong together, and questions about all of them."
@@ -347,6 +348,7 @@ def _bind(name, doc_type, unseen, strength, rng, parts, asked):
     questions += [question for question in asked if not question.where]
     return Document(name, doc_type, pages, [replace(question, doc_types=(doc_type,)) for question in questions])
 
+# %% ../nbs/01_documents.ipynb #several-document
 def make_document(
     doc_type: str,  # a key of `MULTIPAGE_TYPES`, or of `DOC_TYPES` for a document of one page
     seed: int,  # random seed of the document

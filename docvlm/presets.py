@@ -115,7 +115,7 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
              "pages are resized once, by the processor"),
 )}
 
-# %% ../nbs/study/01_presets.ipynb #cell-005
+# %% ../nbs/study/01_presets.ipynb #lora-variants
 ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
 VARIANTS = {  # of LoRA, by the settings that make them; the names are those of peft's LoraConfig
@@ -124,6 +124,7 @@ VARIANTS = {  # of LoRA, by the settings that make them; the names are those of 
     "mlp": {"target_modules": ATTENTION_MODULES + MLP_MODULES},
 }
 
+# %% ../nbs/study/01_presets.ipynb #cell-005
 @dataclass(frozen=True)
 class Preset:
     "The configuration of a study, except the user's own documents."
@@ -213,6 +214,7 @@ PRESETS = {preset.name: preset for preset in (
            revision="eed13092ef92e448dd6875b2a00151bd3f7db0ac", **_hub),
 )}
 
+# %% ../nbs/study/01_presets.ipynb #get-preset
 def get_preset(
     name: str,  # one of `PRESETS`, optionally with another protocol, as in "qwen2-vl-2b@vlmevalkit"
 ) -> Preset:

@@ -116,7 +116,7 @@ def plan_block(
     return (f"About {plan['disk_bytes']/1e9:.0f} GB of disk for weights, data sets and cached page features.\n\n"
             + github_table(plan_tables(plan)["machines"]))
 
-# %% ../nbs/09_report.ipynb #failure-table
+# %% ../nbs/09_report.ipynb #remedies-for
 REMEDIES_FOR = {  # type of error: keys of the remedies that may help against it
     "misread characters": ("pixels", "pages"), "arithmetic": ("pages", "rules"), "wrong yes/no": ("pages", "vote"),
     **dict.fromkeys(("wrong row", "wrong column", "wrong row and column", "wrong field"), ("pages", "rank", "rules")),
@@ -126,6 +126,7 @@ SHORT_NAMES = {"pages": "more pages", "pixels": "more pixels", "rank": "a larger
 VERDICT_NAMES = {"gain": "a gain", "loss": "a loss", "unclear": "no clear change",
                  "untested": "not tested"}
 
+# %% ../nbs/09_report.ipynb #failure-table
 def failure_table(
     failures: dict,  # result of the failures step
     tried: list[dict],  # from `remedies`
@@ -149,6 +150,7 @@ def failure_table(
             if kind["before"]["count"] or kind["after"]["count"]]
     return table(rows, "Kinds of error as shares of the test questions, with 95 % intervals")
 
+# %% ../nbs/09_report.ipynb #remedy-table
 def remedy_table(
     tried: list[dict],  # from `remedies`
 ) -> Markup:
@@ -238,7 +240,7 @@ def to_pdf(
     typst.compile(source.encode(), output=path, root=root(), ignore_system_fonts=True, timestamp=0,
                   font_paths=[str(path.parent) for path in font_files().values()])
 
-# %% ../nbs/09_report.ipynb #card
+# %% ../nbs/09_report.ipynb #inference-code
 def inference_code(
     study: Study,
     adapter: str,  # folder of the adapter
@@ -255,6 +257,7 @@ def inference_code(
     for old, new in changes.items(): code = code.replace(old, new)
     return code
 
+# %% ../nbs/09_report.ipynb #card
 def model_card(
     study: Study,
     seed: int,  # seed of the adapter

@@ -82,7 +82,7 @@ def _own_predictions(study):
              for seed in study.preset.seeds]
     return content_digest(study.result("evaluation")), list(map(pd.read_parquet, files))
 
-# %% ../../nbs/baselines/02_compare.ipynb #add-system
+# %% ../../nbs/baselines/02_compare.ipynb #store-system
 def _store_system(study, name, record):
     "Add or replace one system in systems.json, under a lock: systems can be measured at the same time."
     with FileLock(study.run_dir/".systems.lock"):
@@ -91,6 +91,7 @@ def _store_system(study, name, record):
         write_json(file, {"step": "systems", "preset": study.preset.name, "study": study.name,
                           "systems": kept | {name: record}})
 
+# %% ../../nbs/baselines/02_compare.ipynb #add-system
 def add_system(
     study: Study,  # the study whose test questions are asked
     name: str,  # name of the system in the report

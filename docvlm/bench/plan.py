@@ -193,7 +193,7 @@ def budget_of(
                   disk_bytes=int(2*total + work.disk_bytes.sum() + cache), typical_page=typical,
                   memory=training_memory(preset, lora), step=step, recomputed_step=recomputed, page=page)
 
-# %% ../../nbs/bench/03_plan.ipynb #modelled-row
+# %% ../../nbs/bench/03_plan.ipynb #adapter-shares
 def adapter_shares(
     preset: Preset,  # what a study trains
     budget: Budget,  # of that preset
@@ -209,6 +209,7 @@ def adapter_shares(
         if (sum(curve) + share)*train_s <= 60*preset.curve_minutes: curve.append(share)
     return [1.0]*whole + curve
 
+# %% ../../nbs/bench/03_plan.ipynb #modelled-row
 def modelled_row(
     budget: Budget,  # from `budget_of`
     preset: Preset,  # the preset of the budget
@@ -231,6 +232,7 @@ def modelled_row(
             "page_features_h": feature_s/3600, "train_h": train_s/3600, "adapters": len(shares),
             "study_h": (feature_s + sum(shares)*train_s)/3600}
 
+# %% ../../nbs/bench/03_plan.ipynb #gpu-rows
 def gpu_rows(
     budget: Budget,  # from `budget_of`
     preset: Preset,  # the preset of the budget
@@ -271,6 +273,7 @@ def check_machine(
             raise StudyError(f"Study {study.name} needs about {gb(needed)} of disk space for {what}, "
                              f"and {gb(free)} are free; {remedy}")
 
+# %% ../../nbs/bench/03_plan.ipynb #gpu-and-rooms
 def _check_gpu(preset):
     "StudyError if there is no GPU, or none that computes in the preset's precision."
     if not torch.cuda.is_available():

@@ -278,6 +278,7 @@ def rehearse_answers(
     return {"questions": len(rows), "questions_per_s": len(rows)/used["seconds"], "answers": found,
             "peak_memory_bytes": used["peak_memory_bytes"], "answers_fp32": answerer(run, way, few, "fp32")(few)}
 
+# %% ../../nbs/bench/04_rehearsal.ipynb #rehearsal-parts
 def rehearsal_parts(
     run: Rehearsal,
     config: Qwen2VLConfig,  # from `rehearsal_config`

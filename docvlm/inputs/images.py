@@ -353,7 +353,7 @@ def pages_id(doc_id: str, pages: list[int]) -> str:
         else: runs.append([number, number])
     return f"{doc_id} pages " + ", ".join(f"{first}–{last}" if last > first else f"{first}" for first, last in runs)
 
-# %% ../../nbs/inputs/00_images.ipynb #images-pages-of
+# %% ../../nbs/inputs/00_images.ipynb #images-distinct
 def page_ids(
     rows,  # a datasets.Dataset in the row schema, or a table of its columns
 ) -> list[str]:  # one for each row
@@ -369,6 +369,7 @@ def distinct_pages(
         for place, page in enumerate(pages): found.setdefault(page_id(doc, int(page)), (row, place))
     return found
 
+# %% ../../nbs/inputs/00_images.ipynb #images-at
 def with_images(
     rows,  # a datasets.Dataset with a column of lists of images
     image: datasets.Image,  # how they are decoded
@@ -390,6 +391,7 @@ def images_at(
         if row != held[0]: held = row, images[row]["images"]
         yield held[1][place]
 
+# %% ../../nbs/inputs/00_images.ipynb #images-pages-of
 def pages_of(
     rows,  # a datasets.Dataset in the row schema
 ) -> dict[str, dict]:  # by `pages_id`: "rows", indices of the rows about these pages; "keys", see `page_key`

@@ -291,7 +291,7 @@ def divide(
     return {"train": [row for row in rows if row["document"] not in chosen],
             "test": [row for row in rows if row["document"] in chosen]}, notes
 
-# %% ../../nbs/inputs/03_tables.ipynb #tables-check
+# %% ../../nbs/inputs/03_tables.ipynb #tables-checker
 CHECK_PIXELS = 250_000  # of a PDF page that is drawn only to see that it can be
 
 class _Checker:
@@ -316,6 +316,7 @@ class _Checker:
         document = str(line.get("document") or paths[0])
         return known | {"paths": paths, "document": document, "split": split, "questionId": name}
 
+# %% ../../nbs/inputs/03_tables.ipynb #tables-check
 def check_rows(
     tables: list,  # from `find_tables`
     fields: dict[str, str],  # from `read_fields`; empty without fields.csv

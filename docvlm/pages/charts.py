@@ -152,6 +152,7 @@ class _Sketch:
         start, (x0, y0, x1, y1) = stop - self.width(match[0], scale, bold), box
         return (x0, y1 - stop, x1, y1 - start) if up else (x0 + start, y0, x0 + stop, y1)
 
+# %% ../../nbs/pages/05_charts.ipynb #touch
 def _touch(a, b, gap=3): return a[0] < b[2] + gap and b[0] < a[2] + gap and a[1] < b[3] and b[1] < a[3]
 def _contrast(color): return "black" if np.dot(to_rgb(color), (0.3, 0.59, 0.11)) > 0.5 else "white"
 

@@ -144,7 +144,7 @@ def answer_types(
     rest = len(found) > max(2, len(gained))
     return _sentence(text) + (f" The smallest change is that of {_in_brackets(*found[-1])}." if rest else "")
 
-# %% ../../nbs/paper/03_readme.ipynb #remedies
+# %% ../../nbs/paper/03_readme.ipynb #remedy-rows
 def _joint_verdict(cells):
     "The verdict on several differences: a gain or a loss only if none contradicts it."
     kinds = {verdict(cell) for cell in cells}
@@ -160,6 +160,7 @@ def _adapters(key, name, rows, first):
     told = [f"{label} {points(_mean_score(row) - _mean_score(first))} points" for label, row in rows]
     return [{"key": key, "remedy": name, "verdict": "untested", "effect": _listed(told), "brief": ""}] if rows else []
 
+# %% ../../nbs/paper/03_readme.ipynb #remedies
 def remedies(
     results: dict,  # results by step
     others: dict,  # other systems, measured on the same questions, by name
@@ -192,6 +193,7 @@ def remedies(
         add("rules", f"{name} in place of the model", {b: turned[b] for b in in_report_order(turned)})
     return found
 
+# %% ../../nbs/paper/03_readme.ipynb #opposite-change
 def _negative(delta):
     ends = delta["ci95"] and [-end for end in reversed(delta["ci95"])]
     return {"value": -delta["value"], "ci95": ends}
