@@ -17,7 +17,7 @@ from .practice import (fitting, make_amount, make_code, make_date, make_firm, ma
 from .sheet import Pen, Sheet, draw_ink, pick, shade, whole
 from ..pages.rendering import Box
 
-# %% ../../nbs/nano/03_letters.ipynb #fields
+# %% ../../nbs/nano/03_letters.ipynb #labels
 LABELS = {"Date": make_date, "Issued": make_date, "Ref": make_code, "Our ref": make_code, "Ticket": make_number,
           "Staff": make_person, "Till": make_number, "Client": make_person, "Served by": make_person,
           "Order": make_code, "From": make_person, "To": make_person, "Fax": make_phone, "Phone": make_phone,
@@ -32,6 +32,7 @@ def _draw_field(rng):
     label = make_name(rng) + (pick(rng, _endings) if rng.random() < 0.3 else "")
     return label, lambda r: " ".join([make_token(r) for _ in range(pick(r, (1, 1, 1, 2, 3)))])
 
+# %% ../../nbs/nano/03_letters.ipynb #fields
 def write_fields(sheet: Sheet, box: Box, rng: np.random.Generator, pen: Pen,
                  fields: list | None = None) -> Table | None:
     "Labels and values from top to bottom, in one or two columns; `fields` are pairs of label and what makes the value."
@@ -55,6 +56,7 @@ def write_fields(sheet: Sheet, box: Box, rng: np.random.Generator, pen: Pen,
         table.cells.append([cell])
     return table
 
+# %% ../../nbs/nano/03_letters.ipynb #field
 def _write_field(sheet, box, rng, style, label, make):
     "One label and its value."
     (x0, y, x1, y1), place, pen, label_pen = box, style["place"], style["value"], style["label"]
@@ -74,7 +76,7 @@ def _write_field(sheet, box, rng, style, label, make):
     cell = Cell(value, None, put(sheet, left, y + (1.1*size if place == "above" else 0), value, pen))
     return Name(label, (start, start + len(label.replace(" ", "")))), cell
 
-# %% ../../nbs/nano/03_letters.ipynb #bills
+# %% ../../nbs/nano/03_letters.ipynb #bill-wordings
 _shop = {"firm": (make_firm, ("Which shop is it?", "Whose bill is it?", "Who's the seller?", "Name of the business?",
                               "Where did they buy it?", "Which business wrote this?")),
          "street": (make_street, ("Where is the shop?", "Address of the seller?", "In which street is it?")),
@@ -86,6 +88,7 @@ _totals = ("Total", "TOTAL", "Sum", "To pay", "Balance due", "Total amount", "Gr
 _total_wordings = ("How much do they pay in all?", "What does all of it cost?", "What's the total amount?",
                    "Sum at the end?", "The full amount?", "Bill total?")
 
+# %% ../../nbs/nano/03_letters.ipynb #bills
 def write_bill(sheet: Sheet, box: Box, rng: np.random.Generator, pen: Pen) -> list[Table] | None:
     "A bill or a till roll: the shop, fields, goods with quantities and amounts, sums; None in a small box."
     (x0, y, x1, y1), step, size = box, pen.size_px*(1.15 + 0.4*rng.random()), pen.size_px
@@ -112,6 +115,7 @@ def write_bill(sheet: Sheet, box: Box, rng: np.random.Generator, pen: Pen) -> li
     amounts = [row[-1].number for row in goods.cells]
     return [*tables, goods, _write_sums(sheet, (x0, y, x1, y1), rng, pen, step, amounts)]
 
+# %% ../../nbs/nano/03_letters.ipynb #goods
 def _write_goods(sheet, box, rng, pen, step, count):
     "Goods with amounts, with or without quantities and a head row; returns the table and where it ends."
     x0, y, x1, _ = box
@@ -134,6 +138,7 @@ def _write_goods(sheet, box, rng, pen, step, count):
         y += step
     return Table(rows, heads, cells, LEFT), y
 
+# %% ../../nbs/nano/03_letters.ipynb #sums
 def _write_sums(sheet, box, rng, pen, step, amounts):
     "The total, sometimes with tax before it and cash and change after it."
     (x0, y, x1, y1), total = box, sum(amounts)
@@ -159,7 +164,7 @@ def _write_sums(sheet, box, rng, pen, step, amounts):
         y += step
     return table
 
-# %% ../../nbs/nano/03_letters.ipynb #sentences
+# %% ../../nbs/nano/03_letters.ipynb #slots
 def _thing(rng): return make_name(rng).lower()
 
 def _place(rng):
@@ -171,6 +176,8 @@ _slots = {"event": lambda r: pick(r, ("meeting", "lunch", "audit", "trial", _thi
           "weekday": lambda r: pick(r, ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")),
           "time": make_time, "sum": make_amount, "code": make_code, "date": make_date, "person": make_person,
           "phone": make_phone, "firm": make_firm, "number": make_number, "mail": make_mail}
+
+# %% ../../nbs/nano/03_letters.ipynb #sentences
 _when = ("When's the {event}?", "Which weekday is the {event}?", "Day of the {event}?", "The {event} is when?")
 _where = ("Where's the {event}?", "Where does the {event} take place?", "Place of the {event}?",
           "The {event} is held where?")
@@ -207,6 +214,7 @@ SENTENCES = (
      {"person": ("Who sold the {thing}?",), "number": ("How many {thing} were sold?",),
       "firm": ("Who got the {thing}?", "Which business bought?")}))
 
+# %% ../../nbs/nano/03_letters.ipynb #say-sentence
 def say_sentence(
     rng: np.random.Generator,  # decides what is said
     sentence: tuple[str, dict],  # one of `SENTENCES`
@@ -223,7 +231,7 @@ def say_sentence(
         text += drawn[name] if name else ""
     return text, asks
 
-# %% ../../nbs/nano/03_letters.ipynb #letters
+# %% ../../nbs/nano/03_letters.ipynb #letter-wordings
 _letter_wordings = {
     "signer": ("Whose letter is it?", "Who puts their name to it?", "Who sends it?", "Name of the writer?",
                "Letter by whom?", "Which person signs?", "Sender?", "By whom was it written?", "Author of the letter?"),
@@ -239,6 +247,7 @@ _jobs = ("Buyer", "Head of Sales", "Clerk", "Office Manager", "Owner", "Engineer
 _parts = {"firm": make_firm, "street": make_street, "date": make_date, "signer": make_person,
           "job": lambda r: pick(r, _jobs)}
 
+# %% ../../nbs/nano/03_letters.ipynb #wrapped
 def _wrapped(text, width, pen):
     "The lines of a text."
     lines = [""]
@@ -248,6 +257,7 @@ def _wrapped(text, width, pen):
         else: lines.append(word)
     return lines
 
+# %% ../../nbs/nano/03_letters.ipynb #letters
 def write_letter(sheet: Sheet, box: Box, rng: np.random.Generator, pen: Pen) -> list[Table] | None:
     "A letter or a memo: letterhead, date, greeting, sentences, name and job of the writer; None in a small box."
     (x0, y, x1, y1), step = box, pen.size_px*(1.15 + 0.35*rng.random())
@@ -272,6 +282,7 @@ def write_letter(sheet: Sheet, box: Box, rng: np.random.Generator, pen: Pen) -> 
             y += step
     return []
 
+# %% ../../nbs/nano/03_letters.ipynb #letter-body
 def _write_body(sheet, box, rng, pen, step, body):
     "Greeting and sentences, as one paragraph or one each; returns where the next line goes."
     (x0, y, x1, _), reader = box, make_person(rng)

@@ -64,6 +64,7 @@ def draw_values(
         if len(numbers) == count: break
     return numbers, [form.format(number) for number in numbers]
 
+# %% ../../nbs/nano/02_plots.ipynb #names
 def _word(rng): return make_name(rng, 1)
 
 def draw_names(
@@ -86,7 +87,7 @@ def draw_names(
         if len(names) == count: break
     return list(names.values())
 
-# %% ../../nbs/nano/02_plots.ipynb #grid
+# %% ../../nbs/nano/02_plots.ipynb #grid-column
 _cell_makers = (make_amount, make_number, make_token, make_date, make_code, make_person, _word)
 
 def _column_of(rng, count, room, pen):
@@ -98,6 +99,7 @@ def _column_of(rng, count, room, pen):
     numbers = [whole(rng, 1, 100) for _ in range(count)]
     return zip(map(str, numbers), numbers)
 
+# %% ../../nbs/nano/02_plots.ipynb #grid
 def write_grid(sheet: Sheet, box: Box, rng: np.random.Generator, pen: Pen) -> Table | None:
     "A table: heads in the first row or two, row names on the left; None where the box is too small."
     x0, y0, x1, y1 = box
@@ -120,6 +122,7 @@ def write_grid(sheet: Sheet, box: Box, rng: np.random.Generator, pen: Pen) -> Ta
             cells[row].append(Cell(text, number, put(sheet, x, y0 + (storeys + row)*step, text, pen, anchor)))
     return Table(names, heads, cells, LEFT)
 
+# %% ../../nbs/nano/02_plots.ipynb #rules
 def _rule(sheet, edges, y0, step, rows, storeys, rng, pen):
     "Rules and shades of a table, before its text."
     style, tone = pick(rng, ("", "", "rows", "head", "grid", "zebra", "shaded", "columns", "frame")), shade(sheet, rng)
@@ -134,6 +137,7 @@ def _rule(sheet, edges, y0, step, rows, storeys, rng, pen):
         for x in edges[1:-1]: draw.line((x - 1, y0 - lift, x - 1, end - lift), pen.ink)
     if style in ("grid", "frame"): draw.rectangle((edges[0] - 2, y0 - lift, edges[-1], end - lift), outline=pen.ink)
 
+# %% ../../nbs/nano/02_plots.ipynb #heads
 def _write_heads(sheet, edges, y0, step, storeys, rng, pen):
     "Column heads; with two storeys, one head spans two columns and has their names below."
     heads, widths = [], np.diff(edges)[1:]
@@ -152,6 +156,7 @@ def _write_heads(sheet, edges, y0, step, storeys, rng, pen):
             heads.append(Name(name, put(sheet, (left + right)/2, y0, name, pen, 0.5)))
     return heads
 
+# %% ../../nbs/nano/02_plots.ipynb #row-names
 def _write_row_names(sheet, box, step, count, rng, pen, grouped):
     "Row names; where they are grouped, a group's name stands once, left of its rows or in a merged cell."
     x0, y0, x1, _ = box
@@ -177,6 +182,7 @@ def _colors(rng, count, paper):
 
 def _on(pen, color): return replace(pen, ink=(255, 255, 255) if sum(color) < 440 else (20, 20, 20))
 
+# %% ../../nbs/nano/02_plots.ipynb #legend
 def _write_legend(sheet, box, rng, pen, names, colors):
     "Coloured squares with names above or below; returns the rest of the box and the names' spans."
     x0, y0, x1, y1 = box
@@ -190,6 +196,7 @@ def _write_legend(sheet, box, rng, pen, names, colors):
         spans.append(put(sheet, x + side + 4, y, name, pen))
     return (x0, y0 + high, x1, y1) if top == y0 else (x0, y0, x1, y1 - high), spans
 
+# %% ../../nbs/nano/02_plots.ipynb #axis
 def _write_axis(sheet, box, rng, pen, top, lying):
     "Ticks at round numbers and lines across; `box` is the plot, `top` the largest value."
     x0, y0, x1, y1 = box
@@ -246,6 +253,7 @@ def write_bars(sheet: Sheet, box: Box, rng: np.random.Generator, pen: Pen) -> Ta
     if series == 1 and rng.random() < 0.3: colors = _colors(rng, len(table.rows), sheet.paper)
     return (_lying if lying else _standing)(sheet, box, rng, pen, table, colors)
 
+# %% ../../nbs/nano/02_plots.ipynb #lying-bars
 def _lying(sheet, box, rng, pen, table, colors):
     "Bars from left to right, values behind or inside their ends."
     (x0, y0, x1, y1), size, series = box, pen.size_px, len(table.columns)
@@ -270,6 +278,7 @@ def _lying(sheet, box, rng, pen, table, colors):
             else: cell.span = put(sheet, end + 4, y - 0.6*size, cell.text, pen)
     return table
 
+# %% ../../nbs/nano/02_plots.ipynb #standing-bars
 def _standing(sheet, box, rng, pen, table, colors):
     "Bars from the foot up, values on top of them."
     (x0, y0, x1, y1), size, series = box, pen.size_px, len(table.columns)
@@ -313,6 +322,7 @@ def write_lines(sheet: Sheet, box: Box, rng: np.random.Generator, pen: Pen) -> T
             table.columns[j] = Name(title, put(sheet, x1 + 4, last, title, replace(pen, ink=colors[j])))
     return table
 
+# %% ../../nbs/nano/02_plots.ipynb #curves
 def _curves(sheet, box, rng, pen, table, colors):
     "Draw the curves with their values where there is room; returns the height of each curve's end."
     (x0, y0, x1, y1), size, ends = box, pen.size_px, []

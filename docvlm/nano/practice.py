@@ -33,6 +33,7 @@ def make_word(rng: np.random.Generator) -> str:
     if kind < 0.75: return pick(rng, Provider.word_list if kind < 0.62 else _foreign)
     return "".join([pick(rng, "bcdfghjklmnprstvwz") + pick(rng, "aeiou") for _ in range(whole(rng, 1, 4))])
 
+# %% ../../nbs/nano/01_practice.ipynb #amounts
 def make_amount(rng: np.random.Generator) -> str:
     "An amount of money, with or without a currency sign."
     number = 10**(1 + 4*rng.random())*rng.random()
@@ -52,6 +53,7 @@ def make_date(rng: np.random.Generator) -> str:
                       f"{month:02}/{day:02}/{year}", f"{full} {day}, {year}", f"{day} {full} {year}",
                       f"{day:02}-{name}-{year % 100:02}"))
 
+# %% ../../nbs/nano/01_practice.ipynb #codes
 def make_code(rng: np.random.Generator) -> str:
     "A reference of letters and digits."
     letters = "".join([pick(rng, string.ascii_uppercase) for _ in range(whole(rng, 1, 4))])
@@ -70,6 +72,7 @@ def make_time(rng: np.random.Generator) -> str:
     "A time of the day."
     return f"{whole(rng, 0, 24)}:{whole(rng, 0, 60):02}" + pick(rng, ("", "", " h", ":07"))
 
+# %% ../../nbs/nano/01_practice.ipynb #noise
 def _noise(rng):
     among = pick(rng, (_visible[:94], _visible[:94], _visible))  # the first 94 are ASCII
     return "".join([pick(rng, among) for _ in range(whole(rng, 1, 9))])
@@ -91,6 +94,7 @@ NAMES = tuple(sorted(
     _names_in(("nl_NL", "sv_SE", "it_IT", "pt_PT", "es_ES", "fr_FR", "pl_PL", "fi_FI", "ro_RO", "tr_TR", "hr_HR"))
     - _names_in(("en", "en_US", "en_GB", "en_IN", "de_DE"))))  # the study's pages draw theirs from the latter
 
+# %% ../../nbs/nano/01_practice.ipynb #persons
 def make_person(rng: np.random.Generator) -> str:
     "A name of two words, the first now and then an initial."
     first = pick(rng, NAMES)
@@ -132,7 +136,7 @@ def make_name(
     text = " ".join([make_word(rng) for _ in range(whole(rng, 1, words + 1))])
     return pick(rng, (text.capitalize(), text.title(), text.upper()))
 
-# %% ../../nbs/nano/01_practice.ipynb #blocks
+# %% ../../nbs/nano/01_practice.ipynb #fitting
 def fitting(
     make,  # makes a text with a generator
     width: float,  # pixels
@@ -145,6 +149,7 @@ def fitting(
     while len(text) > 1 and pen.width(text) > width: text = text[:-1]
     return text.strip() or "x"
 
+# %% ../../nbs/nano/01_practice.ipynb #running
 def _line_of_tokens(width, rng, pen):
     "Tokens up to `width` pixels."
     text = fitting(make_token, width, rng, pen)
@@ -164,6 +169,7 @@ def _write_running(sheet, box, rng, pen, step, count):
         end = sheet.write(x, y, text, pen)
         if rng.random() < 0.06: sheet.draw.line((x, y + pen.size_px*1.02, end, y + pen.size_px*1.02), pen.ink)
 
+# %% ../../nbs/nano/01_practice.ipynb #pairs
 def _write_pairs(sheet, box, rng, pen, step, count):
     "Labels with values: beside each other, far apart with or without leader dots."
     left, top, right = box
@@ -179,6 +185,7 @@ def _write_pairs(sheet, box, rng, pen, step, count):
         if place == "dots" and (dots := int((at - end)/pen.width(".")) - 1) > 2: sheet.write(end, y, "."*dots, pen)
         sheet.write(at, y, value, pen)
 
+# %% ../../nbs/nano/01_practice.ipynb #columns
 def _write_columns(sheet, box, rng, pen, step, count):
     "A table of numbers, amounts, dates, codes and words, with or without rules."
     left, top, right = box
@@ -195,7 +202,7 @@ def _write_columns(sheet, box, rng, pen, step, count):
     if rules in ("columns", "grid"):
         for x in edges: sheet.draw.line((x, top - 1, x, top + count*step - 1), pen.ink)
 
-# %% ../../nbs/nano/01_practice.ipynb #text-page
+# %% ../../nbs/nano/01_practice.ipynb #text-block
 _blocks, _block_bounds = (_write_running, _write_pairs, _write_columns), (0.5, 0.72, 1.0)  # cumulative shares
 
 def _write_block(sheet, column, rng, families, sizes_px, main):
@@ -218,6 +225,7 @@ def _write_block(sheet, column, rng, families, sizes_px, main):
     write(sheet, (left, top, right), rng, replace(pen, ink=ink), step, count)
     return end + pen.size_px*rng.random()
 
+# %% ../../nbs/nano/01_practice.ipynb #text-page
 def draw_text_page(
     width: int,  # pixels
     height: int,  # pixels
@@ -234,7 +242,7 @@ def draw_text_page(
         while y < height - 4: y = _write_block(sheet, (left, y, right, height - 2), rng, families, sizes_px, main)
     return sheet
 
-# %% ../../nbs/nano/01_practice.ipynb #warp
+# %% ../../nbs/nano/01_practice.ipynb #source-grid
 def _source_grid(width, height, rng, strength):
     "Where the knots of a grid over the scan lie on the page: rotation, perspective, crumples; nothing is cut off."
     across, down = 2 + width//56, 2 + height//56
@@ -256,6 +264,7 @@ def _smooth(rng, width, height, knots):
     coarse = Image.fromarray(rng.standard_normal((knots, knots)).astype(np.float32))
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
 
+# %% ../../nbs/nano/01_practice.ipynb #warp
 def _warp(image, grid, fill):
     "The scan of a page whose knots come from `grid`."
     width, height = image.size
@@ -278,7 +287,7 @@ def _moved(characters, grid, width, height):
         at += place - source
     return [(char, x, y) for (char, _, _), (x, y) in zip(characters, at.tolist())]
 
-# %% ../../nbs/nano/01_practice.ipynb #light
+# %% ../../nbs/nano/01_practice.ipynb #print
 def _print_faintly(pixels, rng, strength, paper):
     "Thermal fade or a worn ribbon: less contrast, in patches or bands."
     height, width = pixels.shape[:2]
@@ -292,6 +301,7 @@ def _show_through(pixels, rng, strength):
     back = 255 - pixels[:, ::-1].mean(-1, keepdims=True)
     return pixels - np.roll(back, whole(rng, 3, 20), 0)*(0.04 + 0.12*strength*rng.random())
 
+# %% ../../nbs/nano/01_practice.ipynb #light
 def _light(pixels, rng, strength):
     "Paper grain, folds and uneven light; a shadow with a soft edge."
     height, width = pixels.shape[:2]

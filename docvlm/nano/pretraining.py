@@ -37,7 +37,7 @@ def start_model(
     if device == "cpu": torch.set_num_threads(1)  # the parts of a batch have a thread each
     return model.to(device)
 
-# %% ../../nbs/nano/07_pretraining.ipynb #optimizers
+# %% ../../nbs/nano/07_pretraining.ipynb #orthogonal
 def _orthogonal(grad, ns_coefficients, ns_steps, eps):
     "Newton-Schulz as in `torch.optim.Muon`, in `grad`'s precision: with bf16 emulated, torch's takes 20 s a step."
     a, b, c = ns_coefficients
@@ -48,6 +48,7 @@ def _orthogonal(grad, ns_coefficients, ns_steps, eps):
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.T if grad.size(0) > grad.size(1) else x
 
+# %% ../../nbs/nano/07_pretraining.ipynb #optimizers
 def build_optimizers(
     model: nn.Module,  # with the speller as `model.speller`
     recipe: Recipe,  # learning rates
@@ -65,7 +66,7 @@ def build_optimizers(
     return muons | {"adamw": torch.optim.AdamW(groups(rest), lr=recipe.learning_rate, betas=(0.9, 0.95),
                                                weight_decay=0.0)}
 
-# %% ../../nbs/nano/07_pretraining.ipynb #checkpoints
+# %% ../../nbs/nano/07_pretraining.ipynb #save-state
 def save_state(
     path: Path,  # of the checkpoint, a safetensors file
     model: nn.Module,  # weights
@@ -81,6 +82,7 @@ def save_state(
                         for key, value in state.items()}
     with replacing(path) as partial: save_file(tensors, partial, {"progress": json.dumps(progress)})
 
+# %% ../../nbs/nano/07_pretraining.ipynb #load-state
 def load_state(
     path: Path,  # from `save_state`
     model: nn.Module,  # receives the weights
@@ -194,6 +196,7 @@ def pretrain(
             progress.update(stage=stage + 1, step=0)
     return model, progress["log"]
 
+# %% ../../nbs/nano/07_pretraining.ipynb #round-log
 def _bar(recipe, progress):
     "The progress bar of a run."
     steps = [stage.steps for stage in recipe.stages]

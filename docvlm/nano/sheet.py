@@ -64,7 +64,7 @@ def _unpack_font(archive, row):
     _font_file(row).parent.mkdir(parents=True, exist_ok=True)
     with replacing(_font_file(row)) as partial: partial.write_bytes(data)
 
-# %% ../../nbs/nano/00_sheet.ipynb #glyphs
+# %% ../../nbs/nano/00_sheet.ipynb #face
 LATIN = "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜŒ" + "àáâãäåæçèéêëìíîïñòóôõöøùúûüœß"  # letters of western Europe
 CHARACTERS = string.digits + string.ascii_letters + string.punctuation + " €£°" + LATIN + "–—‘’“”„•·«»§©®¿¡"
 _EM, _HIGH, _BASE = 48, 80, 56  # pixels: em size of the glyphs, height of their pictures, baseline from the top
@@ -80,6 +80,7 @@ def _face(family, bold):
         raise StudyError(f"data/cache/fonts lacks {file.name}; call `docvlm.nano.sheet.fetch_fonts()`")
     return ImageFont.truetype(file, _EM, layout_engine=ImageFont.Layout.BASIC)
 
+# %% ../../nbs/nano/00_sheet.ipynb #glyphs
 @dataclass(frozen=True)
 class Glyphs:
     "The characters of one font at `_EM` pixels: ink with its top and left end, advance widths, height of the middle."
@@ -241,6 +242,7 @@ def shade(
     share = 0.04 + 0.12*rng.random()
     return tuple([int(level + (128 - level)*share*1.6) for level in sheet.paper])
 
+# %% ../../nbs/nano/00_sheet.ipynb #empty-sheet
 def draw_sheet(
     width: int,  # pixels
     height: int,  # pixels
@@ -259,6 +261,7 @@ def draw_size(
     if low < 24 and high > 11 and rng.random() < 0.8: low, high = max(low, 11), min(high, 24)
     return low + (high - low)*rng.random()**1.3
 
+# %% ../../nbs/nano/00_sheet.ipynb #draw-pen
 _reductions = (Image.Resampling.BOX, Image.Resampling.BOX, Image.Resampling.HAMMING, Image.Resampling.BILINEAR)
 
 def draw_pen(

@@ -70,6 +70,7 @@ WORDINGS = {
     "on page": ("Page {n}: {q}", "{q} (page {n})", "Look at page {n}. {q}", "{q} Page {n}."),
 }
 
+# %% ../../nbs/nano/04_tasks.ipynb #phrase
 def phrase(
     rng: np.random.Generator,  # decides
     kind: str,  # a key of `WORDINGS`
@@ -79,7 +80,7 @@ def phrase(
     words = {name: word.lower() if name in "krcab" and rng.random() < 0.25 else word for name, word in words.items()}
     return pick(rng, WORDINGS[kind]).format(**words)
 
-# %% ../../nbs/nano/04_tasks.ipynb #reckoning
+# %% ../../nbs/nano/04_tasks.ipynb #plain
 def _plain(number): return f"{round(number, 2):.2f}".rstrip("0").rstrip(".")
 
 def _between(numbers):
@@ -87,6 +88,7 @@ def _between(numbers):
     low, high = sorted(numbers)[len(numbers)//2 - 1:][:2]
     return next((r for digits in range(-2, 3) if low < (r := round((low + high)/2, digits)) < high), None)
 
+# %% ../../nbs/nano/04_tasks.ipynb #reckoning
 def number_questions(
     rng: np.random.Generator,  # decides everything
     names: list[str],  # at least two
@@ -180,6 +182,7 @@ def ask_table(
         if printed: _ask_extremes(sheet, rng, cells, of)
     if named: _ask_names(sheet, rng, table, named, about)
 
+# %% ../../nbs/nano/04_tasks.ipynb #ask-cells
 def _ask_cells(sheet, rng, table, column, cells, seen, of):
     "Look up the cells of a column by their rows' names, some names by their cells."
     texts = Counter(cell.text for cell in cells)
@@ -199,6 +202,7 @@ def _ask_cells(sheet, rng, table, column, cells, seen, of):
             sheet.ask(phrase(rng, "claim", k=row.called, v=claim, of=under), "Yes" if claim == cell.text else "No", -1,
                       "claim")
 
+# %% ../../nbs/nano/04_tasks.ipynb #ask-extremes
 def _ask_extremes(sheet, rng, cells, of):
     "The largest and the smallest value as printed."
     numbers = [cell.number for cell in cells]
@@ -206,6 +210,7 @@ def _ask_extremes(sheet, rng, cells, of):
         cell = cells[numbers.index(best)]
         if numbers.count(best) == 1: sheet.ask(phrase(rng, kind, of=of), cell.text, cell.span[0], kind)
 
+# %% ../../nbs/nano/04_tasks.ipynb #ask-names
 def _ask_names(sheet, rng, table, named, about):
     "Whether a name is there, which name stands where, and years between names that are years."
     name = pick(rng, named).called if rng.random() < 0.5 else make_name(rng)
@@ -219,7 +224,7 @@ def _ask_names(sheet, rng, table, named, about):
         first, last = sorted(rng.choice([row.text for row in table.rows], 2, replace=False).tolist())
         sheet.ask(phrase(rng, "years", a=first, b=last), str(int(last) - int(first)), -1, "years")
 
-# %% ../../nbs/nano/04_tasks.ipynb #layouts
+# %% ../../nbs/nano/04_tasks.ipynb #running-text
 def _write_text(sheet, box, rng, pen):
     "Running text, to be read on: what follows a word, what a line says."
     (x0, y, x1, y1), step, words = box, pen.size_px*(1.15 + 0.4*rng.random()), []
@@ -237,12 +242,14 @@ def _write_text(sheet, box, rng, pen):
         if once[word] == 1 and rng.random() < 0.3: sheet.ask(phrase(rng, "next", v=word), following, start, "reading")
     return []
 
+# %% ../../nbs/nano/04_tasks.ipynb #layouts
 PRACTICE_LAYOUTS = {"grid": write_grid, "fields": write_fields, "bill": write_bill, "letter": write_letter,
                     "bars": write_bars, "lines": write_lines, "pie": write_pie, "facts": write_facts,
                     "text": _write_text}
 _layout_bounds = (0.26, 0.44, 0.55, 0.66, 0.78, 0.86, 0.92, 0.98, 1.0)  # cumulative shares
 _ALONE = ("bill", "letter", "text")  # at most once a page: what they ask names no table
 
+# %% ../../nbs/nano/04_tasks.ipynb #areas
 def _areas(box, rng, size_px):
     "Cut a box into areas, across or down, while they stay large enough."
     x0, y0, x1, y1 = box
@@ -256,6 +263,7 @@ def _areas(box, rng, size_px):
         return [area for part in parts for area in _areas(part, rng, size_px)]
     return [box]
 
+# %% ../../nbs/nano/04_tasks.ipynb #draw-area
 def _draw_area(sheet, box, rng, pen, layout, captioned):
     "One layout under its caption: `(table, caption)` for each table of it."
     (x0, y0, x1, y1), caption = box, ""
@@ -285,6 +293,7 @@ def draw_task_page(
                    key=lambda sheet: len(sheet.questions))
     return page
 
+# %% ../../nbs/nano/04_tasks.ipynb #draw-page
 def _draw_page(width, height, rng, families, sizes_px, layout):
     "One page, whatever number of questions it has."
     sheet, margin = draw_sheet(width, height, rng), 4 + 10*rng.random()
@@ -310,6 +319,7 @@ def _draw_page(width, height, rng, families, sizes_px, layout):
     _keep_some(sheet, rng, whole(rng, 6, 21))
     return sheet
 
+# %% ../../nbs/nano/04_tasks.ipynb #kept-questions
 # kinds whose answers are read off the page
 FOUND = ("field", "value", "cell", "reverse", "position", "title", "unlabelled", "letter", "reading")
 
@@ -328,7 +338,7 @@ def _in_turn(lists):
     "The first of each list, the second of each, and so on."
     return [item for turn in zip_longest(*lists) for item in turn if item is not None]
 
-# %% ../../nbs/nano/04_tasks.ipynb #document
+# %% ../../nbs/nano/04_tasks.ipynb #clear
 def _words(text): return [word for part in text.split() if (word := part.strip("?.,:()'").lower())]
 
 _wording = {word for texts in WORDINGS.values() for text in texts for word in _words(re.sub(r"{\w}(\'s)?", " ", text))}
@@ -338,6 +348,7 @@ def _is_clear(question, others):
     telling = [word for word in _words(question) if word not in _wording]
     return bool(telling) and all(any(word not in text for word in telling) for text in others)
 
+# %% ../../nbs/nano/04_tasks.ipynb #document
 def document_questions(
     sheets: list[Sheet],  # the pages, with questions
     rng: np.random.Generator,  # decides the wordings and the order
