@@ -36,19 +36,24 @@ def study():
 def processor(study): return load_processor(study.preset)
 
 
-@pytest.fixture(scope="module")
-def rows(study):
-    "The smoke study's test questions, about documents of one to four pages that share pages."
+def documents_of(groups):
+    "The smoke study's test questions, about documents of its pages, each from `start` on and of `count` pages."
     single = undecoded(load_splits(open_study("smoke"))["test"])
-    every, found = list(pages_of(load_splits(open_study("smoke"))["test"]).values()), []
-    for start, count in ((0, 2), (1, 3), (4, 4), (8, 1), (9, 2), (12, 4)):
+    every, found = list(pages_of(single).values()), []
+    for start, count in groups:
         pages = every[start:start + count]
         images = [single[page["rows"][0]]["images"][0] for page in pages]
         for page in pages:
             for row in page["rows"]:
-                found.append(single[row] | {"question_id": f"{start}-{row}", "doc_id": f"document {start}", "images": images,
+                found.append(single[row] | {"question_id": f"{start}-{count}-{row}", "doc_id": f"document {start}-{count}", "images": images,
                                             "pages": list(range(1, count + 1)), "page_count": count, "evidence_pages": []})
     return rows_dataset(found)
+
+
+@pytest.fixture(scope="module")
+def rows(study):
+    "Documents of one to four pages that share pages."
+    return documents_of(((0, 2), (1, 3), (4, 4), (8, 1), (9, 2), (12, 4)))
 
 
 def test_packed_documents_give_the_librarys_loss(study, processor, rows):
@@ -75,6 +80,15 @@ def test_shared_documents_give_the_answers_of_generate(study, processor, rows, t
     found = answer_rows(changed, base, processor, asked, exact_features(base, processor, asked), "fp32")
     assert found.prediction.tolist() == want and len(set(want)) > 10, "answers that are all alike prove little"
     assert tokens_in_flight == 300 or len(asked) > 60
+
+
+@pytest.mark.slow
+def test_three_hundred_questions_are_answered_as_generate_does(study, processor):
+    many = documents_of([(start, count) for count in (2, 3, 4, 6, 8) for start in range(0, 17 - count, count)])
+    base = load_base(study.preset, "fp32")
+    want = generate_answers(load_plain(study.preset, "fp32"), processor, study.preset, many, 1, "fp32")
+    found = answer_rows(study, base, processor, many, exact_features(base, processor, many), "fp32")
+    assert len(many) >= 300 and found.prediction.tolist() == want and len(set(want)) > 50
 
 
 def test_a_page_has_one_entry_however_many_documents_show_it(rows):
