@@ -174,7 +174,8 @@ def remedies(
                                 "effect": _listed(changes), "brief": _listed(brief) + " points"})
     doubled = {b: cell for b, cell in (ablation.get("doubling") or {}).items() if cell}
     add("pages", "training on twice the pages", {b: {"delta": doubled[b]} for b in in_report_order(doubled)})
-    add("pixels", "larger pictures of the pages", ablation.get("more_pixels") or {})
+    larger = ablation.get("more_pixels") or {}
+    add("pixels", "enlarging the pages", {b: larger[b] for b in in_report_order(larger)})
     first, *larger = ablation["rows"]
     found += _adapters("rank", "a larger rank", [(f"rank {row['lora_rank']}", row) for row in larger], first)
     found += _adapters("form", "another form of LoRA", [(VARIANT_NAMES[row["variant"]], row)
