@@ -168,14 +168,13 @@ def remedies(
     "What the study measured against the remaining errors, each with its effect on the score of all questions."
     ablation, failures, found = results["ablation"], results["failures"], []
     def add(key, name, cells):
-        changes = [_change(benchmark_name(b), cell).lstrip() for b, cell in cells.items()]
-        brief = [f"{benchmark_name(b)} {points(cell['delta']['value'])}".lstrip() for b, cell in cells.items()]
+        changes = [_change(benchmark_name(b), cells[b]).lstrip() for b in in_report_order(cells)]
+        brief = [f"{benchmark_name(b)} {points(cells[b]['delta']['value'])}".lstrip() for b in in_report_order(cells)]
         if cells: found.append({"key": key, "remedy": name, "verdict": _joint_verdict(cells.values()),
                                 "effect": _listed(changes), "brief": _listed(brief) + " points"})
-    doubled = {b: cell for b, cell in (ablation.get("doubling") or {}).items() if cell}
-    add("pages", "training on twice the pages", {b: {"delta": doubled[b]} for b in in_report_order(doubled)})
-    larger = ablation.get("more_pixels") or {}
-    add("pixels", "enlarging the pages", {b: larger[b] for b in in_report_order(larger)})
+    doubled = {b: {"delta": cell} for b, cell in (ablation.get("doubling") or {}).items() if cell}
+    add("pages", "training on twice the pages", doubled)
+    add("pixels", "enlarging the pages", ablation.get("more_pixels") or {})
     first, *larger = ablation["rows"]
     found += _adapters("rank", "a larger rank", [(f"rank {row['lora_rank']}", row) for row in larger], first)
     found += _adapters("form", "another form of LoRA", [(VARIANT_NAMES[row["variant"]], row)
@@ -191,7 +190,7 @@ def remedies(
                       "verdict": "gain" if part["value"] > whole else "unclear"})
     for name, system in others.items():
         turned = {b: {"delta": _negative(cell["delta"])} for b, cell in system["benchmarks"].items() if cell["delta"]}
-        add("rules", f"{name} in place of the model", {b: turned[b] for b in in_report_order(turned)})
+        add("rules", f"{name} in place of the model", turned)
     return found
 
 # %% ../../nbs/paper/03_readme.ipynb #opposite-change
