@@ -219,10 +219,13 @@ def log_tail(
     start: int = 0,  # bytes to skip at the start
     lines: int = 15,  # maximum lines to show
 ) -> str:  # "" if nothing was written
-    "The last non-empty lines of a log, each in the final state that a terminal would show after carriage returns."
+    """The last non-empty lines of a log, each in the final state that a terminal would show after carriage returns.
+
+    Without the line that ipykernel adds when it is told to stop after a cell has failed."""
     if not log.exists(): return ""
     text = log.read_bytes()[start:].decode("utf-8", "replace")
-    shown = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n") if line.strip()][-lines:]
+    shown = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")
+             if line.strip() and "KeyboardInterrupt caught in kernel" not in line][-lines:]
     return "\n".join([f"Last lines of {log.relative_to(root())}:", *(f"  {line}" for line in shown)]) if shown else ""
 
 # %% ../nbs/study/02_execution.ipynb #exe-notices
