@@ -80,14 +80,17 @@ def save_base(folder, layers):
 
 
 def save_documents(folder, pages):
-    "Pages of noise with two questions each."
+    "Pages of noise with two questions each; the last two questions, in Korean and Arabic, are about a document of two pages."
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         (folder/split).mkdir(parents=True)
         for page in range(pages):
             Image.fromarray(rng.integers(0, 255, (168, 224, 3), np.uint8)).save(folder/split/f"{page}.png")
         lines = [{"file_name": f"{page}.png", "question": f"What is item {2*page + i}?", "answers": [ANSWERS[(page + i) % 4]]}
-                 for page in range(pages) for i in range(2)]
+                 for page in range(pages - 1) for i in range(2)]
+        several = {"file_names": [f"{page}.png" for page in (pages - 2, pages - 1)], "document": "both"}
+        lines += [{**several, "question": "합계는 얼마입니까?", "answers": ["천이백 원"], "language": "ko"},
+                  {**several, "question": "ما هو المجموع؟", "answers": ["٤٢"], "language": "ar"}]
         (folder/split/"metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
 
@@ -121,7 +124,7 @@ def test_tokenizer_and_processor_are_the_published_ones(study, ranks):
     for word in ("Accounting", " infographics", " Überweisung", "日本語", " antidisestablishmentarianism"):
         assert encode(word) == by_ranks(word.encode(), ranks), word
     template = chat_template(processor)
-    assert len(template.prefix(0)) == PREFIX_TOKENS and template.image_token_id == 151655 and template.end_token_id == 151645
+    assert len(template.prefix([0])) == PREFIX_TOKENS and template.image_token_id == 151655 and template.end_token_id == 151645
     inputs = processor.image_processor(images=[Image.new("RGB", (1700, 2200))], return_tensors="pt")
     assert inputs["image_grid_thw"].prod()//4 <= 64 and inputs["pixel_values"].shape[1] == 1176
 
@@ -179,7 +182,8 @@ def test_merged_and_unmerged_adapter_agree(study):
 def test_evaluation_reports_predictions_of_base_and_adapter(study):
     result = study.step("evaluation").run(lambda: evaluate_study(study))
     cell = result["benchmarks"]["docvqa"]
-    assert cell["questions"] == 16 and cell["images"] == 8 and 0 <= cell["baseline"]["value"] <= 1
+    assert cell["questions"] == 16 and cell["images"] == 9 and 0 <= cell["baseline"]["value"] <= 1
+    assert {group: part["questions"] for group, part in result["by_language"].items()} == {"Korean": 1, "Arabic": 1}
     assert result["systems"] == ["base", "lora-r16-seed42"] and study.step("evaluation").state() == "fresh"
 
 
