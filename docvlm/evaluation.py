@@ -264,7 +264,7 @@ def comparison_rows(
     here = [{"model": f"{study.preset.base.split('/')[-1]} {name}", "size": size, "benchmark": benchmark,
              "kind": "measured", "value": cell[key]["value"], "source": f"this study, {study.name} test pages"}
             for benchmark, cell in cells.items()
-            for key, name in (("baseline", "zero-shot"), ("ours", f"+ LoRA r{study.preset.lora_rank}"))]
+            for key, name in (("baseline", "base"), ("ours", f"+ LoRA r{study.preset.lora_rank}"))]
     published = pd.read_csv(root()/"data"/"published_scores.csv", keep_default_na=False)
     return here + [{"model": row.model, "size": row.size, "benchmark": row.benchmark, "kind": "published",
                     "value": row.value/100, "source": row.source}

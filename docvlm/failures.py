@@ -200,9 +200,9 @@ def what_helps(
     "Sentences on the points lost, on abstaining at low confidence, and on the vote of the seeds."
     first, second = sorted(types, key=lambda row: -row["after"]["lost"])[:2]
     total = sum(row["after"]["lost"] for row in types)
-    told = [f"Of the {_percent(total)} points missing from a full score, {_percent(first['after']['lost'])} are lost "
-            f"to {first['name']} and {_percent(second['after']['lost'])} to {second['name']}: no remedy for one "
-            "type can gain more than that."]
+    lost = lambda row: f"‘{row['name']}’ costs {_percent(row['after']['lost'])}"
+    told = [f"The mean score is {_percent(total)} points below 100: of these, {lost(first)} and {lost(second)}, the "
+            "most that a remedy for it could gain."]
     told += [f"Answering only the most confident {100*part['coverage']:.0f} % of questions gives a mean score "
              f"of {_told(part)}, against {_told(silence[-1])} on all." for part in silence[:-1]]
     return told + (_seed_sentences(signals) if signals else [])
@@ -210,7 +210,7 @@ def what_helps(
 def _seed_sentences(signals):
     voted, agreement, delta = signals["vote"], signals["agreement"], signals["vote"]["delta"]
     single = _percent(voted["single"])
-    told = f"The vote of the seeds scores {_told(voted)}, a single seed {single} % on average"
+    told = f"The majority vote of the seeds scores {_told(voted)}, a single seed {single} % on average"
     if delta:
         low, high = delta["ci95"]
         verdict = "a gain" if low > 0 else "a loss" if high < 0 else "no clear difference"

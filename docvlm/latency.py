@@ -52,9 +52,11 @@ def quantiles(
 
 # %% ../nbs/08_latency.ipynb #cell-007
 def _chosen(study, processor):
-    "Test rows of documents spread evenly over the split, one question each, and the token ids of the questions."
+    """Test rows of documents spread evenly over the split, one question each, and the token ids of the questions.
+    Documents of one page, if there are any."""
     rows = load_splits(study)["test"]
     pages = list(pages_of(rows).values())
+    pages = [page for page in pages if rows[page["rows"][0]]["page_count"] == 1] or pages
     numbers = np.linspace(0, len(pages) - 1, study.preset.latency_pages).astype(int)
     chosen = [rows[pages[i]["rows"][0]] for i in numbers]
     return chosen, [encode_text(processor.tokenizer, row["question"] + study.preset.prompt_suffix[row["benchmark"]])
@@ -79,7 +81,7 @@ def _measure(study, processor, model, chosen, questions, precision, size):
     whole = [once(*group, limit) for _ in range(study.preset.latency_repeats) for group in groups]
     return {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU", "precision": precision,
             "batch_size": size, "image_tokens": _image_tokens(processor, sum((row["images"] for row in chosen), [])),
-            "ttft_ms": quantiles(first), "latency_ms": quantiles(whole), "images_per_s": pages/float(np.median(whole)),
+            "ttft_ms": quantiles(first), "latency_ms": quantiles(whole), "images_per_s": pages/float(np.mean(whole)),
             "peak_memory_bytes": peak_memory(), "kind": "measured"}
 
 # %% ../nbs/08_latency.ipynb #measure-precision

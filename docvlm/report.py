@@ -24,7 +24,8 @@ from .paper import serving, tables
 from .paper.figures import curve_tables, draw_all, speed_values
 from .paper.readme import QUESTIONS, current_systems, github_table, remedies, study_answers, unchanged
 from .paper.serving import plan_tables, serving_tables
-from .paper.tables import (NOT_MEASURED, amount, benchmark_name, comparison_row, headline, in_report_order,
+from .paper.tables import (NOT_MEASURED, amount, benchmark_name, comparison_row, error_meanings, headline,
+                                 in_report_order,
                                  interval, main_results, markdown, metric_name, percent, quoted, table)
 from .presets import PRESETS
 from .steps import STEPS
@@ -45,6 +46,7 @@ def settings_table(
 ) -> Markup:
     "Table of settings, one per row; the items of a list are joined by commas."
     def show(value):
+        if isinstance(value, bool): return "yes" if value else "no"
         if isinstance(value, list): return ", ".join(map(str, value))
         return (f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int)
                 else value or "none")
@@ -84,25 +86,22 @@ def forgotten_table(forgotten: dict) -> Markup:
 def scores_at_scale(
     size: str,  # of the model, as in data/published_scores.csv: "2B" or "7B"
 ) -> Markup:
-    "Table of a full-size model's published scores and, if its study has been run here, the measured ones beside them."
+    "Table of a full-size model's measured and published scores; without a study here, a sentence."
     import pandas as pd
     study = Study(PRESETS[f"qwen2-vl-{size.lower()}"])
-    measured = study.step("evaluation").path.exists()
-    run = read_json(study.step("evaluation").path) if measured else {}
-    if measured: unchanged(run, f"{study.name}/evaluation", f"run `docvlm-study --preset {study.name}`")
-    cells = run.get("benchmarks", {})
+    if not study.step("evaluation").path.exists():
+        return Markup(f"**Qwen2-VL-{size}: {NOT_MEASURED}.** The preset `{study.name}` has not run here; the table"
+                      " above has the scores that others published for its base.\n")
+    run = read_json(study.step("evaluation").path)
+    cells = unchanged(run, f"{study.name}/evaluation", f"run `docvlm-study --preset {study.name}`")["benchmarks"]
     def row(b, part):
         ours = {f"{label}, measured here": percent(cells.get(b) and cells[b][key]["value"])
-                for key, label in (("baseline", "base"), ("ours", "fine-tuned"))} if measured else {}
-        return {"benchmark": benchmark_name(b), **ours,
-                "base, published by others": "; ".join(
-                    f"{r.value} ({r.split}, {r.protocol})" for r in part.itertuples())}
+                for key, label in (("baseline", "base"), ("ours", "fine-tuned"))}
+        return {"benchmark": benchmark_name(b), **ours, "base, published by others": "; ".join(
+            f"{r.value:.1f} ({r.split}, {r.protocol})" for r in part.itertuples())}
     rows = pd.read_csv(root()/"data"/"published_scores.csv")
-    found = table([row(b, part) for b, part in rows[rows["size"] == size].groupby("benchmark", sort=False)],
-                  f"Qwen2-VL-{size}" + (f", measured {run['started'][:10]}" if measured else ""))
-    return found if measured else Markup(
-        f"**Qwen2-VL-{size}: {NOT_MEASURED}.** The preset `{study.name}` has not run here. "
-        f"Scores that others published for the base:\n{found}")
+    return table([row(b, part) for b, part in rows[rows.model == f"Qwen2-VL-{size}"].groupby("benchmark", sort=False)],
+                 f"Qwen2-VL-{size}, measured {run['started'][:10]}")
 
 # %% ../nbs/09_report.ipynb #plan-block
 def plan_block(
@@ -122,9 +121,9 @@ REMEDIES_FOR = {  # type of error: keys of the remedies that may help against it
     **dict.fromkeys(("wrong row", "wrong column", "wrong row and column", "wrong field"), ("pages", "rank", "rules")),
     **dict.fromkeys(("format", "extra words", "truncated"), ("pages", "vote"))}
 SHORT_NAMES = {"pages": "more pages", "pixels": "more pixels", "rank": "a larger rank", "rules": "OCR with rules",
-               "vote": "vote of the seeds", "abstain": "abstaining when unsure"}
+               "vote": "majority vote of the seeds", "abstain": "abstaining when unsure"}
 VERDICT_NAMES = {"gain": "a gain", "loss": "a loss", "unclear": "no clear change",
-                 "untested": "not tested"}
+                 "untested": "one run, no test"}
 
 # %% ../nbs/09_report.ipynb #failure-table
 def failure_table(
@@ -156,7 +155,9 @@ def remedy_table(
 ) -> Markup:
     "Table of what was measured against the remaining errors."
     return table([{"remedy": row["remedy"], "effect": row["effect"], "verdict": VERDICT_NAMES[row["verdict"]]}
-                  for row in tried], "Remedies and their effect on the score of all questions, or of those answered")
+                  for row in tried], "Remedies and their effect: on the mean score of all questions (vote), of those "
+                 "answered (abstaining), or by benchmark. Twice the pages is an estimate from the learning curve; "
+                 "enlarged pages and other adapters are measured with one seed")
 
 # %% ../nbs/09_report.ipynb #cell-013
 def is_right(error: str | None) -> bool:
@@ -172,9 +173,10 @@ def slug(text: str | None) -> str:
     return "correct" if is_right(text) else regex.sub(r"[^\w]+", "-", text.lower()).strip("-")
 
 def first_page(gallery: list[dict]) -> dict | None:
-    "The first gallery entry whose answer fine-tuning fixed; without one, the first entry; None for an empty gallery."
-    return next((g for g in gallery if not is_right(g["error_before"]) and is_right(g["error_after"])),
-                gallery[0] if gallery else None)
+    """The first gallery entry whose answer fine-tuning fixed, not a yes or no, which can be chance; without one, the
+    first entry; None for an empty gallery."""
+    return next((g for g in gallery if not is_right(g["error_before"]) and is_right(g["error_after"])
+                 and g["error_before"] != "wrong yes/no"), gallery[0] if gallery else None)
 
 # %% ../nbs/09_report.ipynb #picture
 def picture(
@@ -365,6 +367,7 @@ def report_values(
     tried, pages = remedies(results, others), results["ablation"].get("pages_answer")
     more = [("How many pages must I label?", pages)] if pages else []
     return {"answers": [*zip(QUESTIONS, study_answers(results, others)), *more], "remedies": remedy_table(tried),
+            "remedy_keys": [row["key"] for row in tried], "error_meanings": error_meanings(results["failures"]),
             "failure_table": failure_table(results["failures"], tried),
             "serving": serving_tables(results["latency"], speed and speed["result"]), "study": study,
             "preset": study.preset, "tables": tables, "costs": serving, **_result_values(results),

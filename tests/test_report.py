@@ -103,7 +103,8 @@ def synthetic_results(images, texts=("42.10",)):
         "ablation": {"rows": [rank(16, 0), rank(32, .02), rank(64, .025)],
                      "quantized": [rank(16, -.01) | {"precision": "nf4", "evaluated_on": on} for on in ("nf4", "bf16")]},
         "failures": {"types": [{"name": k, "before": share(.25 - n * .04), "after": share(.1 - n * .01), "examples": []}
-                               for n, k in enumerate(kinds)], "correct": {"before": .3, "after": .55}, "what_helps": [text(2)],
+                               for n, k in enumerate(kinds)], "correct": {"before": .3, "after": .55},
+                     "transitions": {"fixed": {"value": .3, "ci95": [.2, .4]}, "broken": {"value": .05, "ci95": [.0, .1]}}, "what_helps": [text(2)],
                      "by_benchmark": {b: [{"name": "correct", "before": .3, "after": .55}] for b in ("docvqa", "chartqa", "infovqa")},
                      "gallery": [{"question_id": f"q{n}", "doc_id": "d", "benchmark": "docvqa", "doc_type": ("forms", "bar")[n % 2],
                                   "question": text(n), "target": text(n + 1), "base": text(n + 2), "ours": text(n + 3),
@@ -194,7 +195,7 @@ def test_fields_and_suspect_labels_are_reported_where_they_are(study):
     page = html_of(study)
     assert "By field" in page and "all fields right" in page and "Extraction by field" in page
     assert f"The first {SUSPECTS_SHOWN} of 23 training labels" in page and "finds 60.0 % of them" in page.replace("60.0 %", "60.0 %")
-    assert "a random sample of 90" in page and page.count('class="suspect"') == 2 + SUSPECTS_SHOWN and '"None"' not in page
+    assert "drawn at random from 90" in page and page.count('class="suspect"') == 2 + SUSPECTS_SHOWN and '"None"' not in page
 
 
 def test_a_study_without_fields_and_an_empty_list_say_so(study):

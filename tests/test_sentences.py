@@ -90,11 +90,12 @@ def test_three_studies_say_what_they_found(study, kind, ocr, start, gains, types
     assert practical.startswith(start) and gains in practical, practical
     assert by_type.startswith(types) and ("Clear losses: " in by_type) is (kind == "loss"), by_type
     assert "fully correct after fine-tuning" in failures and failures.count(". ") >= 1, failures
-    assert ("OCR with rules in place of the model" in failures) is (kind != "none" or ocr != 0 or "no clear change" in failures), failures
+    assert "OCR with rules" not in failures, "another system is no remedy for the model; question 1 has it"
     headline = blocks["results"].splitlines()[0]
     assert headline.index("OCR with rules") < headline.index("base") < headline.index("fine-tuned"), headline
     sign = {"gain": "+20.0", "loss": "−20.0", "none": "+1.0"}[kind]
-    assert f"**{sign} points on DocVQA**" in blocks["highlights"] and "172,032" not in blocks["highlights"]
+    shown = f"{sign} points on DocVQA by fine-tuning, no clear change" if kind == "none" else f"**{sign} points on DocVQA**"
+    assert shown in blocks["highlights"] and "172,032" not in blocks["highlights"]
     assert all(question in rendered.replace("\\", "") for question in readme.QUESTIONS)
 
 

@@ -211,4 +211,4 @@ def test_without_the_retriever_a_long_document_is_an_error_and_a_short_one_is_no
 def test_scores_are_grouped_by_number_of_pages_and_by_page_of_the_answer():
     rows = pd.DataFrame({"page_count": [1, 3, 17], "pages": [[1], [1, 2, 3], [2, 9]], "evidence_pages": [[], [2], [9, 12]]}).to_dict("records")
     assert [retrieval.page_count_group(row) for row in rows] == ["1 page", "2–4 pages", "10–20 pages"]
-    assert [retrieval.evidence_groups(row) for row in rows] == [[], ["page 2–4", "all shown"], ["several pages", "some not shown"]]
+    assert [retrieval.evidence_groups(row) for row in rows] == [[], ["page 2–4"], ["several pages", "some not shown"]]

@@ -401,7 +401,7 @@ def test_empty_texts_alone_are_asked_again(measured):
 
 
 def test_a_part_of_the_answers_is_scored_alone(measured, rows, tmp_path):
-    from docvlm.paper.tables import measured_systems, other_systems, without_answer
+    from docvlm.paper.tables import other_systems, without_answer
     answers = dict(zip(rows["question"], rows["answers"]))
     bad = set(rows["question"][::3])
     def reply(question, number): return (500, "<b>Boom</b> | bang") if question in bad else (200, completion(answers[question][0]))
@@ -417,14 +417,13 @@ def test_a_part_of_the_answers_is_scored_alone(measured, rows, tmp_path):
         assert cell["delta"] is None or cell["delta"]["value"] == 0, "our lead is over the questions that were answered"
     cell = filed["benchmarks"][rows["benchmark"][0]]
     share = f"{cell['answered']} of {cell['questions']}"
-    shown = other_systems(found.filed), measured_systems({"comparison": []}, found.filed)
-    assert all(share in text and "100\\.0" in text for text in shown)
+    assert share in other_systems(found.filed) and "100\\.0" in other_systems(found.filed)
     assert "HTTP 500" in without_answer(found.filed) and "<b>" not in without_answer(found.filed)
     with serve(lambda question, number: (200, completion("x"))) as (url, log): assert measured(url, rows).filed["m"]["failures"] == {}
 
 
 def test_a_benchmark_without_any_answer_is_not_measured(measured):
-    from docvlm.paper.tables import measured_systems, other_systems
+    from docvlm.paper.tables import other_systems
     rows = load_splits(open_study("smoke"))["test"]
     lost = rows["benchmark"][len(rows) - 1]
     some = rows.select([i for i, name in enumerate(rows["benchmark"]) if name == lost][:3] + list(range(6)))
@@ -433,7 +432,7 @@ def test_a_benchmark_without_any_answer_is_not_measured(measured):
         found = measured(url, some)
     cell = found.filed["m"]["benchmarks"][lost]
     assert found.code == 0 and cell["value"] is None and cell["ci95"] is None and cell["delta"] is None and cell["answered"] == 0
-    assert "not measured" in other_systems(found.filed) and "not measured" in measured_systems({"comparison": []}, found.filed)
+    assert "not measured" in other_systems(found.filed)
 
 
 def test_pages_that_a_server_rejects_do_not_end_the_others(measured, rows, monkeypatch):
@@ -533,7 +532,7 @@ def test_a_page_that_cannot_be_sent_fails_alone_and_a_full_disk_stops(measured, 
 def test_published_systems_read_as_before_and_failures_counted_as_zeros_are_left_out(monkeypatch, tmp_path):
     from docvlm.report import current_systems
     from docvlm.steps import content_digest
-    from docvlm.paper.tables import empty_answers, measured_systems, other_systems, without_answer
+    from docvlm.paper.tables import empty_answers, other_systems, without_answer
     systems = read_json(ROOT/"data/results/nano/systems.json")["systems"]
     shown = other_systems(systems)
     cell = systems["RapidOCR and look-up rules"]["benchmarks"]["docvqa"]
@@ -541,7 +540,6 @@ def test_published_systems_read_as_before_and_failures_counted_as_zeros_are_left
                               for value in (cell["value"], *cell["ci95"], cell["delta"]["value"]))
     answered = f"{cell['answered']} of {cell['questions']} \\(100 \\%\\)"
     assert f"| {answered} | {score} | {low} to {high} | {lead} |" in shown
-    assert f"| {score} |" in measured_systems({"comparison": []}, systems)
     assert without_answer(systems) == "" and empty_answers(systems) == []
     results = {"data": {"digest": {"test": "d"}}, "evaluation": {"content": "e"}}
     inputs = {"questions": "d", "evaluation": content_digest(results["evaluation"])}
@@ -565,12 +563,11 @@ def test_the_report_shows_failures_as_failures_and_escapes_what_servers_say():
                         "failures": {"HTTP 400": 13, "time-out": 1}, "seconds_per_question": 0.2, "cost_per_1000_questions_usd": None,
                         "unanswered": [{"question_id": "q", "page": hostile, "failure": "HTTP 400", "reason": hostile}]}}
     section = (ROOT/"paper/template.md.j2").read_text().partition("## Other systems")[2].partition("### Full size")[0]
-    own = [{"model": "ours", "size": "7M", "benchmark": "docvqa", "kind": "measured", "value": 0.4}]
-    shown = report.to_html(report.render(section, e={"comparison": own, "against_published": []}, others=others, outdated=["o" + hostile],
+    shown = report.to_html(report.render(section, e={"against_published": []}, others=others, outdated=["o" + hostile],
                                          tables=tables), "Test")
     body = shown.partition("<body")[2].partition("<script>\n")[0]
     assert "<script>alert" not in body and "javascript:" not in body.replace("(javascript:alert(1))", "") and "49" not in body
-    for text in ("10 of 12 (83.33 %)", "50.0, 10 of 12 (83.33 %) answered", "0 of 12 (0 %)", "not measured, 0 of 12", "HTTP 400", "time-out",
+    for text in ("10 of 12 (83.33 %)", "0 of 12 (0 %)", "HTTP 400", "time-out",
                  "does not count as zero", "questions are empty", "failures counted as zeros"): assert text in " ".join(body.split()), text
 
 

@@ -147,11 +147,12 @@ def measure_ocr(
     study: Study,  # the study whose test questions are asked
 ) -> dict:  # see `add_system`
     "Measure the OCR engine with look-up rules."
-    engine = f"rapidocr-onnxruntime {engine_version()}"
+    settings = {"engine": f"rapidocr-onnxruntime {engine_version()}",
+                "rules": "written with the training pages in view, which are of the same kind as the test pages"}
     def cost(answers):
         price = cost_per_1000_images(CPU_PRICE, 1/answers.seconds.mean())
         return {"cost_per_1000_questions_usd": price["cost_per_1000_images_usd"], "price_source": price["price_source"]}
-    return add_system(study, "RapidOCR and look-up rules", "baselines/01_ocr", {"engine": engine},
+    return add_system(study, "RapidOCR and look-up rules", "baselines/01_ocr", settings,
                       lambda rows: lookup_answers(study, rows), cost)
 
 # %% ../../nbs/baselines/02_compare.ipynb #measure-endpoint

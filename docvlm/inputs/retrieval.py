@@ -220,9 +220,10 @@ def page_count_group(
 def evidence_groups(
     row: dict,  # in the row schema
 ) -> list[str]:  # none if the pages with the answer are unknown
-    "The groups of a question by the pages with its answer, and by whether the model was shown them."
+    "The groups of a question about several pages by those with its answer, and by whether the model was shown them."
     evidence, shown = set(row["evidence_pages"]), set(row["pages"])
-    if not evidence: return []
+    if not evidence or row["page_count"] == 1: return []
     number = _span(min(evidence), "page").replace("over ", "after ").replace(" pages", "").replace(" page", "")
     place = "several pages" if len(evidence) > 1 else f"page {number}"
+    if len(shown) == row["page_count"]: return [place]
     return [place, "all shown" if evidence <= shown else "some not shown" if evidence & shown else "not shown"]

@@ -15,7 +15,7 @@ import seaborn as sns
 from ..analysis.errors import draw_gallery, printable_line
 from ..core import save_figure, Study
 from ..files import read_json
-from .tables import amount, benchmark_name, in_report_order, interval, mib, percent, points, table
+from .tables import WAYS, amount, benchmark_name, in_report_order, interval, mib, percent, points, table
 
 # %% ../../nbs/paper/01_figures.ipynb #cell-004
 BASE, OURS, THIRD = "#999999", "#0072B2", "#D55E00"
@@ -362,16 +362,17 @@ def speed_tables(
         told, ours, filled = (benchmark[part].get(key) for key in ("vs_loop", "rates", "with_first_fill"))
         ratios.append({"compared with": f"{name}, one question at a time", "speed-up": f"{told['median']:.1f}",
                        "range of the rounds": f"{told['min']:.1f} to {told['max']:.1f}",
-                       "with an empty cache": f"{filled:.1f}" if filled else "",
+                       "with an empty cache": f"{filled:.1f}" if filled else "not measured",
                        "ours, questions per second": amount(ours["ours"]["median"], 1)})
     growth = [{"pages": amount(row["pages"]), "questions": amount(row["questions"]),
                "seconds": amount(row["seconds"], 1), "peak memory, MiB": mib(row["peak_memory_bytes"])}
               for by in ("by_pages", "by_questions") for row in benchmark["growth"][by]]
-    modelled = [{"device": row["device"], "part": row["part"], "method": row["way"], "tokens": amount(row["tokens"]),
+    modelled = [{"device": row["device"], "part": row["part"], "method": WAYS[row["way"]],
+                 "tokens": amount(row["tokens"]),
                  "TFLOP": amount(row["flops"]/1e12, 2), "minimum, ms": amount(row["least_ms"], 2),
-                 "ratio to ours": amount(row["speedup"], 1)}
+                 "ratio of the minimum times": amount(row["speedup"], 1)}
                 for row in benchmark["modelled"]]
-    return {"ratios": table(ratios, "Speed-up with equal results: medians of alternating runs"),
+    return {"ratios": table(ratios, "Speed-up over common recipes: medians of alternating runs"),
             "growth": table(growth, "From an empty cache to the last answer, by pages and by questions per page"),
             "modelled": table(modelled, "Modelled, not measured: work and minimum time per question of Qwen2-VL-2B")}
 

@@ -17,7 +17,8 @@ from fastcore.foundation import Config
 from ..core import Study
 from ..files import StudyError, read_json, root, schema_page
 from .serving import serving_tables
-from .tables import (amount, benchmark_name, headline, in_report_order, interval, isolated, percent,
+from .tables import (amount, benchmark_name, error_meanings, headline, in_report_order, interval,
+                                 isolated, percent,
                                  points, published_systems, VARIANT_NAMES)
 from ..steps import Step, content_digest
 
@@ -104,6 +105,7 @@ def answer_practical(
     cells = results["evaluation"]["benchmarks"]
     if not cells: return "There are no test questions."
     leads = {verdict(cell) for found in others.values() for cell in found["benchmarks"].values() if cell["delta"]}
+    model = results["training"]["model"]
     start = {("gain",): "yes, measured against", ("loss",): "not yet, measured against",
              ("unclear",): "no better and no worse than"}.get(tuple(leads), "in part, measured against")
     alone = next(iter(others.values()))["benchmarks"] if len(others) == 1 else {}
@@ -111,7 +113,7 @@ def answer_practical(
         other = alone.get(b, {"value": None})["value"]
         against = "" if other is None else f" (against {percent(other)} %)"
         return f"{percent(cells[b]['ours']['value'])} % on {benchmark_name(b)}{against}"
-    told = (f"with {_size(results['training']['model']['total_parameters'])} parameters, the fine-tuned model scores "
+    told = (f"with {_size(model['total_parameters'])} parameters, the fine-tuned model scores "
             f"{_listed([score(b) for b in in_report_order(cells)])}")
     return _sentence(f"{start} {_listed(list(others))}: {told}" if leads else told) + " " + answer_gain(
         results["evaluation"])
@@ -135,14 +137,16 @@ def answer_types(
         if len(gained) > 1:
             overlap = gained[1][1]["delta"]["ci95"][1] >= gained[0][1]["delta"]["ci95"][0]
             text = text.replace(": ", ", most of all ", 1) + f", then {_in_brackets(*gained[1])}" + (
-                "; the two intervals overlap" if overlap else "")
+                " (their intervals overlap)" if overlap else "")
+        if more := [f"{isolated(name)} ({points(cell['delta']['value'])})" for name, cell in gained[2:]]:
+            text += f"; {_listed(more)} {'gains' if len(more) == 1 else 'gain'} too"
     else:
         none = {1: "the only document type shows no clear gain", 2: "neither document type shows a clear gain"}
         text = none.get(len(found), f"none of the {len(found)} document types shows a clear gain")
-        text += f" (an interval above zero); the largest change is that of {_in_brackets(*found[0])}"
+        text += f" (an interval above zero); the highest change is that of {_in_brackets(*found[0])}"
     if lost: return _sentence(text) + f" Clear losses: {_listed([_in_brackets(*item) for item in lost])}."
     rest = len(found) > max(2, len(gained))
-    return _sentence(text) + (f" The smallest change is that of {_in_brackets(*found[-1])}." if rest else "")
+    return _sentence(text) + (f" The lowest change is that of {_in_brackets(*found[-1])}." if rest else "")
 
 # %% ../../nbs/paper/03_readme.ipynb #remedy-rows
 def _joint_verdict(cells):
@@ -157,8 +161,9 @@ def _mean_score(row):
 
 def _adapters(key, name, rows, first):
     "A remedy that is another adapter of the ablation: mean score over the benchmarks against that of the first."
-    told = [f"{label} {points(_mean_score(row) - _mean_score(first))} points" for label, row in rows]
-    return [{"key": key, "remedy": name, "verdict": "untested", "effect": _listed(told), "brief": ""}] if rows else []
+    told = _listed([f"{label} {points(_mean_score(row) - _mean_score(first))}" for label, row in rows]) if rows else ""
+    effect = f"{told} points against rank {first['lora_rank']} (mean over the benchmarks)"
+    return [{"key": key, "remedy": name, "verdict": "untested", "effect": effect, "brief": ""}] if rows else []
 
 # %% ../../nbs/paper/03_readme.ipynb #remedies
 def remedies(
@@ -173,8 +178,8 @@ def remedies(
         if cells: found.append({"key": key, "remedy": name, "verdict": _joint_verdict(cells.values()),
                                 "effect": _listed(changes), "brief": _listed(brief) + " points"})
     doubled = {b: {"delta": cell} for b, cell in (ablation.get("doubling") or {}).items() if cell}
-    add("pages", "training on twice the pages", doubled)
-    add("pixels", "enlarging the pages", ablation.get("more_pixels") or {})
+    add("pages", "training on twice the pages (estimated)", doubled)
+    add("pixels", "enlarging the test pages without training", ablation.get("more_pixels") or {})
     first, *larger = ablation["rows"]
     found += _adapters("rank", "a larger rank", [(f"rank {row['lora_rank']}", row) for row in larger], first)
     found += _adapters("form", "another form of LoRA", [(VARIANT_NAMES[row["variant"]], row)
@@ -209,15 +214,20 @@ def answer_failures(
     "The answer to: what are the real failure modes, and how can they be addressed?"
     failures = results["failures"]
     right, kinds = failures["correct"], sorted(failures["types"], key=lambda kind: -kind["after"]["share"])
-    told = [f"‘{kind['name']}’ ({percent(kind['after']['share'])} %, before {percent(kind['before']['share'])} %)"
+    meanings = error_meanings(failures)
+    told = [f"‘{kind['name']}’ ({meanings[kind['name']]}; {percent(kind['after']['share'])} %, before "
+            f"{percent(kind['before']['share'])} %)"
             for kind in kinds[:2] if kind["after"]["share"]]
     text = (f"{percent(right['after'])} % of the answers are fully correct after fine-tuning, "
             f"{percent(right['before'])} % before")
     if told: text += f"; the most frequent remaining error{'s are' if len(told) > 1 else ' is'} {_listed(told)}"
+    changed = failures["transitions"]
+    text += (f". Fine-tuning corrects {percent(changed['fixed']['value'])} % of the answers and spoils "
+             f"{percent(changed['broken']['value'])} %")
     parts = []
     for kind, (one, many) in REMEDY_VERBS.items():
         names = [row["remedy"] + (f" ({row['brief']})" if kind != "unclear" else "")
-                 for row in tried if row["verdict"] == kind]
+                 for row in tried if row["verdict"] == kind and row["key"] != "rules"]  # that is another system
         if names: parts.append(f"{_listed(names)} {one if len(names) == 1 else many}")
     return text + ". " + (_sentence("; ".join(parts)) if parts else "No remedy was tested.")
 
@@ -282,13 +292,17 @@ def highlights(
     used = results["ablation"]["rows"][0]["precision"]  # the study's own
     first = next((row for row in results["latency"]["rows"]
                   if row["batch_size"] == 1 and row["precision"] == used), None)
-    lines = [f"**{points(cell['delta']['value'])} points on {benchmark_name(b)}** by fine-tuning "
-             f"({'95 % interval ' if cell['delta']['ci95'] else ''}{interval(cell['delta']['ci95'], points)})"
-             for b in in_report_order(evaluation["benchmarks"]) for cell in [evaluation["benchmarks"][b]]]
+    cells = evaluation["benchmarks"]
+    def line(b):
+        change, clear = cells[b]["delta"], verdict(cells[b]) in ("gain", "loss")
+        value = f"{points(change['value'])} points on {benchmark_name(b)}"
+        ends = f"{'95 % interval ' if change['ci95'] else ''}{interval(change['ci95'], points)}"
+        return f"**{value}** by fine-tuning ({ends})" if clear else f"{value} by fine-tuning, no clear change ({ends})"
+    lines = [line(b) for b in in_report_order(cells)]
     lines += [f"**{amount(model['trainable_parameters'])} trainable parameters**, "
               f"{amount(model['trainable_percent'], 2)} % of {_size(model['total_parameters'])}"]
-    if first: lines += [f"**{amount(first['latency_ms']['p50'])} ms a page** from pixels to answer (median, one page "
-                        f"at a time, {first['precision']} on {first['device']})"]
+    if first: lines += [f"**{amount(first['latency_ms']['p50'])} ms** from page image to answer (median, one question "
+                        f"about one page, base model, {first['precision']} on {first['device']})"]
     note = ", docvlm's own small model, not Qwen2-VL-2B" if own else ""
     if study.preset.source == "generated" and not study.documents:
         note += "; pages drawn by docvlm in the manner of the benchmarks"
@@ -301,23 +315,22 @@ def takeaways(
     "Markdown list: rank against quality, imbalance of document types, and what ANLS hides."
     ablation, evaluation, failures = (results[step] for step in ("ablation", "evaluation", "failures"))
     rows = sorted(ablation["rows"], key=lambda row: row["trainable_parameters"])
-    best, largest = max(rows, key=_mean_score), rows[-1]
-    told = (f"rank {best['lora_rank']} has the highest mean score over the benchmarks, {percent(_mean_score(best))} % "
-            f"with {amount(best['trainable_parameters'])} trainable parameters")
-    if best is not largest:
-        ratio = largest["trainable_parameters"]/best["trainable_parameters"]
-        told += (f"; rank {largest['lora_rank']} has {ratio:.3g} times as many and scores "
-                 f"{percent(_mean_score(largest))} %")
+    cells = evaluation["benchmarks"]
+    scores = [f"rank {row['lora_rank']} ({amount(row['trainable_parameters'])} trainable parameters) "
+              f"{percent(_mean_score(row))} %" for row in rows]
+    base = percent(fmean(cell["baseline"]["value"] for cell in cells.values()))
+    told = (f"mean score over the benchmarks: base {base} %, {_listed(scores)}. Each rank was trained once, at the "
+            "same learning rate, so a larger rank may do better at another")
     lines = [("Rank against quality", told)] if len(rows) > 1 else []
     counts = {name: part["questions"] for name, part in results["data"]["splits"]["train"]["by_document_type"].items()
               if name in evaluation["by_document_type"] and name not in QUESTION_KINDS}
     if len(counts) > 1:
-        def told(find):
-            name = find(counts, key=counts.get)
-            change = _change("", evaluation["by_document_type"][name])
-            return f"{name} ({amount(counts[name])} questions), {{}}by {change.lstrip()}"
-        lines.append(("Imbalance of document types", f"the rarest type in training, {told(min).format('changes ')}; "
-                                                     f"the most frequent, {told(max).format('')}"))
+        types = evaluation["by_document_type"]
+        def told(name):
+            return f"{name} ({amount(counts[name])} questions in training), {_change('', types[name]).lstrip()}"
+        most = max(counts, key=lambda name: types[name]["delta"]["value"])
+        lines.append(("Imbalance of document types", f"the highest change is that of {told(most)}; the most frequent "
+                      f"type is {told(max(counts, key=counts.get))}, the rarest {told(min(counts, key=counts.get))}"))
     for b in [b for b in ("docvqa", "infovqa") if b in evaluation["benchmarks"]][:1]:
         right = next((row["after"] for row in failures["by_benchmark"][b] if row["name"] == "correct"), None)
         scored = evaluation["benchmarks"][b]["ours"]["value"]
@@ -352,12 +365,14 @@ def _results(study, results, others):
     state = f"code {code['git_sha'][:10]}" if code["git_sha"] else "code not committed"
     parts = [github_table(headline(evaluation, others)),
              f"![Scores of base and fine-tuned model on each benchmark]({figures}/report_headline.svg)"]
+    parts.append("*The interval also covers the choice of seeds and the test does not, so p can be small where the "
+                 "interval includes zero. A change counts as clear only if its interval excludes zero.*")
     if pages: parts.append(f"How many pages must I label? {pages}")
     if gallery:
         parts += [f"![Test pages, each with a question, the accepted answer, and the answers of base and adapter]"
                   f"({figures}/report_examples.svg)",
                   f"*Test pages and answers, chosen by rule from the {len(gallery)} in the report: one each that "
-                  "fine-tuning fixed, left wrong or broke. An outline marks the printed answer.*"]
+                  "fine-tuning corrected, left wrong or spoiled. An outline marks the printed answer.*"]
     means = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
     return "\n\n".join([*parts, f"Preset `{study.preset.name}`, {means}, {evaluation['started'][:10]}, {state}"
                          f"{' with uncommitted changes' if code['dirty'] else ''}."])

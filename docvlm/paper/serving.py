@@ -10,21 +10,21 @@ import pandas as pd
 from markupsafe import Markup
 
 from ..files import root
-from .tables import (NOT_MEASURED, SOURCE_COLUMNS, amount, interval, mib, p_value, percent, points, table,
-                                 table_with_sources)
+from .tables import (NOT_MEASURED, SOURCE_COLUMNS, WAYS, amount, interval, mib, p_value, percent, points,
+                                 table, table_with_sources)
 
 # %% ../../nbs/paper/02_serving.ipynb #latency-table
 def latency_table(result: dict) -> Markup:
     "Table of latency and cost, one row per device, precision and batch size."
     both = lambda ms: NOT_MEASURED if ms is None else f"{amount(ms['p50'])} / {amount(ms['p95'])}"
     return table([{"device": row["device"], "precision": row["precision"], "batch": row["batch_size"],
-                   "image tokens": amount(row.get("image_tokens")),
+                   "image tokens, mean": amount(row.get("image_tokens")),
                    "first token, ms (p50 / p95)": both(row.get("ttft_ms")),
                    "answer, ms (p50 / p95)": both(row.get("latency_ms")),
                    "images/s": amount(row.get("images_per_s"), 2),
                    "peak memory, MiB": mib(row.get("peak_memory_bytes")),
-                   "USD per 1,000 images": amount(row.get("cost_per_1000_images_usd"), 4), "kind": row["kind"]}
-                  for row in result["rows"]], "Inference performance and cost")
+                   "USD per 1,000 images": amount(row.get("cost_per_1000_images_usd"), 4)}
+                  for row in result["rows"]], "Measured: time of a batch, throughput and cost")
 
 def price_table() -> Markup:
     "Table of the hourly prices and their sources."
@@ -107,16 +107,15 @@ def plan_tables(plan: dict) -> dict:
                  "USD": amount(row["study_usd"], 2), "kind": row["kind"]} for row in plan["modelled"]]
     return {"ranks": table(ranks, f"LoRA on {plan['params']['base']}: parameters, counted"),
             "pages": table(pages, "Image tokens of a page by pixel budget"),
-            "machines": table(machines, "Training step that fits, time and price modelled from data-sheet rates, "
-                                        "not measured: a lower bound")}
+            "machines": table(machines, "Memory of a training step, time and price of the study: modelled from "
+                                        "data-sheet rates, not measured; time and price are lower bounds")}
 
 # %% ../../nbs/paper/02_serving.ipynb #rehearsal-table
-_WAYS = {"fast": "ours", "plain": "plain recipe", "loop": "generate, one by one", "batched": "generate, in batches"}
 def rehearsal_table(found: dict | None) -> Markup:
     "Table of a rehearsal beside the cost model: time of a question, and peak memory; 'not measured' without one."
     if found is None: return table([], "Rehearsal of the full-size model with random weights")
     ours, memory = {row["part"]: row["ms"] for row in found["questions"] if row["way"] == "fast"}, found["memory"]
-    rows = [(f"{row['part']}, {_WAYS[row['way']]}: ms a question", row["ms"], row["modelled_ms"], row["ratio"],
+    rows = [(f"{row['part']}, {WAYS[row['way']]}: ms a question", row["ms"], row["modelled_ms"], row["ratio"],
              row["ms"]/ours[row["part"]]) for row in found["questions"]]
     rows.append(("training, ours: peak memory in GB", memory["measured_bytes"]/1e9, memory["planned_bytes"]/1e9,
                  memory["ratio"], 1.0))
