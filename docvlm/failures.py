@@ -40,6 +40,7 @@ def read_knowledge(
     "Load the generator's knowledge about the test pages; empty if they are not generated."
     if not study.generated: return Knowledge()
     pages, questions = page_table(study).query("split == 'test'"), question_table(study)
+    questions = questions[questions.doc_id.isin(pages.doc_id)]
     def facts_of(document):
         words, fields, tables = (document[name].map(json.loads) for name in ("words_json", "fields_json", "table_json"))
         return PageFacts([word[0] for page in words for word in page],
@@ -194,17 +195,17 @@ def _told(cell):
 # %% ../nbs/07_failures.ipynb #cell-019
 def what_helps(
     types: list[dict],  # returned by `failure_shares`
-    silence: list[dict],  # returned by `abstain`, one per coverage; the last covers all questions
+    abstentions: list[dict],  # returned by `abstain`, one per coverage; the last covers all questions
     signals: dict | None,  # returned by `seed_signals`; None for a single seed
 ) -> list[str]:
-    "Sentences on the points lost, on abstaining at low confidence, and on the vote of the seeds."
+    "Sentences on the points lost, on abstaining at low confidence, and on the majority vote of the seeds."
     first, second = sorted(types, key=lambda row: -row["after"]["lost"])[:2]
     total = sum(row["after"]["lost"] for row in types)
     lost = lambda row: f"‘{row['name']}’ costs {_percent(row['after']['lost'])}"
     told = [f"The mean score is {_percent(total)} points below 100: of these, {lost(first)} and {lost(second)}, the "
             "most that a remedy for it could gain."]
     told += [f"Answering only the most confident {100*part['coverage']:.0f} % of questions gives a mean score "
-             f"of {_told(part)}, against {_told(silence[-1])} on all." for part in silence[:-1]]
+             f"of {_told(part)}, against {_told(abstentions[-1])} on all." for part in abstentions[:-1]]
     return told + (_seed_sentences(signals) if signals else [])
 
 def _seed_sentences(signals):
@@ -336,12 +337,12 @@ def failure_report(
 ) -> dict:  # the fields of failures.json that need only the predictions
     "All numbers of the failure analysis."
     types, signals = failure_shares(base, ours, resamples), seed_signals(ours, resamples)
-    silence = [abstain(ours, coverage, resamples) for coverage in (.5, .8, 1.)]
+    abstentions = [abstain(ours, coverage, resamples) for coverage in (.5, .8, 1.)]
     return {"types": types, "correct": {"before": float((base.type == "correct").mean()),
                                         "after": float(np.mean([frame.type == "correct" for frame in ours]))},
             "by_benchmark": _by_benchmark(base, ours), "transitions": transitions(base, ours, resamples),
             "risk_coverage": {"base": risk_coverage([base]), "ours": risk_coverage(ours)},
-            "silence": silence, "seed_signals": signals, "what_helps": what_helps(types, silence, signals)}
+            "silence": abstentions, "seed_signals": signals, "what_helps": what_helps(types, abstentions, signals)}
 
 # %% ../nbs/07_failures.ipynb #cell-028
 def _suspect_labels(study, test, training):

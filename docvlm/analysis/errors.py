@@ -11,6 +11,7 @@ __all__ = ['LONGEST_PHRASE', 'FULL_SCORE', 'NEAR_TARGET', 'NEAR_OTHER', 'VERDICT
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-002
 import base64
+import io
 import matplotlib.pyplot as plt
 import pandas as pd
 import re
@@ -364,15 +365,22 @@ def caption_lines(
             ("LoRA", f"{printable_line(entry['ours'])} ({entry['error_after']})")]
 
 # %% ../../nbs/analysis/01_errors.ipynb #gallery-html
+def _thumbnail(path):
+    "A picture of at most 300 × 500 pixels and 16 colours, as base64 of a PNG file."
+    image = Image.open(path).convert("RGB")
+    image.thumbnail((300, 500))
+    image.quantize(16).save(file := io.BytesIO(), "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
+
 def gallery_html(
     gallery: list[dict],  # returned by `make_gallery`
 ) -> str:
-    "All entries as self-contained HTML, with embedded images."
+    "All entries as self-contained HTML, with small pictures of the pages."
     card = ('<div style="width:300px"><img style="max-width:100%" alt="{alt}" '
             'src="data:image/png;base64,{data}">{lines}</div>')
     def line(name, text): return f"<br><b>{escape(name)}</b> <bdi>{escape(text)}</bdi>"
     cards = [card.format(alt=escape(f"page of {printable_line(entry['doc_type'])}"),
-                         data=base64.b64encode((root()/entry["image"]).read_bytes()).decode(),
+                         data=_thumbnail(root()/entry["image"]),
                          lines="".join(line(*caption) for caption in caption_lines(entry))) for entry in gallery]
     return f'<div style="display:flex;flex-wrap:wrap;gap:20px;align-items:end">{"".join(cards)}</div>'
 
