@@ -26,17 +26,6 @@ from .inputs.folder import clean_record, read_metadata
 from .presets import BOUNDS, CHOICES, PRECISIONS, PROTOCOLS, Preset, computes_in, device_kind, get_preset
 from .steps import Step
 
-# %% ../nbs/00_core.ipynb #study-names
-def _marked(text, exact, most=60):
-    "A text in at most so many word characters, `.` and `-`, and a short digest of what it exactly stands for."
-    plain = re.sub(r"[^\w.-]+", "-", text)[:most]
-    return f"{plain}-{digest_of(exact)[:4 if plain == text else 8]}"
-
-def _as_text(value):
-    "A setting's value as `--set` takes it."
-    if isinstance(value, list): return ",".join(map(str, value))
-    return value if isinstance(value, str) else "none" if value is None else json.dumps(value)
-
 # %% ../nbs/00_core.ipynb #cell-013-0_core
 @dataclass(frozen=True)
 class Study:
@@ -76,7 +65,7 @@ class Study:
         return shlex.join([name, "--preset", self.preset.name, *documents, *chosen])
     @property
     def given(self):
-        "What opens this study: the arguments of `open_study` and the parameters of a notebook."
+        "The arguments with which `open_study` opens this study again, and the parameters of its notebooks."
         return {"preset": self.preset.name, "documents": self.documents, "settings": self.settings}
     @property
     def generated(self):
@@ -114,6 +103,17 @@ class Study:
     ) -> dict:
         "Read the up-to-date result of a step; StudyError if it is missing or stale."
         return self.step(name).read()
+
+# %% ../nbs/00_core.ipynb #study-names
+def _marked(text, exact, most=60):
+    "`text` as a path-safe name of at most `most` characters, and a digest of `exact`, longer if characters changed."
+    plain = re.sub(r"[^\w.-]+", "-", text)[:most]
+    return f"{plain}-{digest_of(exact)[:4 if plain == text else 8]}"
+
+def _as_text(value):
+    "A setting's value as `--set` takes it."
+    if isinstance(value, list): return ",".join(map(str, value))
+    return value if isinstance(value, str) else "none" if value is None else json.dumps(value)
 
 # %% ../nbs/00_core.ipynb #in-precision
 def in_precision(

@@ -120,8 +120,8 @@ def choose_questions(
     rng: random.Random,  # breaks ties
 ) -> list[Question]:
     "Select a varied set of questions: kinds and answers repeat as little as possible, and reading is preferred."
+    found, picked, used = list(found), [], Counter()
     rng.shuffle(found)
-    picked, used = [], Counter()
     while found and len(picked) < count:
         best = min(found, key=lambda q: (q.answers[0] in used and q.kind != "yes/no",
                                          (used[q.kind] + 1)/(2.5 if q.kind in _READING else 1)))
@@ -213,7 +213,7 @@ def make_pages(
 
 # %% ../nbs/01_documents.ipynb #save-documents
 def save_documents(
-    folder: Path,  # to be filled as a folder of a user's documents is
+    folder: Path,  # new folder in the format of a user's documents
     pages: int,  # pages of each split
     questions: int,  # about each page
 ) -> None:
@@ -234,7 +234,7 @@ def save_documents(
 
 # %% ../nbs/01_documents.ipynb #several-parts
 def _page_questions(cast, named):
-    "On which page something stands; `named` holds pairs of a name and a page."
+    "Questions that ask for a page number; `named` holds pairs of a name and a page."
     asked = ("On which page is {what}?", "Which page shows {what}?", "On what page does one find {what}?")
     return [replace(thinking(cast, asked, str(page), (), "page", what=what), pages=(page,)) for what, page in named]
 
@@ -300,7 +300,7 @@ def _other_table(cast, used):
 
 # %% ../nbs/01_documents.ipynb #several-composed
 def _compose_pages(cast, kinds):
-    "Pages of different types, tables with different heads; as `_long_invoice`."
+    "Pages of different types, tables with different heads; returns what `_long_invoice` returns."
     used, parts, found, named = set(), [], [], []
     for number, kind in enumerate(kinds, 1):
         content = _other_table(cast, used) if kind == "tables" else DOC_TYPES[kind].make(cast)
@@ -308,7 +308,8 @@ def _compose_pages(cast, kinds):
         found += [replace(question, pages=(number,)) for question in DOC_TYPES[kind].ask(cast, content)
                   if question.kind != "count"]  # there may be several tables to count in
         named += [(name, value, number) for name, value in _nameable(content)]
-    unique = [thing for thing in named if sum(name == thing[0] for name, *_ in named) == 1]
+    counts = Counter(name for name, *_ in named)
+    unique = [thing for thing in named if counts[thing[0]] == 1]
     across = _page_questions(cast, [(name, page) for name, _, page in cast.rng.sample(unique, min(3, len(unique)))])
     numbers = [thing for thing in unique if thing[1].number is not None and thing[1].text[0] != "["]
     one = cast.rng.choice(numbers)
@@ -335,13 +336,14 @@ class Document:
 
 def _bind(name, doc_type, unseen, strength, rng, parts, asked):
     "Draw the pages of a document, those of one type in one look, all in one font."
-    small, style, pages, questions = random.Random(name).random() < SMALL_TEXT_SHARE, rng.random(), [], []
+    small, pages, questions = random.Random(name).random() < SMALL_TEXT_SHARE, [], []
+    draw_seed = rng.random()  # one for all pages, so that those of one type look alike
     family = rng.choice(list(UNSEEN_FONTS if unseen else SEEN_FONTS))
     looks = {kind: rng.choice(DOC_TYPES[kind].unseen if unseen else DOC_TYPES[kind].seen)
              for kind in dict(parts)}
     for number, (kind, content) in enumerate(parts, 1):
         here = [question for question in asked if question.where and question.pages[0] == number]
-        drawn = DOC_TYPES[kind].draw(content, looks[kind], family, small, random.Random(f"{style}/{kind}"))
+        drawn = DOC_TYPES[kind].draw(content, looks[kind], family, small, random.Random(f"{draw_seed}/{kind}"))
         page = _finish(f"{name}-p{number}", kind, not unseen, content, drawn, here, strength)
         questions += page.questions
         pages.append(replace(page, questions=[], benchmark="mpdocvqa"))

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['ADAPTER_FILES', 'QWEN_SPECIAL_TOKENS', 'FIRST_SPECIAL', 'load_processor', 'load_base', 'hold_weights', 'add_lora',
-           'parameter_table', 'adapter_digest', 'load_adapter', 'qwen2_vl_2b_config', 'meta_qwen2_vl_2b', 'byte_ranks',
-           'qwen_tokenizer', 'with_layers', 'save_random_base']
+           'parameter_table', 'adapter_digest', 'load_adapter', 'qwen2_vl_2b_config', 'byte_ranks', 'qwen_tokenizer',
+           'with_layers', 'save_random_base', 'meta_qwen2_vl_2b']
 
 # %% ../nbs/03_model.ipynb #cell-002
 import base64
@@ -216,7 +216,7 @@ def load_adapter(
     set_peft_model_state_dict(adapted, weights)
     return adapted.requires_grad_(False).eval()
 
-# %% ../nbs/03_model.ipynb #cell-020
+# %% ../nbs/03_model.ipynb #config-2b
 def qwen2_vl_2b_config() -> Qwen2VLConfig:
     "The architecture of Qwen2-VL-2B-Instruct, as in the config.json of Qwen/Qwen2-VL-2B-Instruct."
     return Qwen2VLConfig(
@@ -225,10 +225,6 @@ def qwen2_vl_2b_config() -> Qwen2VLConfig:
                      "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}},
         vision_config={"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_size": 1536},
         tie_word_embeddings=True)
-
-def meta_qwen2_vl_2b() -> Qwen2VLForConditionalGeneration:
-    "A model of that architecture on the meta device, without weights."
-    with torch.device("meta"): return Qwen2VLForConditionalGeneration(qwen2_vl_2b_config())
 
 # %% ../nbs/03_model.ipynb #qwen-tokenizer
 QWEN_SPECIAL_TOKENS = (
@@ -281,10 +277,16 @@ def save_random_base(
     model.to_empty(device="cpu").tie_weights()
     noise = 0.02*torch.randn(1_048_573, generator=torch.Generator().manual_seed(0))
     for number, (name, parameter) in enumerate(model.named_parameters()):
-        norm, copies = name.endswith("weight") and ("norm" in name or "ln_q" in name), parameter.numel()//len(noise) + 1
-        if parameter.ndim == 1: parameter.data.fill_(float(norm))
+        is_norm = name.endswith("weight") and ("norm" in name or "ln_q" in name)
+        copies = parameter.numel()//len(noise) + 1
+        if parameter.ndim == 1: parameter.data.fill_(float(is_norm))
         else: parameter.data.view(-1).copy_(noise.roll(number).repeat(copies)[:parameter.numel()])
     model.save_pretrained(folder, max_shard_size=model.num_parameters()*6//5)
     Qwen2VLProcessor(Qwen2VLImageProcessor(), qwen_tokenizer(byte_ranks()), Qwen2VLVideoProcessor(),
                      chat_template=CHAT_TEMPLATE).save_pretrained(folder)
     return model.num_parameters()
+
+# %% ../nbs/03_model.ipynb #cell-020
+def meta_qwen2_vl_2b() -> Qwen2VLForConditionalGeneration:
+    "A model of that architecture on the meta device, without weights."
+    with torch.device("meta"): return Qwen2VLForConditionalGeneration(qwen2_vl_2b_config())

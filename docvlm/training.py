@@ -100,7 +100,14 @@ def _epoch(packed, tokens_per_batch, rng):
 class TrainingBatches(torch.utils.data.Dataset):
     """All batches of a training run: passes over the pages in random order, in rows of at most `tokens_per_batch`
     tokens. Item i is the share of process i % processes in a batch."""
-    def __init__(self, packed, features, preset, seed, processes=1):
+    def __init__(
+        self,
+        packed,  # pages with their questions, from `pack_rows`
+        features,  # from `cache_features`
+        preset,  # gives epochs, min_steps and tokens_per_batch
+        seed,  # of the order of pages
+        processes=1,  # number of processes that share each batch
+    ):
         self.packed, self.features, self.processes = packed, features, processes
         rng, passes = np.random.default_rng(seed), []
         while len(passes) < preset.epochs or sum(map(len, passes)) < preset.min_steps:
@@ -127,7 +134,7 @@ class TrainingBatches(torch.utils.data.Dataset):
 # %% ../nbs/04_training.ipynb #page-groups
 def page_groups(
     batch: dict,  # from `TrainingBatches`
-    pages: int,  # at most so many in a part
+    pages: int,  # largest number of pages in a part
 ):
     "Split a batch into parts; their losses sum to the batch's loss if each is divided by the batch's `answer_tokens`."
     masks = batch["attention_mask"]["full_attention"]
@@ -181,7 +188,10 @@ def _arguments(study, seed, folder, steps, report_to):
 # %% ../nbs/04_training.ipynb #clock
 class Clock(TrainerCallback):
     "Training time in seconds, summed over interrupted and resumed runs; stored with each checkpoint."
-    def __init__(self, file):
+    def __init__(
+        self,
+        file,  # JSON file with the seconds of earlier runs, if there were any
+    ):
         self.file, self.before, self.started = (
             file, read_json(file)["seconds"] if file.exists() else 0.0, time.perf_counter())
     def seconds(self): return self.before + time.perf_counter() - self.started
@@ -192,7 +202,11 @@ class Clock(TrainerCallback):
 # %% ../nbs/04_training.ipynb #live-curve
 class LiveCurve(TrainerCallback):
     "Redraws the loss curve in the notebook during training, using about 2 % of the time at most."
-    def __init__(self, title): self.title, self.handle, self.next = title, None, 0.0
+    def __init__(
+        self,
+        title,  # of the figure
+    ):
+        self.title, self.handle, self.next = title, None, 0.0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         points, started = [(row["step"], row["loss"]) for row in state.log_history if "loss" in row], time.monotonic()
@@ -263,6 +277,7 @@ def _drop_broken(work):
         try: read_json(checkpoint/"trainer_state.json")
         except (OSError, StudyError): shutil.rmtree(checkpoint, ignore_errors=True)
 
+# %% ../nbs/04_training.ipynb #check-base
 def check_base(
     study: Study,  # gives the base model
     folder: Path,  # the adapter's
