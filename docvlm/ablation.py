@@ -126,12 +126,20 @@ WIDE = 0.1  # score between the ends of an interval that is too wide to plan by
 def _change(name, cell):
     "The expected change of a benchmark's score, in words."
     if cell is None:
-        return f"by an unknown amount on {benchmark_name(name)} (a single test document, or the same scores everywhere)"
-    low, high = cell["ci95"]
-    remarks = (["the score falls"] if high < 0 else ["no clear gain"] if low <= 0 else []) + (
-        ["too wide to plan by"] if high - low > WIDE else [])
-    told = ", ".join([f"95 % interval {interval(cell['ci95'], points)}", *remarks])
-    return f"by about {points(cell['value'])} points on {benchmark_name(name)} ({told})"
+        return (f"would change the score on {benchmark_name(name)} by an unknown amount (a single test document, or "
+                "the same scores everywhere)")
+    wide = ", too wide to plan by" if cell["ci95"][1] - cell["ci95"][0] > WIDE else ""
+    return (f"would change the score on {benchmark_name(name)} by about {points(cell['value'])} points (95 % interval "
+            f"{interval(cell['ci95'], points)}{wide})")
+
+def _no_clear_change(names, cells):
+    "The benchmarks whose expected change has an interval that includes zero, in words."
+    def told(name):
+        low, high = cells[name]["ci95"]
+        return (f"{benchmark_name(name)} {points(cells[name]['value'])}, 95 % interval {interval([low, high], points)}"
+                + (", too wide to plan by" if high - low > WIDE else ""))
+    return (f"would bring no clear change on {', '.join(map(benchmark_name, names))} (estimates in points: "
+            f"{'; '.join(map(told, names))})")
 
 def pages_sentence(
     curve: dict,  # the fields that `learning_curve` gives
@@ -141,12 +149,13 @@ def pages_sentence(
     if not trained:
         reasons = "; ".join(dict.fromkeys(left["reason"] for left in curve["fractions_left_out"]))
         return f"There is no learning curve, so the gain of more pages is not known: {reasons}."
-    changes = [_change(name, curve["doubling"][name]) for name in in_report_order(curve["doubling"])]
-    first, last = trained[-LAST_POINTS:][0]["pages"], trained[-1]["pages"]
-    limits = (f" This continues the line from {first:,} to {last:,} pages, and says nothing about more than twice the "
-              "pages.")
-    return (f"Twice the {last:,} training pages would change the score {'; '.join(changes)}."
-            + (limits if any(curve["doubling"].values()) else ""))
+    cells, first, last = curve["doubling"], trained[-LAST_POINTS:][0]["pages"], trained[-1]["pages"]
+    unclear = [name for name in in_report_order(cells)
+               if cells[name] and cells[name]["ci95"][0] <= 0 <= cells[name]["ci95"][1]]
+    told = [_change(name, cells[name]) for name in in_report_order(cells) if name not in unclear]
+    if unclear: told.append(_no_clear_change(unclear, cells))
+    limits = f" This continues the line from {first:,} to {last:,} pages and says nothing beyond twice the pages."
+    return f"Twice the {last:,} training pages {'; '.join(told)}." + (limits if any(cells.values()) else "")
 
 # %% ../nbs/06_ablation.ipynb #curve-points
 def _announce(planned, documents):
