@@ -76,7 +76,7 @@ def look_cells(
     batch = pack_questions([[(question, target, -1, 0) for question, target in asked]], [[[]]], size, processor)
     with torch.no_grad(), watched(model), autocast(model.device.type):
         batch = {name: value.to(model.device) for name, value in batch.items()}
-        _, looks = row_logits(model, batch, see(model, pixels[None].to(model.device)).pooler_output)
+        _, looks, _ = row_logits(model, batch, see(model, pixels[None].to(model.device)).pooler_output)
     first = answer_weights(batch["labels"]) > 1
     return torch.stack([look[first].argmax(1) for look in looks]).cpu() - len(chat_template(processor).before)
 

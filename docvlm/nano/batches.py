@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['READ_SIZES', 'LOOK_UP_SIZES', 'MIX_SIZES', 'TYPED_LAYOUTS', 'HELD_OUT', 'Stage', 'Recipe', 'recipe_for',
-           'spelling_batch', 'scan_tensors', 'target_tensor', 'asking_batch', 'pack_questions', 'PracticeBatches',
-           'documents_per_part', 'stage_batches', 'held_out_pages', 'held_out_questions']
+           'spelling_batch', 'scan_tensors', 'target_tensor', 'asking_batch', 'pack_questions', 'pack_links',
+           'PracticeBatches', 'documents_per_part', 'stage_batches', 'held_out_pages', 'held_out_questions']
 
 # %% ../../nbs/nano/06_batches.ipynb #imports
 import os
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..engine.packing import chat_template, pack_pages
-from .model import PATCH, answer_cells, patch_targets
+from .model import PATCH, answer_cells, cell_of, patch_targets
 from .practice import draw_text_page, scan_page
 from .sheet import font_families, pick, whole
 from .tasks import arithmetic_text, document_questions, draw_task_page
@@ -126,7 +126,8 @@ def asking_batch(
         batch, written = scan_tensors(scans, width, height), [characters for _, characters in scans]
     if typed: batch["targets"] = target_tensor(written, width, height)
     cut = lambda found: [found[i:i + pages] for i in range(0, len(found), pages)]
-    return batch | pack_questions([_asked(some, rng, recipe) for some in cut(sheets)], cut(written), size, processor)
+    return batch | pack_questions([_asked(some, rng, recipe) for some in cut(sheets)], cut(written), size, processor,
+                                  [[sheet.links for sheet in some] for some in cut(sheets)])
 
 TYPED_LAYOUTS = ("grid", "grid", "fields", "bill", "letter", "text")  # what can be answered from characters alone
 
@@ -142,19 +143,20 @@ def pack_questions(
     written: list[list[list[tuple]]],  # per document and page: its characters as (character, x, y)
     size: tuple[int, int],  # of each page in cells: columns, rows
     processor,  # of the model
-) -> dict:  # input_ids, labels (1, T); position_ids (3, 1, T); places, numbers as in `PackedRow`; cells
+    links: list[list[list[tuple]]] | None = None,  # per document and page: spans of a value and its label, side
+) -> dict:  # input_ids, labels (1, T); position_ids (3, 1, T); places, numbers as in `PackedRow`; cells; of `pack_links`
     """Documents of equally many pages of one size, with their questions, as one row of tokens. `cells`: for each answer
     token, the position in its document's prefix of the image token that shows it, -1 where none does."""
     template, tokenizer, packed, cells = chat_template(processor), processor.tokenizer, [], []
     encode, spell = tokenizer.encode, lambda text: tokenizer.convert_ids_to_tokens(tokenizer.encode(text))
+    starts = [len(template.before) + page*(size[0]*size[1] + len(template.between)) for page in range(len(written[0]))]
     for questions, pages in zip(asked, written):
         packed.append(pack_pages(template, [(1, 2*size[1], 2*size[0])]*len(pages), [encode(q) for q, *_ in questions],
                                  [encode(a) for _, a, *_ in questions]))
         for _, answer, start, page in questions:
-            first = len(template.before) + page*(size[0]*size[1] + len(template.between))
             shown = ([-1]*(len(spell(answer)) + 1) if start < 0 else
                      answer_cells(spell(answer), pages[page][start:], *size))
-            cells += [-1 if cell < 0 else first + cell for cell in shown]
+            cells += [-1 if cell < 0 else starts[page] + cell for cell in shown]
     prefix = int((packed[0].question == 0).sum())
     def join(parts):
         return torch.cat([part[..., :prefix] for part in parts] + [part[..., prefix:] for part in parts], -1)
@@ -162,7 +164,54 @@ def pack_questions(
     return {"input_ids": join([document.input_ids for document in packed])[None],
             "labels": join([document.labels for document in packed])[None],
             "position_ids": join([document.position_ids for document in packed])[:, None],
-            "places": places, "numbers": numbers, "cells": torch.tensor(cells)}
+            "places": places, "numbers": numbers, "cells": torch.tensor(cells)} | pack_links(
+                asked, written, links or [[[]]*len(starts)]*len(asked), size, starts, packed, tokenizer)
+
+def pack_links(asked, written, links, size, starts, packed, tokenizer):
+    """Where values and questions find their labels. `bound` (n, 3): document, position in its prefix of a value's first
+    image token, and 0 if its label stands to the left, 1 above; `labelled` (n, prefix): the image tokens of that label.
+    `naming` (m,): tokens behind the prefixes, of questions, that name something on the page; `named` (m, prefix): where."""
+    prefix, behind = int((packed[0].question == 0).sum()), 0
+    bound, labelled, naming, named = [], [], [], []
+    for document, (questions, pages, on_pages) in enumerate(zip(asked, written, links)):
+        spans = {}
+        for start, characters, linked in zip(starts, pages, on_pages):
+            cells = [start + cell_of(character, *size) for character in characters]
+            for value, label, side in linked:
+                at, label_at = cells[value[0]], {cell for cell in cells[slice(*label)] if cell < cells[value[0]]}
+                if label_at and side < 2:
+                    bound.append((document, at, side))
+                    labelled.append(label_at)
+                for span in (value, label):
+                    text = "".join([char for char, *_ in characters[slice(*span)]]).lower()
+                    if len(text) > 2: spans.setdefault(text, set()).add(tuple(cells[slice(*span)]))
+        lengths = (packed[document].question[prefix:]).unique(return_counts=True)[1].tolist()
+        for (question, *_), length in zip(questions, lengths):
+            for token, where in _named(question, spans, tokenizer):
+                naming.append(behind + token)
+                named.append(where)
+            behind += length
+    def places(sets):
+        found = torch.zeros(len(sets), prefix, dtype=torch.bool)
+        for row, cells in enumerate(sets): found[row, list(cells)] = True
+        return found
+    return {"bound": torch.tensor(bound, dtype=torch.long).view(-1, 3), "labelled": places(labelled),
+            "naming": torch.tensor(naming, dtype=torch.long), "named": places(named)}
+
+def _named(question, spans, tokenizer):
+    "The tokens of a question that name something on the page, as (index of the token, places that show it)."
+    letters = [(i, char.lower()) for i, char in enumerate(question) if char != " "]
+    text, shown = "".join([char for _, char in letters]), {}
+    for span in sorted(spans, key=len, reverse=True):
+        at = text.find(span)
+        if at < 0: continue
+        first, last = letters[at][0], letters[at + len(span) - 1][0]
+        if first and question[first - 1].isalnum() or question[last + 1:last + 2].isalnum() or first in shown: continue
+        for j in range(len(span)): shown.setdefault(letters[at + j][0], {cells[j] for cells in spans[span]})
+    offsets = tokenizer(question, return_offsets_mapping=True)["offset_mapping"]
+    for token, (start, end) in enumerate(offsets):
+        start += question[start] == " "
+        if start in shown: yield token, shown[start]
 
 def _side_by_side(numbers):
     "`places` and `numbers` of a `PackedRow`: the questions of a document in strips as long as the longest question."

@@ -2,10 +2,11 @@
 
 # %% auto #0
 __all__ = ['SPECIAL_TOKENS', 'QUESTION_WORDS', 'VISION', 'TEXT', 'PATCH', 'SLOTS', 'BORDER_PX', 'POINTING_LAYERS',
-           'POINTING_HEAD', 'FIRST_WEIGHT', 'build_processor', 'build_model', 'patchify', 'merge_order', 'StillPatches',
-           'embed_stills', 'see', 'patch_targets', 'answer_cells', 'Speller', 'spelling_loss', 'characters_found',
-           'characters_read', 'answer_weights', 'pointing_loss', 'PackedRow', 'row_attention', 'Looks', 'watched',
-           'row_logits', 'answer_losses', 'practice_losses', 'spelling_losses']
+           'POINTING_HEAD', 'LINKING_LAYER', 'NAMING_HEAD', 'BINDING_HEADS', 'FIRST_WEIGHT', 'build_processor',
+           'build_model', 'patchify', 'merge_order', 'StillPatches', 'embed_stills', 'see', 'patch_targets', 'cell_of',
+           'answer_cells', 'Speller', 'spelling_loss', 'characters_found', 'characters_read', 'answer_weights',
+           'pointing_loss', 'linking_loss', 'PackedRow', 'row_attention', 'Looks', 'watched', 'row_logits',
+           'answer_losses', 'practice_losses', 'spelling_losses']
 
 # %% ../../nbs/nano/05_model.ipynb #imports
 import threading
@@ -157,6 +158,15 @@ def patch_targets(
     return targets
 
 # %% ../../nbs/nano/05_model.ipynb #answer-cells
+def cell_of(
+    character: tuple[str, float, float],  # (character, x, y) in pixels
+    columns: int,  # of the page, in cells of 28 pixels
+    rows: int,
+) -> int:  # index of the image token that shows it
+    "In which cell of its page a character lies."
+    _, x, y = character
+    return min(max(int(y//28), 0), rows - 1)*columns + min(max(int(x//28), 0), columns - 1)
+
 def answer_cells(
     tokens: list[str],  # of an answer as it stands on the page
     characters: list[tuple[str, float, float]],  # of the page, from the answer's first on: (character, x, y)
@@ -166,8 +176,7 @@ def answer_cells(
     "Where on the page each token of an answer is read: at its first character that is not a space."
     cells, place = [], 0
     for token in tokens:
-        _, x, y = characters[min(place, len(characters) - 1)]
-        cells.append(min(max(int(y//28), 0), rows - 1)*columns + min(max(int(x//28), 0), columns - 1))
+        cells.append(cell_of(characters[min(place, len(characters) - 1)], columns, rows))
         place += len(token.replace(" ", ""))
     return [*cells, -1]
 
@@ -245,6 +254,7 @@ def _share_found(slots, written, columns, cell_px):
 
 # %% ../../nbs/nano/05_model.ipynb #answers
 POINTING_LAYERS, POINTING_HEAD = (3, 4), 1  # of the language model, counted from 0
+LINKING_LAYER, NAMING_HEAD, BINDING_HEADS = 2, 1, (2, 3)  # before the pointing layers
 FIRST_WEIGHT = 4  # of the first character of an answer
 
 def answer_weights(
@@ -265,6 +275,15 @@ def pointing_loss(
     there = rows.gather(1, cells[:, None])[:, 0].float()
     return -(there.clamp_min(1e-6).log()*weight).sum()/weight.sum().clamp_min(1), (
         (rows.argmax(1) == cells).float().mean().item() if len(cells) else float("nan"))
+
+def linking_loss(
+    attention: torch.Tensor,  # (n, tokens of a document): attention weights
+    wanted: torch.Tensor,  # bool of the same shape: where to look
+) -> tuple[torch.Tensor, float]:  # scalar, and the share of rows that look there most
+    "Negative log of the attention weight on the wanted tokens, averaged."
+    there = (attention.float()*wanted).sum(1)
+    most = wanted.gather(1, attention.argmax(1, keepdim=True))
+    return -there.clamp_min(1e-6).log().sum()/max(1, len(there)), most.float().mean().item()
 
 # %% ../../nbs/nano/05_model.ipynb #rows
 @dataclass
@@ -291,7 +310,8 @@ def row_attention(module, query, key, value, attention_mask, scaling, dropout=0.
              for x in (query*scaling, key, value)]
     (page_q, asked_q), (page_k, asked_k), (page_v, asked_v) = parts
     causal = torch.ones(row.prefix, row.prefix, dtype=torch.bool, device=query.device).tril()
-    out = _attend(page_q @ page_k.mT, value, causal) @ page_v
+    within = _attend(page_q @ page_k.mT, value, causal)
+    out = within @ page_v
     to_page = (asked_q.flatten(2, 3) @ page_k.mT).unflatten(2, at.shape[1:])
     own = (row.numbers[..., None] == row.numbers[..., None, :]).tril()[:, None]
     own = nn.functional.pad(own, (row.prefix, 0), value=True)
@@ -299,7 +319,7 @@ def row_attention(module, query, key, value, attention_mask, scaling, dropout=0.
     to_page, to_own = weights.split([row.prefix, at.shape[-1]], -1)
     asked = (to_page.flatten(2, 3) @ page_v).unflatten(2, at.shape[1:]) + to_own @ asked_v
     real = row.places >= 0
-    if hasattr(module, "watch"): module.watch.append(to_page[:, POINTING_HEAD][real])
+    if hasattr(module, "watch"): module.watch.append((to_page[:, POINTING_HEAD][real], within))
     return torch.cat([out.transpose(1, 2).flatten(0, 1), asked.permute(0, 2, 3, 1, 4)[real]])[None], None
 
 AttentionInterface.register("row_attention", row_attention)
@@ -314,9 +334,9 @@ class Looks(threading.local):
 def watched(
     model,  # from `build_model`
 ):
-    "Train on rows of packed questions; the pointing layers hand out their attention weights, for `answer_losses`."
+    "Train on rows of packed questions; some layers hand out their attention weights, for `answer_losses`."
     model.model.language_model.config._attn_implementation = "row_attention"
-    layers = [model.model.language_model.layers[i].self_attn for i in POINTING_LAYERS]
+    layers = [model.model.language_model.layers[i].self_attn for i in (LINKING_LAYER, *POINTING_LAYERS)]
     for layer in layers: layer.watch = Looks()
     try: yield
     finally:
@@ -328,7 +348,8 @@ def row_logits(
     model,  # from `build_model`, `watched`
     batch: dict,  # with input_ids, position_ids, labels, places, numbers
     tokens: torch.Tensor,  # (image tokens of all pages, hidden): what stands for the image tokens
-) -> tuple[torch.Tensor, list[torch.Tensor]]:  # logits of the answer tokens; per pointing layer, where each looks
+) -> tuple[torch.Tensor, list[torch.Tensor], tuple]:  # logits of the answer tokens; where each looks, a pointing layer
+    # a tensor; the linking layer's attention of every question token to its document, and within the documents
     "Run the language model on packed questions."
     labels, places = batch["labels"], batch["places"]
     pages, behind = len(places), labels.shape[1] - int((places >= 0).sum())
@@ -338,21 +359,24 @@ def row_logits(
                    mm_encoder_outputs={"image": BaseModelOutputWithPooling(
                        pooler_output=tuple(tokens.chunk(pages)))}).logits.float()
     answered = labels[0, behind:] != -100
-    return logits, [model.model.language_model.layers[i].self_attn.watch.seen.pop()[answered] for i in POINTING_LAYERS]
+    seen = lambda i: model.model.language_model.layers[i].self_attn.watch.seen.pop()
+    return logits, [seen(i)[0][answered] for i in POINTING_LAYERS], seen(LINKING_LAYER)
 
 def answer_losses(
     model,  # from `build_model`, `watched`
-    batch: dict,  # with input_ids, position_ids, labels, places, numbers, cells
+    batch: dict,  # from `docvlm.nano.batches.pack_questions`
     tokens: torch.Tensor,  # (image tokens of all pages, hidden): what stands for the image tokens
 ) -> tuple[torch.Tensor, torch.Tensor, dict]:  # answer loss, pointing loss, figures of the batch
     "The losses of the language model on packed questions."
-    logits, looks = row_logits(model, batch, tokens)
+    logits, looks, (asked, within) = row_logits(model, batch, tokens)
     labels, cells = batch["labels"], batch["cells"]
     wanted, weight = labels[labels != -100], answer_weights(labels)
     loss = (nn.functional.cross_entropy(logits, wanted, reduction="none")*weight).sum()/weight.sum()
     pointing, first = [pointing_loss(look, weight, cells) for look in looks], (weight > 1) & (cells >= 0)
-    right = (logits.argmax(-1) == wanted).float()
-    return loss, sum(part for part, _ in pointing), {
+    right, (document, place, side) = (logits.argmax(-1) == wanted).float(), batch["bound"].unbind(-1)
+    naming, named = linking_loss(asked[batch["naming"]], batch["named"])
+    binding, bound = linking_loss(within[document, BINDING_HEADS[0] + side, place], batch["labelled"])
+    return loss, sum(part for part, _ in pointing) + naming + binding, {"named": named, "bound": bound} | {
         "answers": right.mean().item(), "first": right[weight > 1].mean().item(), "answer_loss": loss.item(),
         "looks": max(share for _, share in pointing),
         "first looks": max((look[first].argmax(1) == cells[first]).float().mean().item() for look in looks)}
