@@ -117,11 +117,11 @@ def add_gradients(
     return mean_figures(list(pool.map(run, parts)))
 
 def mean_figures(
-    rows: list[dict],  # figures, not all of the same kinds: spelling has no answers
+    rows: list[dict],  # figures, not all of the same kinds: spelling has no answers; NaN where nothing was to be found
 ) -> dict[str, float]:
     "The mean of each figure over the rows that have it."
-    return {name: float(np.mean([row[name] for row in rows if name in row]))
-            for name in dict.fromkeys(name for row in rows for name in row)}
+    return {name: float(np.mean([row[name] for row in rows if row.get(name, np.nan) == row.get(name)]))
+            for name in dict.fromkeys(name for row in rows for name in row if row[name] == row[name])}
 
 # %% ../../nbs/nano/07_pretraining.ipynb #train-step
 def train_step(
