@@ -129,7 +129,7 @@ def asking_batch(
     return batch | pack_questions([_asked(some, rng, recipe) for some in cut(sheets)], cut(written), size, processor,
                                   [[sheet.links for sheet in some] for some in cut(sheets)])
 
-TYPED_LAYOUTS = ("grid", "grid", "fields", "bill", "letter", "text")  # what can be answered from characters alone
+TYPED_LAYOUTS = ("grid", "grid", "fields", "bill", "letter", "facts", "text")  # what can be answered from characters alone
 
 def _asked(sheets, rng, recipe):
     "Some questions of a document, with two of arithmetic."
@@ -168,9 +168,10 @@ def pack_questions(
                 asked, written, links or [[[]]*len(starts)]*len(asked), size, starts, packed, tokenizer)
 
 def pack_links(asked, written, links, size, starts, packed, tokenizer):
-    """Where values and questions find their labels. `bound` (n, 3): document, position in its prefix of a value's first
-    image token, and 0 if its label stands to the left, 1 above; `labelled` (n, prefix): the image tokens of that label.
-    `naming` (m,): tokens behind the prefixes, of questions, that name something on the page; `named` (m, prefix): where."""
+    """Where values, labels and questions find what belongs to them. `bound` (n, 3): document, position in its prefix
+    of a value's first image token, and 0 if its label stands to the left, 1 above; or of a label's image token that
+    comes after its value, and 2. `labelled` (n, prefix): the image tokens of that label or value. `naming` (m,): tokens
+    behind the prefixes, of questions, that name something on the page; `named` (m, prefix): where."""
     prefix, behind = int((packed[0].question == 0).sum()), 0
     bound, labelled, naming, named = [], [], [], []
     for document, (questions, pages, on_pages) in enumerate(zip(asked, written, links)):
@@ -178,10 +179,11 @@ def pack_links(asked, written, links, size, starts, packed, tokenizer):
         for start, characters, linked in zip(starts, pages, on_pages):
             cells = [start + cell_of(character, *size) for character in characters]
             for value, label, side in linked:
-                at, label_at = cells[value[0]], {cell for cell in cells[slice(*label)] if cell < cells[value[0]]}
-                if label_at and side < 2:
-                    bound.append((document, at, side))
-                    labelled.append(label_at)
+                before = lambda span, at: {cell for cell in cells[slice(*span)] if cell < at}
+                if side < 2 and before(label, cells[value[0]]): ways = [(cells[value[0]], side, label)]
+                else: ways = [(cell, 2, value) for cell in set(cells[slice(*label)]) if before(value, cell)]
+                bound += [(document, at, way) for at, way, _ in ways]
+                labelled += [before(span, at) for at, _, span in ways]
                 for span in (value, label):
                     text = "".join([char for char, *_ in characters[slice(*span)]]).lower()
                     if len(text) > 2: spans.setdefault(text, set()).add(tuple(cells[slice(*span)]))
