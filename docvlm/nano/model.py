@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['SPECIAL_TOKENS', 'QUESTION_WORDS', 'VISION', 'TEXT', 'PATCH', 'SLOTS', 'POINTING', 'FIRST_WEIGHT', 'LEFT_LABEL',
-           'LABEL_ABOVE', 'VALUE_ABOVE', 'NAMED', 'LINKS', 'build_processor', 'build_model', 'patchify', 'merge_order',
-           'StillPatches', 'embed_stills', 'see', 'patch_targets', 'cell_of', 'answer_cells', 'Speller',
+           'LABEL_ABOVE', 'VALUE_ABOVE', 'NAMED', 'NAMING_HEAD', 'LINKS', 'build_processor', 'build_model', 'patchify',
+           'merge_order', 'StillPatches', 'embed_stills', 'see', 'patch_targets', 'cell_of', 'answer_cells', 'Speller',
            'spelling_loss', 'answer_weights', 'pointing_loss', 'linking_loss', 'PackedRow', 'row_attention', 'Looks',
            'watched', 'row_logits', 'answer_losses', 'practice_losses', 'spelling_losses']
 
@@ -232,7 +232,9 @@ def pointing_loss(
 
 # %% ../../nbs/nano/05_model.ipynb #links
 LEFT_LABEL, LABEL_ABOVE, VALUE_ABOVE, NAMED = range(4)  # what looks: a value, a value, a label, a token of a question
-LINKS = (2, 2), (2, 3), (1, 3), (2, 1)  # layer and head of each
+NAMING_HEAD = 1  # of each layer in which questions look at what they name
+LINKS = {"left label": (LEFT_LABEL, 2, 2), "label above": (LABEL_ABOVE, 2, 3), "value above": (VALUE_ABOVE, 1, 3),
+         "named early": (NAMED, 1, NAMING_HEAD), "named": (NAMED, 2, NAMING_HEAD)}  # kind, layer, head
 
 def linking_loss(
     attention: torch.Tensor,  # (n, tokens of a document): attention weights
@@ -296,7 +298,7 @@ def watched(
     "Train on rows of packed questions; some layers hand out their attention weights, for `answer_losses`."
     model.model.language_model.config._attn_implementation = "row_attention"
     layers = model.model.language_model.layers
-    heads = {layer: (LINKS[NAMED][1],) for layer, _ in LINKS} | POINTING
+    heads = {layer: (NAMING_HEAD,) for _, layer, _ in LINKS.values()} | POINTING
     for i in heads: layers[i].self_attn.watch = Looks(heads[i])
     try: yield
     finally:
@@ -308,8 +310,8 @@ def row_logits(
     model,  # from `build_model`, `watched`
     batch: dict,  # from `docvlm.nano.batches.pack_questions`
     tokens: torch.Tensor,  # (image tokens of all pages, hidden): what stands for the image tokens
-) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-    "Logits of the answer tokens; where each looks, a pointing head a tensor; where the links look, a kind a tensor."
+) -> tuple[torch.Tensor, list[torch.Tensor], dict[str, torch.Tensor]]:
+    "Logits of the answer tokens; where each looks, a pointing head a tensor; where the links look, by name."
     labels, places = batch["labels"], batch["places"]
     pages, behind = len(places), labels.shape[1] - int((places >= 0).sum())
     logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"],
@@ -318,11 +320,14 @@ def row_logits(
                    mm_encoder_outputs={"image": BaseModelOutputWithPooling(
                        pooler_output=tuple(tokens.chunk(pages)))}).logits.float()
     answered = labels[0, behind:] != -100
-    seen = {i: model.model.language_model.layers[i].self_attn.watch.seen.pop() for i in {*dict(LINKS), *POINTING}}
+    layers = {layer for _, layer, _ in LINKS.values()} | {*POINTING}
+    seen = {i: model.model.language_model.layers[i].self_attn.watch.seen.pop() for i in layers}
     kinds, document, place = batch["links"].unbind(-1)
-    links = [seen[layer][1][document[kinds == kind], head, place[kinds == kind]] if kind != NAMED else
-             seen[layer][0][0, place[kinds == kind]] for kind, (layer, head) in enumerate(LINKS)]
-    return logits, [look for i in POINTING for look in seen[i][0][:, answered]], links
+    def looks(kind, layer, head):
+        (asked, within), at = seen[layer], kinds == kind
+        return asked[0, place[at]] if kind == NAMED else within[document[at], head, place[at]]
+    return logits, [look for i in POINTING for look in seen[i][0][:, answered]], {
+        name: looks(*link) for name, link in LINKS.items()}
 
 def answer_losses(
     model,  # from `build_model`, `watched`
@@ -336,10 +341,11 @@ def answer_losses(
     loss = (nn.functional.cross_entropy(logits, wanted, reduction="none")*weight).sum()/weight.sum()
     share = [1/len(heads) for heads in POINTING.values() for _ in heads]  # of the pointing loss: each layer weighs 1
     pointing, first = [pointing_loss(look, weight, cells) for look in looks], (weight > 1) & (cells >= 0)
-    linking = [linking_loss(rows, batch["linked"][batch["links"][:, 0] == kind]) for kind, rows in enumerate(links)]
+    kinds, linked = batch["links"][:, 0], batch["linked"]
+    linking = {name: linking_loss(rows, linked[kinds == LINKS[name][0]]) for name, rows in links.items()}
     right = (logits.argmax(-1) == wanted).float()
-    return loss, sum(part*each for (part, _), each in zip(pointing, share)) + sum(part for part, _ in linking), {
-        **{name: found for name, (_, found) in zip(("left label", "label above", "value above", "named"), linking)},
+    told = sum(part*each for (part, _), each in zip(pointing, share)) + sum(part for part, _ in linking.values())
+    return loss, told, {name: found for name, (_, found) in linking.items()} | {
         "answers": right.mean().item(), "first": right[weight > 1].mean().item(), "answer_loss": loss.item(),
         "looks": max(share for _, share in pointing),
         "first looks": max((look[first].argmax(1) == cells[first]).float().mean().item() for look in looks)}
