@@ -24,7 +24,7 @@ from .tasks import arithmetic_text, document_questions, draw_task_page
 # %% ../../nbs/nano/06_batches.ipynb #recipe
 READ_SIZES = ((4, 4), (12, 2), (8, 8), (8, 8), (8, 8), (10, 6), (6, 9), (9, 12), (12, 12), (16, 14), (20, 26))
 LOOK_UP_SIZES = ((5, 5), (6, 6), (8, 6), (8, 8), (8, 8), (10, 10), (12, 9), (12, 12), (9, 14), (14, 16), (16, 20))
-MIX_SIZES = ((8, 8), (12, 12), (12, 20), (16, 16), (16, 20), (20, 26), (24, 34), (28, 36))
+MIX_SIZES = ((8, 8), (12, 12), (12, 16), (16, 12), (16, 20), (20, 16), (20, 26), (28, 36))
 
 @dataclass(frozen=True)
 class Stage:
@@ -47,9 +47,9 @@ class Recipe:
     held_out_families: tuple[str, ...] = field(default_factory=lambda: font_families("held-out"))
     stages: tuple[Stage, ...] = (
         Stage("read", 6_000, (1.0, 0.1), READ_SIZES),
-        Stage("look up", 12_000, (0.5, 0.5), LOOK_UP_SIZES, 0.85, 0.5, 0.1, (1.0, 0.2), sight=0.2),
-        Stage("mix", 3_000, (0.5, 0.5), MIX_SIZES, 0.85, 0.2, 0.2, (0.2, 0.0), sight=0.2),
-        Stage("cool down", 1_500, (0.5, 0.0), MIX_SIZES, 0.9, 0.0, 0.2, sight=0.4))
+        Stage("look up", 7_200, (0.5, 0.5), LOOK_UP_SIZES, 0.85, 0.5, 0.1, (1.0, 0.4), sight=0.2),
+        Stage("mix", 900, (0.5, 0.4), MIX_SIZES, 0.85, 0.2, 0.2, (0.4, 0.2), sight=0.3),
+        Stage("cool down", 1_400, (0.4, 0.0), MIX_SIZES, 0.9, 0.0, 0.2, (0.2, 0.0), sight=0.5))
     patches_per_batch: int = 6144
     tokens_per_batch: int = 4096
     parts: int = 2  # of a batch, each computed on a thread of its own
