@@ -25,8 +25,9 @@ from .engine.packing import chat_template
 from .files import flush
 from .inputs.sources import rows_dataset
 from .nano.batches import HELD_OUT, Recipe, asking_batch, pack_questions
-from .nano.model import (PATCH, answer_weights, build_processor, patchify, practice_losses, characters_read,
-                               row_logits, see, watched)
+from .nano.model import (PATCH, answer_weights, build_processor, patchify, practice_losses, row_logits, see,
+                               watched)
+from .nano.pretraining import characters_read
 from .nano.sheet import CHARACTERS
 from .nano.practice import draw_text_page, scan_page
 from .nano.tasks import PRACTICE_LAYOUTS, draw_task_page
@@ -42,7 +43,7 @@ def character_accuracy(
     pages: int = 24,  # number of pages, each 224 × 224 pixels
     strength: float | None = None,  # of the degradations, see `docvlm.nano.practice.scan_page`; None: as in training
 ) -> float:
-    "Fraction of the characters that the speller reads off the merged tokens, see `docvlm.nano.model.characters_read`."
+    "Fraction of the characters that can be read off the merged tokens, see `docvlm.nano.pretraining.characters_read`."
     rng = np.random.default_rng([HELD_OUT, 1, size_px])
     scans = [scan_page(draw_text_page(224, 224, rng, families, (size_px, size_px)), rng, strength)
              for _ in range(pages)]
@@ -76,7 +77,7 @@ def look_cells(
     batch = pack_questions([[(question, target, -1, 0) for question, target in asked]], [[[]]], size, processor)
     with torch.no_grad(), watched(model), autocast(model.device.type):
         batch = {name: value.to(model.device) for name, value in batch.items()}
-        _, looks = row_logits(model, batch, see(model, pixels[None].to(model.device)).pooler_output)
+        _, looks, _ = row_logits(model, batch, see(model, pixels[None].to(model.device)).pooler_output)
     first = answer_weights(batch["labels"]) > 1
     return torch.stack([look[first].argmax(1) for look in looks]).cpu() - len(chat_template(processor).before)
 

@@ -2,8 +2,9 @@
 
 # %% auto #0
 __all__ = ['READ_SIZES', 'LOOK_UP_SIZES', 'MIX_SIZES', 'TYPED_LAYOUTS', 'HELD_OUT', 'Stage', 'Recipe', 'recipe_for',
-           'spelling_batch', 'scan_tensors', 'target_tensor', 'asking_batch', 'pack_questions', 'PracticeBatches',
-           'documents_per_part', 'stage_batches', 'held_out_pages', 'held_out_questions']
+           'spelling_batch', 'scan_tensors', 'target_tensor', 'asking_batch', 'pack_questions', 'find_links',
+           'linked_rows', 'tokens_that_name', 'PracticeBatches', 'documents_per_part', 'stage_batches',
+           'held_out_pages', 'held_out_questions']
 
 # %% ../../nbs/nano/06_batches.ipynb #imports
 import os
@@ -13,7 +14,9 @@ import numpy as np
 import torch
 
 from ..engine.packing import chat_template, pack_pages
-from .model import PATCH, answer_cells, patch_targets
+from .model import (LABEL_ABOVE, LEFT_LABEL, NAMED, PATCH, VALUE_ABOVE, answer_cells, cell_of,
+                               patch_targets)
+from .plots import BELOW
 from .practice import draw_text_page, scan_page
 from .sheet import font_families, pick, whole
 from .tasks import arithmetic_text, document_questions, draw_task_page
@@ -21,7 +24,7 @@ from .tasks import arithmetic_text, document_questions, draw_task_page
 # %% ../../nbs/nano/06_batches.ipynb #recipe
 READ_SIZES = ((4, 4), (12, 2), (8, 8), (8, 8), (8, 8), (10, 6), (6, 9), (9, 12), (12, 12), (16, 14), (20, 26))
 LOOK_UP_SIZES = ((5, 5), (6, 6), (8, 6), (8, 8), (8, 8), (10, 10), (12, 9), (12, 12), (9, 14), (14, 16), (16, 20))
-MIX_SIZES = ((8, 8), (12, 12), (12, 20), (16, 16), (16, 20), (20, 26), (24, 34), (28, 36))
+MIX_SIZES = ((8, 8), (12, 12), (12, 16), (16, 12), (16, 20), (20, 16), (20, 26), (28, 36))
 
 @dataclass(frozen=True)
 class Stage:
@@ -44,9 +47,9 @@ class Recipe:
     held_out_families: tuple[str, ...] = field(default_factory=lambda: font_families("held-out"))
     stages: tuple[Stage, ...] = (
         Stage("read", 6_000, (1.0, 0.1), READ_SIZES),
-        Stage("look up", 12_000, (0.5, 0.5), LOOK_UP_SIZES, 0.85, 0.5, 0.1, (1.0, 0.2), sight=0.2),
-        Stage("mix", 3_000, (0.5, 0.5), MIX_SIZES, 0.85, 0.2, 0.2, (0.2, 0.0), sight=0.2),
-        Stage("cool down", 1_500, (0.5, 0.0), MIX_SIZES, 0.9, 0.0, 0.2, sight=0.4))
+        Stage("look up", 7_200, (0.5, 0.5), LOOK_UP_SIZES, 0.85, 0.5, 0.1, (1.0, 0.4), sight=0.2),
+        Stage("mix", 900, (0.5, 0.4), MIX_SIZES, 0.85, 0.2, 0.2, (0.4, 0.2), sight=0.3),
+        Stage("cool down", 1_400, (0.4, 0.0), MIX_SIZES, 0.9, 0.0, 0.2, (0.2, 0.0), sight=0.5))
     patches_per_batch: int = 6144
     tokens_per_batch: int = 4096
     parts: int = 2  # of a batch, each computed on a thread of its own
@@ -126,9 +129,10 @@ def asking_batch(
         batch, written = scan_tensors(scans, width, height), [characters for _, characters in scans]
     if typed: batch["targets"] = target_tensor(written, width, height)
     cut = lambda found: [found[i:i + pages] for i in range(0, len(found), pages)]
-    return batch | pack_questions([_asked(some, rng, recipe) for some in cut(sheets)], cut(written), size, processor)
+    return batch | pack_questions([_asked(some, rng, recipe) for some in cut(sheets)], cut(written), size, processor,
+                                  [[sheet.links for sheet in some] for some in cut(sheets)])
 
-TYPED_LAYOUTS = ("grid", "grid", "fields", "bill", "letter", "text")  # what can be answered from characters alone
+TYPED_LAYOUTS = ("grid", "grid", "fields", "bill", "letter", "facts", "text")  # readable from characters alone
 
 def _asked(sheets, rng, recipe):
     "Some questions of a document, with two of arithmetic."
@@ -142,27 +146,32 @@ def pack_questions(
     written: list[list[list[tuple]]],  # per document and page: its characters as (character, x, y)
     size: tuple[int, int],  # of each page in cells: columns, rows
     processor,  # of the model
-) -> dict:  # input_ids, labels (1, T); position_ids (3, 1, T); places, numbers as in `PackedRow`; cells
+    links: list[list[list[tuple]]] | None = None,  # per document and page: spans of a value and its label, side
+) -> dict:  # input_ids, labels (1, T); position_ids (3, 1, T); places, numbers as in `PackedRow`; cells, links, linked
     """Documents of equally many pages of one size, with their questions, as one row of tokens. `cells`: for each answer
-    token, the position in its document's prefix of the image token that shows it, -1 where none does."""
+    token, the position in its document's prefix of the image token that shows it, -1 where none does; `links` and
+    `linked` as from `linked_rows`."""
     template, tokenizer, packed, cells = chat_template(processor), processor.tokenizer, [], []
     encode, spell = tokenizer.encode, lambda text: tokenizer.convert_ids_to_tokens(tokenizer.encode(text))
+    starts = [len(template.before) + page*(size[0]*size[1] + len(template.between)) for page in range(len(written[0]))]
     for questions, pages in zip(asked, written):
         packed.append(pack_pages(template, [(1, 2*size[1], 2*size[0])]*len(pages), [encode(q) for q, *_ in questions],
                                  [encode(a) for _, a, *_ in questions]))
         for _, answer, start, page in questions:
-            first = len(template.before) + page*(size[0]*size[1] + len(template.between))
             shown = ([-1]*(len(spell(answer)) + 1) if start < 0 else
                      answer_cells(spell(answer), pages[page][start:], *size))
-            cells += [-1 if cell < 0 else first + cell for cell in shown]
+            cells += [-1 if cell < 0 else starts[page] + cell for cell in shown]
     prefix = int((packed[0].question == 0).sum())
     def join(parts):
         return torch.cat([part[..., :prefix] for part in parts] + [part[..., prefix:] for part in parts], -1)
-    places, numbers = _side_by_side([document.question[prefix:] for document in packed])
+    behind = [document.question[prefix:] for document in packed]
+    places, numbers = _side_by_side(behind)
+    linked = find_links(asked, written, links or [[[]]*len(starts)]*len(asked), size, starts, behind, tokenizer)
     return {"input_ids": join([document.input_ids for document in packed])[None],
             "labels": join([document.labels for document in packed])[None],
             "position_ids": join([document.position_ids for document in packed])[:, None],
-            "places": places, "numbers": numbers, "cells": torch.tensor(cells)}
+            "places": places, "numbers": numbers, "cells": torch.tensor(cells),
+            **dict(zip(("links", "linked"), linked_rows(linked, prefix)))}
 
 def _side_by_side(numbers):
     "`places` and `numbers` of a `PackedRow`: the questions of a document in strips as long as the longest question."
@@ -177,6 +186,64 @@ def _side_by_side(numbers):
         rows.append([strip + [(-1, -1)]*(longest - len(strip)) for strip in strips])
     most = max(map(len, rows))
     return torch.tensor([row + [[(-1, -1)]*longest]*(most - len(row)) for row in rows]).unbind(-1)
+
+# %% ../../nbs/nano/06_batches.ipynb #find-links
+def _page_links(characters, linked, start, size):
+    "Links within a page as (kind, position that looks, positions to look at); characters of labels and values by text."
+    cells, found, spans = [start + cell_of(character, *size) for character in characters], [], {}
+    for value, label, side in linked:
+        before = lambda span, at: {cell for cell in cells[slice(*span)] if cell < at}
+        if side != BELOW and before(label, cells[value[0]]):
+            found.append(((LEFT_LABEL, LABEL_ABOVE)[side], cells[value[0]], before(label, cells[value[0]])))
+        else: found += [(VALUE_ABOVE, at, before(value, at)) for at in set(cells[slice(*label)]) if before(value, at)]
+        for span in (value, label):
+            text = "".join([char for char, *_ in characters[slice(*span)]]).lower()
+            if len(text) > 2: spans.setdefault(text, set()).add(tuple(cells[slice(*span)]))
+    return found, spans
+
+def find_links(asked, written, links, size, starts, behind, tokenizer):
+    "Links of documents as (kind, document, position, positions to look at); arguments as in `pack_questions`."
+    found, offset = [], 0
+    for document, (questions, pages, on_pages, numbers) in enumerate(zip(asked, written, links, behind)):
+        spans = {}
+        for start, characters, linked in zip(starts, pages, on_pages):
+            on_page, texts = _page_links(characters, linked, start, size)
+            found += [(kind, document, at, to) for kind, at, to in on_page]
+            for text, places in texts.items(): spans.setdefault(text, set()).update(places)
+        for (question, *_), length in zip(questions, numbers.unique(return_counts=True)[1].tolist()):
+            named = tokens_that_name(question, spans, tokenizer)
+            found += [(NAMED, document, offset + token, to) for token, to in named]
+            offset += length
+    return found
+
+def linked_rows(
+    found: list[tuple],  # from `find_links`
+    prefix: int,  # tokens of a document's prefix
+) -> tuple[torch.Tensor, torch.Tensor]:  # `links` (n, 3) and `linked`, bool (n, prefix)
+    """`links`: kind as in `docvlm.nano.model.LINKS`, document, and who looks: a position in the document's prefix, for
+    `NAMED` the token's position behind all prefixes. `linked`: the tokens of the document's prefix to look at."""
+    linked = torch.zeros(len(found), prefix, dtype=torch.bool)
+    for row, (*_, to) in enumerate(found): linked[row, list(to)] = True
+    return torch.tensor([link for *link, _ in found], dtype=torch.long).view(-1, 3), linked
+
+# %% ../../nbs/nano/06_batches.ipynb #tokens-that-name
+def tokens_that_name(
+    question: str,
+    spans: dict[str, set[tuple[int, ...]]],  # text in lower case without spaces: positions of its characters, by place
+    tokenizer,
+) -> list[tuple[int, set[int]]]:  # index of the token, positions that show its first character
+    "The tokens of a question that name a label or a value of the page, the longest texts first."
+    letters = [(i, char.lower()) for i, char in enumerate(question) if char != " "]
+    text, shown = "".join([char for _, char in letters]), {}
+    for span in sorted(spans, key=len, reverse=True):
+        at = text.find(span)
+        if at < 0: continue
+        first, last = letters[at][0], letters[at + len(span) - 1][0]
+        if first and question[first - 1].isalnum() or question[last + 1:last + 2].isalnum() or first in shown: continue
+        for j in range(len(span)): shown.setdefault(letters[at + j][0], {cells[j] for cells in spans[span]})
+    starts = [start + (question[start] == " ")
+              for start, _ in tokenizer(question, return_offsets_mapping=True)["offset_mapping"]]
+    return [(token, shown[start]) for token, start in enumerate(starts) if start in shown]
 
 # %% ../../nbs/nano/06_batches.ipynb #batches
 class PracticeBatches(torch.utils.data.Dataset):
