@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['QUESTIONS_PER_PART', 'OWN_QUESTIONS', 'TRAINING_SAMPLE', 'predict', 'predict_systems', 'stored_predictions',
-           'compare', 'compare_groups', 'own_questions', 'forgotten', 'reliability', 'by_interval', 'comparison_rows',
-           'published_spread', 'against_published', 'write_submission', 'evaluate_study']
+           'compare', 'compare_groups', 'own_questions', 'forgotten', 'reliability', 'by_interval', 'breakdowns',
+           'comparison_rows', 'published_spread', 'against_published', 'write_submission', 'evaluate_study']
 
 # %% ../nbs/05_evaluation.ipynb #cell-002
 import json
@@ -253,6 +253,31 @@ def by_interval(
             for label in labels.cat.categories
             if (m := labels == label).any()]
 
+# %% ../nbs/05_evaluation.ipynb #breakdowns
+def breakdowns(
+    base: pd.DataFrame,  # the base's predictions
+    ours: list[pd.DataFrame],  # predictions for the same questions, one table per seed
+    seeds: list[int],  # training seeds, in the order of `ours`
+    resamples: int,  # number of bootstrap and permutation resamples
+) -> dict:  # fields of evaluation.json; those about pages or fields only where the questions have them
+    "Compare the scores by what the questions say of themselves: document type, language, answer length, pages, field."
+    groups = lambda values, metric=None: compare_groups(base, ours, seeds, resamples, values, metric)
+    rows, languages = base.to_dict("records"), base.language.where(base.language != "")
+    in_anls = languages.where(base.benchmark.map(BENCHMARK_METRICS) == "anls")
+    lengths = base.answers.map(lambda texts: len(characters(texts[0])))
+    found = {"by_document_type": groups(pd.Series(list(map(document_types, rows)))),
+             "by_language": groups(languages), "by_language_characters": groups(in_anls, anls_by_character),
+             "chartqa_strict": compare(base, ours, seeds, resamples, base.benchmark == "chartqa",
+                                       relaxed_accuracy_strict),
+             "reliability": {"base": reliability([base]), "ours": reliability(ours)},
+             "by_answer_length": by_interval(base, ours, lengths, [0, 1, 5, 9, 13, 17, 25, 1000], "characters")}
+    if base.page_count.max() > 1:
+        found["by_page_count"] = groups(pd.Series(list(map(page_count_group, rows))))
+        found["by_evidence_page"] = groups(pd.Series(list(map(evidence_groups, rows))))
+    fields = extraction_scores(base, ours, seeds, resamples)
+    return found | ({"fields": fields} if fields else {})
+
+
 # %% ../nbs/05_evaluation.ipynb #cell-013
 def comparison_rows(
     study: Study,  # supplies the names of our systems
@@ -352,26 +377,14 @@ def evaluate_study(
     sample = _answer_training_sample(study, adapters)
     lost, own = forgotten(study, adapters) if study.documents else (None, [])
     base, ours = frames["base"], [frames[name] for name in adapters]
-    groups = lambda values, metric=None: compare_groups(base, ours, seeds, resamples, values, metric)
-    benchmarks, languages = groups(base.benchmark), base.language.where(base.language != "")
-    in_anls = languages.where(base.benchmark.map(BENCHMARK_METRICS) == "anls")
+    benchmarks = compare_groups(base, ours, seeds, resamples, base.benchmark)
     result = {"protocol": study.preset.protocol, "systems": list(frames), "benchmarks": benchmarks,
-              "by_document_type": groups(pd.Series([document_types(row) for row in base.to_dict("records")])),
-              "by_language": groups(languages), "by_language_characters": groups(in_anls, anls_by_character),
+              **breakdowns(base, ours, seeds, resamples),
               "unknown_characters": count_unknown(load_processor(study.preset).tokenizer, base, ours),
-              "chartqa_strict": compare(base, ours, seeds, resamples, base.benchmark == "chartqa",
-                                        relaxed_accuracy_strict),
-              "reliability": {"base": reliability([base]), "ours": reliability(ours)},
-              "by_answer_length": by_interval(base, ours, base.answers.map(lambda texts: len(characters(texts[0]))),
-                                              [0, 1, 5, 9, 13, 17, 25, 1000], "characters"),
               "comparison": comparison_rows(study, benchmarks, study.result("training")["model"]["total_parameters"]),
               "against_published": [] if study.documents else against_published(study.preset, benchmarks),
               "training_sample": sample, "throughput": throughput,
               "artefacts": [str((study.run_dir/"predictions"/f"{name}.parquet").relative_to(root()))
                             for name in (*frames, *sample["systems"], *own)]}
-    fields, rows = extraction_scores(base, ours, seeds, resamples), base.to_dict("records")
-    by_pages = {} if base.page_count.max() == 1 else {
-        "by_page_count": groups(pd.Series(list(map(page_count_group, rows)))),
-        "by_evidence_page": groups(pd.Series(list(map(evidence_groups, rows))))}
-    return result | by_pages | ({"fields": fields} if fields else {}) | ({"forgotten": lost} if lost else {}) | (
-        _by_page_knowledge(study, base, ours, seeds) if study.generated else {})
+    if lost: result["forgotten"] = lost
+    return result | (_by_page_knowledge(study, base, ours, seeds) if study.generated else {})

@@ -22,7 +22,8 @@ from .core import Study, drawable_text, font_files
 from .files import StudyError, read_json, root
 from .paper import serving, tables
 from .paper.figures import curve_tables, draw_all, speed_values
-from .paper.readme import QUESTIONS, current_systems, github_table, remedies, study_answers, unchanged
+from .paper.readme import (QUESTIONS, answer_unseen, current_systems, github_table, remedies, study_answers,
+                                 unchanged)
 from .paper.serving import plan_tables, serving_tables
 from .paper.tables import (NOT_MEASURED, amount, benchmark_name, comparison_row, error_meanings, headline,
                                  in_report_order,
@@ -378,7 +379,8 @@ def report_values(
             "provenance": provenance(results | ({"benchmark": speed["result"]} if speed else {})),
             "own": study.preset.base.startswith("data/"), "at_scale": [scores_at_scale("2B"), scores_at_scale("7B")],
             **{f.__name__: f for f in (
-                amount, answer_mark, benchmark_name, forgotten_table, percent, picture, plan_tables, quoted, slug)}}
+                amount, answer_mark, answer_unseen, benchmark_name, forgotten_table, percent, picture, plan_tables,
+                quoted, slug)}}
 
 # %% ../nbs/09_report.ipynb #build-report
 def build_report(

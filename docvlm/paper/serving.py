@@ -27,11 +27,14 @@ def latency_table(result: dict) -> Markup:
                   for row in result["rows"]], "Measured: time of a batch, throughput and cost")
 
 def price_table() -> Markup:
-    "Table of the hourly prices and their sources."
-    rows = pd.read_csv(root()/"data"/"prices.csv", keep_default_na=False).rename(
-        columns={"usd_per_hour": "USD per hour", "verified": "checked at the provider"})
-    return table_with_sources(rows.assign(date=rows.date.where(rows.date != "", "undated")).to_dict("records"),
-                              "Hourly list prices used for the costs")
+    "Table of the hourly prices and their sources; whether a price was checked with its provider, if any was."
+    prices = pd.read_csv(root()/"data"/"prices.csv", keep_default_na=False)
+    checked = (prices.verified == "yes").any()
+    rows = prices.assign(date=prices.date.where(prices.date != "", "undated")).drop(
+        columns=["kind"] if checked else ["kind", "verified"])
+    rows = rows.rename(columns={"usd_per_hour": "USD per hour", "verified": "checked with the provider"})
+    return table_with_sources(rows.to_dict("records"), "Hourly list prices used for the costs" + (
+        "" if checked else "; none was checked with its provider"))
 
 # %% ../../nbs/paper/02_serving.ipynb #tile-tokens
 def tile_tokens(
@@ -104,7 +107,7 @@ def plan_tables(plan: dict) -> dict:
                  "layers recomputed": "yes" if row["checkpointing"] else "no",
                  "required, GB": amount(row["peak_memory_bytes"]/1e9), "one adapter, h": amount(row["train_h"], 2),
                  "adapters": row["adapters"], "study, h": amount(row["study_h"], 2),
-                 "USD": amount(row["study_usd"], 2), "kind": row["kind"]} for row in plan["modelled"]]
+                 "USD": amount(row["study_usd"], 2)} for row in plan["modelled"]]
     return {"ranks": table(ranks, f"LoRA on {plan['params']['base']}: parameters, counted"),
             "pages": table(pages, "Image tokens of a page by pixel budget"),
             "machines": table(machines, "Memory of a training step, time and price of the study: modelled from "
