@@ -253,7 +253,9 @@ def _end_round(progress, recipe, figures, held_out, started):
     "Add a row to the log and print it; after an interruption, its figures are those of the steps since."
     row = {"stage": recipe.stages[progress["stage"]].name, "step": progress["step"],
            "seconds": time.perf_counter() - started}
-    progress["log"].append(row | mean_figures(figures) | held_out)
+    measured = mean_figures(figures) | held_out
+    progress["log"].append(row | {name: None if value != value else value  # NaN: nothing of this kind was asked
+                                  for name, value in measured.items()})
     tqdm.write(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in progress["log"][-1].items()}))
 
 # %% ../../nbs/nano/07_pretraining.ipynb #settled
