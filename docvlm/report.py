@@ -174,10 +174,10 @@ def slug(text: str | None) -> str:
     return "correct" if is_right(text) else regex.sub(r"[^\w]+", "-", text.lower()).strip("-")
 
 def first_page(gallery: list[dict]) -> dict | None:
-    """The first gallery entry whose answer fine-tuning fixed, not a yes or no, which can be chance; without one, the
-    first entry; None for an empty gallery."""
-    return next((g for g in gallery if not is_right(g["error_before"]) and is_right(g["error_after"])
-                 and g["error_before"] != "wrong yes/no"), gallery[0] if gallery else None)
+    """The first gallery entry that fine-tuning fixed: neither a yes or no, which can be chance, nor a number within 5 %
+    of the target, which looks wrong. Without one, the first entry; None for an empty gallery."""
+    return next((g for g in gallery if not is_right(g["error_before"]) and g["error_before"] != "wrong yes/no"
+                 and is_right(g["error_after"]) and g["ours"] == g["target"]), gallery[0] if gallery else None)
 
 # %% ../nbs/09_report.ipynb #picture
 def picture(
