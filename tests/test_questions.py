@@ -12,6 +12,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 
 from docvlm.apps import ask as asking
 from docvlm.engine.answering import questions_at_a_time
+from docvlm.engine.packing import encode_text
 from docvlm.apps.ask import Asker, AskWidget, ask_page
 from docvlm.core import open_study
 from docvlm.apps.ask import listen, make_app
@@ -106,7 +107,8 @@ def test_many_questions_are_answered_in_shares_and_alike(asker, monkeypatch):
     told = lambda found: [(row["question"], row["system"], row["answer"]) for row in found]
     whole = told(asker.ask([PAGE], questions))
     assert [question for question, system, _ in whole if system == "base"] == questions
-    monkeypatch.setattr(asker, "study", replace(asker.study, preset=replace(asker.study.preset, tokens_per_batch=4*len(questions[0]))))
+    length = max(len(encode_text(asker.processor.tokenizer, question)) for question in questions)
+    monkeypatch.setattr(asker, "study", replace(asker.study, preset=replace(asker.study.preset, tokens_per_batch=4*length)))
     sizes.clear()
     assert [row[:2] for row in told(asker.ask([PAGE], questions))] == [row[:2] for row in whole] and max(sizes) <= 4
     assert asker.ask([PAGE], []) == []
