@@ -202,7 +202,7 @@ PRESETS = {preset.name: preset for preset in (
            tokens_per_page=1536, tokens_per_batch=2048, min_steps=1, seeds=(42, 43), ablation_ranks=(16, 32),
            ablation_variants=tuple(VARIANTS), resamples=200, latency_pages=2, latency_repeats=2,
            benchmark_pages=2, benchmark_repeats=1),
-    # one epoch: generating more pages costs less than a second pass over fewer
+    # one epoch; the learning curve says what more pages would bring
     Preset("nano", **_nano,
            train_pages=dict(zip(_types, (48, 58, 54, 40, 54, 62, 44, 44, 72))) | dict.fromkeys(_several, 12),
            test_pages=dict(zip(_types, (32, 32, 32, 24, 20, 40, 30, 30, 50))) | dict.fromkeys(_several, 12),

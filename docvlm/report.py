@@ -4,7 +4,8 @@
 __all__ = ['LEAK_CHECKS', 'REMEDIES_FOR', 'SHORT_NAMES', 'VERDICT_NAMES', 'provenance', 'settings_table', 'data_tables',
            'forgotten_table', 'scores_at_scale', 'plan_block', 'failure_table', 'remedy_table', 'is_right',
            'answer_mark', 'slug', 'first_page', 'picture', 'code_span', 'render', 'to_html', 'to_pdf', 'inference_code',
-           'model_card', 'write_model_card', 'current_exports', 'read_results', 'report_values', 'build_report']
+           'model_card', 'write_model_card', 'current_exports', 'read_results', 'answer_unseen', 'report_values',
+           'build_report']
 
 # %% ../nbs/09_report.ipynb #cell-002
 import json
@@ -22,7 +23,7 @@ from .core import Study, drawable_text, font_files
 from .files import StudyError, read_json, root
 from .paper import serving, tables
 from .paper.figures import curve_tables, draw_all, speed_values
-from .paper.readme import (QUESTIONS, answer_unseen, current_systems, github_table, remedies, study_answers,
+from .paper.readme import (QUESTIONS, answer_gain, current_systems, github_table, remedies, study_answers,
                                  unchanged)
 from .paper.serving import plan_tables, serving_tables
 from .paper.tables import (NOT_MEASURED, amount, benchmark_name, comparison_row, error_meanings, headline,
@@ -343,6 +344,14 @@ def read_results(
     return found
 
 # %% ../nbs/09_report.ipynb #results-values
+def answer_unseen(
+    evaluation: dict,  # result of the evaluation step
+) -> str:  # empty without such pages
+    "What fine-tuning changes on pages that look like none of the training pages."
+    cells = (evaluation.get("by_template") or {}).get("unseen")
+    told = answer_gain({"benchmarks": cells or {}})
+    return f"On layouts and fonts that training never shows, {told[0].lower()}{told[1:]}" if cells else ""
+
 def _result_values(results):
     "The template's variables that depend only on the results of the steps."
     evaluation, failures, training = results["evaluation"], results["failures"], results["training"]

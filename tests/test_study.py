@@ -71,7 +71,7 @@ def test_results_are_consistent(study):
     assert curve[-1]["docvqa"]["value"] == pytest.approx(first), "the last point is the study's own adapter"
     assert curve[0]["docvqa"]["value"] == pytest.approx(evaluation["benchmarks"]["docvqa"]["baseline"]["value"])
     pages = study.result("data")["splits"]["train"]["pages"]
-    assert ablation["pages_answer"].startswith(f"Twice the {pages} training pages would ")
+    assert re.match(rf"Twice the {pages} training pages would (change the score|bring no clear change) on ", ablation["pages_answer"])
     assert {"lora-r16-seed42-5-documents", "lora-r16-seed42-10-documents"} <= {Path(path).name for path in ablation["artefacts"]}
     assert "forgotten" not in evaluation, "only a user's documents can have others forgotten"
     assert all(row["latency_ms"]["p50"] >= row["ttft_ms"]["p50"]*0.5 > 0 for row in study.result("latency")["rows"])

@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['GAIN_SENTENCES', 'QUESTION_KINDS', 'REMEDY_VERBS', 'QUESTIONS', 'README_STEPS', 'opening_question', 'notebook_table',
-           'github_table', 'verdict', 'answer_gain', 'answer_unseen', 'answer_practical', 'answer_types', 'remedies',
-           'answer_failures', 'study_answers', 'unchanged', 'current_systems', 'badges', 'highlights', 'takeaways',
-           'readme_blocks', 'notebook_markdown', 'write_readme', 'readme_drift']
+           'github_table', 'verdict', 'answer_gain', 'answer_practical', 'answer_types', 'remedies', 'answer_failures',
+           'study_answers', 'unchanged', 'current_systems', 'badges', 'highlights', 'takeaways', 'readme_blocks',
+           'notebook_markdown', 'write_readme', 'readme_drift']
 
 # %% ../../nbs/paper/03_readme.ipynb #cell-002
 import re
@@ -84,27 +84,17 @@ GAIN_SENTENCES = {"gain": "raises the score on {which}: {changes}", "loss": "low
                   "unclear": "shows no clear change (the interval includes zero) on {which}: {changes}",
                   "one page": "moves the score on {which} without an interval, which needs two pages: {changes}"}
 
-def _effects(cells):
-    "What fine-tuning does to the scores of some benchmarks, in words."
-    found = []
-    for kind, sentence in GAIN_SENTENCES.items():
-        changes = [_change(benchmark_name(b), cells[b]) for b in in_report_order(cells) if verdict(cells[b]) == kind]
-        which = _of(len(changes), len(cells), "benchmark")
-        if changes: found.append(sentence.format(which=which, changes=_listed(changes)))
-    return "fine-tuning " + "; it ".join(found)
-
 def answer_gain(
     evaluation: dict,  # result of the evaluation step
 ) -> str:
     "What fine-tuning changes on each benchmark."
-    return _sentence(_effects(evaluation["benchmarks"])) if evaluation["benchmarks"] else "There are no test questions."
-
-def answer_unseen(
-    evaluation: dict,  # result of the evaluation step
-) -> str:  # empty without such pages
-    "What fine-tuning changes on pages that look like none of the training pages."
-    cells = (evaluation.get("by_template") or {}).get("unseen")
-    return f"On layouts and fonts that training never shows, {_effects(cells)}." if cells else ""
+    cells, found = evaluation["benchmarks"], []
+    if not cells: return "There are no test questions."
+    for kind, sentence in GAIN_SENTENCES.items():
+        changes = [_change(benchmark_name(b), cells[b]) for b in in_report_order(cells) if verdict(cells[b]) == kind]
+        which = _of(len(changes), len(cells), "benchmark")
+        if changes: found.append(sentence.format(which=which, changes=_listed(changes)))
+    return f"Fine-tuning {'; it '.join(found)}."
 
 # %% ../../nbs/paper/03_readme.ipynb #answer-practical
 def answer_practical(

@@ -30,8 +30,8 @@ def price_table() -> Markup:
     "Table of the hourly prices and their sources; whether a price was checked with its provider, if any was."
     prices = pd.read_csv(root()/"data"/"prices.csv", keep_default_na=False)
     checked = (prices.verified == "yes").any()
-    rows = prices.assign(date=prices.date.where(prices.date != "", "undated")).drop(
-        columns=["kind"] if checked else ["kind", "verified"])
+    rows = prices.assign(date=prices.date.where(prices.date != "", "undated"))
+    if not checked: rows = rows.drop(columns="verified")
     rows = rows.rename(columns={"usd_per_hour": "USD per hour", "verified": "checked with the provider"})
     return table_with_sources(rows.to_dict("records"), "Hourly list prices used for the costs" + (
         "" if checked else "; none was checked with its provider"))
