@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['LEAK_CHECKS', 'REMEDIES_FOR', 'SHORT_NAMES', 'VERDICT_NAMES', 'provenance', 'settings_table', 'data_tables',
-           'forgotten_table', 'scores_at_scale', 'plan_block', 'failure_table', 'remedy_table', 'is_right',
+           'forgotten_table', 'real_table', 'scores_at_scale', 'failure_table', 'remedy_table', 'is_right',
            'answer_mark', 'slug', 'first_page', 'picture', 'code_span', 'render', 'to_html', 'to_pdf', 'inference_code',
            'model_card', 'write_model_card', 'current_exports', 'read_results', 'answer_unseen', 'report_values',
            'build_report']
@@ -27,9 +27,9 @@ from .paper.readme import (QUESTIONS, answer_gain, current_systems, github_table
                                  unchanged)
 from .paper.serving import plan_tables, serving_tables
 from .paper.tables import (NOT_MEASURED, amount, benchmark_name, comparison_row, error_meanings, headline,
-                                 in_report_order,
-                                 interval, main_results, markdown, metric_name, percent, quoted, table)
-from .presets import PRESETS
+                                 in_report_order, interval, main_results, markdown, metric_name, percent, points,
+                                 quoted, table)
+from .presets import PRESETS, base_digest
 from .steps import STEPS
 
 # %% ../nbs/09_report.ipynb #cell-010
@@ -84,6 +84,20 @@ def forgotten_table(forgotten: dict) -> Markup:
     return table([{"questions about": "the preset's own test pages", **comparison_row(forgotten["comparison"])}],
                  "What was forgotten: pages unlike those of the training (scores in percent, difference in points)")
 
+# %% ../nbs/09_report.ipynb #real-table
+def real_table(
+    rows: list[dict],  # of real.json: documents, benchmark, comparison, ocr, doubling
+) -> Markup:
+    "Table of studies of real documents: all systems, and the expected change with twice the training pages."
+    def row(found):
+        cells, change = comparison_row(found["comparison"]), found["doubling"]
+        twice = points(change["value"]) + f" ({interval(change['ci95'], points)})" if change else NOT_MEASURED
+        return {"documents": found["documents"], **{key: cells[key] for key in list(cells)[:-1]},  # without the p-value
+                "OCR with rules": percent(found["ocr"]), "twice the pages": twice}
+    return table([row(found) for found in rows],
+                 "Real documents: one study each (scores in percent, differences in points with 95 % intervals)")
+
+
 # %% ../nbs/09_report.ipynb #scores-at-scale
 def scores_at_scale(
     size: str,  # of the model, as in data/published_scores.csv: "2B" or "7B"
@@ -104,18 +118,6 @@ def scores_at_scale(
     rows = pd.read_csv(root()/"data"/"published_scores.csv")
     return table([row(b, part) for b, part in rows[rows.model == f"Qwen2-VL-{size}"].groupby("benchmark", sort=False)],
                  f"Qwen2-VL-{size}, measured {run['started'][:10]}")
-
-# %% ../nbs/09_report.ipynb #plan-block
-def plan_block(
-    study: Study,  # of a preset whose base comes from the hub
-) -> str:
-    "Markdown of the modelled disk space, hours and price of a study; without a plan, the command that makes one."
-    path = study.results_dir/"plan.json"
-    if not path.exists():
-        return f"`docvlm-plan --preset {study.preset.name}` models disk space, hours and price."
-    plan = read_json(path)
-    return (f"About {plan['disk_bytes']/1e9:.0f} GB of disk for weights, data sets and cached page features.\n\n"
-            + github_table(plan_tables(plan)["machines"]))
 
 # %% ../nbs/09_report.ipynb #remedies-for
 REMEDIES_FOR = {  # type of error: keys of the remedies that may help against it
@@ -361,10 +363,15 @@ def _result_values(results):
             "model": settings_table(training["model"], "Model"), "setup": settings_table(training["setup"], "Training"),
             "environment": settings_table(evaluation["env"], "Machine and versions of the evaluation")}
 
-def _published(name, command):
-    "A published file of preset qwen2-vl-2b that a separate command writes, or None."
-    path = Study(PRESETS["qwen2-vl-2b"]).results_dir/f"{name}.json"
-    return unchanged(read_json(path), f"The {name} of qwen2-vl-2b", f"run {command} again") if path.exists() else None
+def _published(study, name, command):
+    "A file among a study's results that a separate command writes, or None."
+    path = study.results_dir/f"{name}.json"
+    return unchanged(read_json(path), f"{study.name}/{name}", f"run {command} again") if path.exists() else None
+
+def _real_documents(study):
+    "Scores of studies of real documents with the same base, or None."
+    found = _published(study, "real", "nbs/10_nano_base")
+    return found if found and found["inputs"]["base"] == base_digest(study.preset) else None
 
 # %% ../nbs/09_report.ipynb #report-values
 def report_values(
@@ -375,21 +382,23 @@ def report_values(
     sample, speed, (others, outdated) = (study.figures_dir/"data_samples.svg", speed_values(study),
                                          current_systems(study, results))
     tried, pages = remedies(results, others), results["ablation"].get("pages_answer")
+    at_2b = Study(PRESETS["qwen2-vl-2b"])
     more = [("How many pages must I label?", pages)] if pages else []
     return {"answers": [*zip(QUESTIONS, study_answers(results, others)), *more], "remedies": remedy_table(tried),
             "remedy_keys": [row["key"] for row in tried], "error_meanings": error_meanings(results["failures"]),
             "failure_table": failure_table(results["failures"], tried),
             "serving": serving_tables(results["latency"], speed and speed["result"]), "study": study,
             "preset": study.preset, "tables": tables, "costs": serving, **_result_values(results),
-            "others": others, "outdated": outdated, "speed": speed, "plan": _published("plan", "docvlm-plan"),
-            "exports": current_exports(study, results), "rehearsal": _published("rehearsal", "docvlm-rehearse"),
+            "others": others, "outdated": outdated, "speed": speed, "plan": _published(at_2b, "plan", "docvlm-plan"),
+            "rehearsal": _published(at_2b, "rehearsal", "docvlm-rehearse"),
+            "exports": current_exports(study, results), "real": _real_documents(study),
             "figures": draw_all(study, results) | ({"speed": speed["figure"]} if speed else {}),
             "samples": str(sample.relative_to(root())) if sample.exists() else None,
             "provenance": provenance(results | ({"benchmark": speed["result"]} if speed else {})),
             "own": study.preset.base.startswith("data/"), "at_scale": [scores_at_scale("2B"), scores_at_scale("7B")],
             **{f.__name__: f for f in (
                 amount, answer_mark, answer_unseen, benchmark_name, forgotten_table, percent, picture, plan_tables,
-                quoted, slug)}}
+                quoted, real_table, slug)}}
 
 # %% ../nbs/09_report.ipynb #build-report
 def build_report(
