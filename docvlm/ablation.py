@@ -138,7 +138,9 @@ def _no_clear_change(names, cells):
         low, high = cells[name]["ci95"]
         return (f"{benchmark_name(name)} {points(cells[name]['value'])}, 95 % interval {interval([low, high], points)}"
                 + (", too wide to plan by" if high - low > WIDE else ""))
-    return (f"would bring no clear change on {', '.join(map(benchmark_name, names))} (estimates in points: "
+    *most, last = map(benchmark_name, names)
+    listed = f"{', '.join(most)} and {last}" if most else last
+    return (f"would bring no clear change on {listed} (estimates in points: "
             f"{'; '.join(map(told, names))})")
 
 def pages_sentence(
@@ -155,7 +157,7 @@ def pages_sentence(
     told = [_change(name, cells[name]) for name in in_report_order(cells) if name not in unclear]
     if unclear: told.append(_no_clear_change(unclear, cells))
     limits = f" This continues the line from {first:,} to {last:,} pages and says nothing beyond twice the pages."
-    return f"Twice the {last:,} training pages {'; '.join(told)}." + (limits if any(cells.values()) else "")
+    return f"Twice the {last:,} training pages {'; they '.join(told)}." + (limits if any(cells.values()) else "")
 
 # %% ../nbs/06_ablation.ipynb #curve-points
 def _announce(planned, documents):

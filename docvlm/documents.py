@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
 
 import numpy as np
@@ -239,7 +239,7 @@ def _page_questions(cast, named):
     return [replace(thinking(cast, asked, str(page), (), "page", what=what), pages=(page,)) for what, page in named]
 
 def _pair_questions(cast, one, other):
-    "A sum and a comparison of two values on two pages, each a name, a `Value` and a page."
+    "A sum and a comparison of two amounts on two pages, each a name, a `Value` and a page."
     (a, x, first), (b, y, second) = one, other
     found = [thinking(cast, ("What is the sum of {a} and {b}?", "How much are {a} and {b} together?"),
                       plain_number(x.number + y.number), (), "arithmetic", a=a, b=b)]
@@ -263,14 +263,17 @@ def _place(question, whole, pages, lines):
     kind, *key = question.where or (None,)
     if kind == "cell":
         page, row = divmod(key[0] - 1, lines)
-        return replace(question, where=("cell", row + 1, key[1]), pages=(page + 1,))
+        others = [n for n in range(1, pages + 1) if n != page + 1] if question.kind == "maximum" else []
+        return replace(question, where=("cell", row + 1, key[1]), pages=(page + 1, *others))
     if kind == "field": return replace(question, pages=(pages if key[0] in whole.totals else 1,))
     if kind == "party": return replace(question, pages=(1,))
-    return replace(question, pages=tuple(range(1, pages + 1))) if question.kind == "count" else question
+    asked = question.question.lower()
+    in_fields = any(label.rstrip(":").lower() in asked for label in whole.fields)  # a claim about a field, on page 1
+    return replace(question, pages=(1,) if in_fields else tuple(range(1, pages + 1)))
 
 def _long_invoice(cast):
     "An invoice of two to eight pages: type and content of each page, questions, and those about several pages."
-    whole, lines = make_invoice(cast, (6, 16)), cast.rng.randint(2, 5)
+    whole, lines = make_invoice(cast, (6, 16)), cast.rng.choice((2, 2, 3, 4, 5))
     parts = [("invoices", content) for content in _continued(whole, lines)]
     found = [_place(question, whole, len(parts), lines) for question in invoice_questions(cast, whole)]
     lined = [(f"the line {row[0].text}", row[-1], i//lines + 1) for i, row in enumerate(whole.rows[1:])]
@@ -311,10 +314,9 @@ def _compose_pages(cast, kinds):
     counts = Counter(name for name, *_ in named)
     unique = [thing for thing in named if counts[thing[0]] == 1]
     across = _page_questions(cast, [(name, page) for name, _, page in cast.rng.sample(unique, min(3, len(unique)))])
-    numbers = [thing for thing in unique if thing[1].number is not None and thing[1].text[0] != "["]
-    one = cast.rng.choice(numbers)
-    others = [thing for thing in numbers if thing[2] != one[2]]
-    return parts, found, across + (_pair_questions(cast, one, cast.rng.choice(others)) if others else [])
+    amounts = [thing for thing in unique if thing[1].unit == "money"]  # days and pieces cannot be added or compared
+    pairs = [(one, other) for one, other in combinations(amounts, 2) if one[2] != other[2]]
+    return parts, found, across + (_pair_questions(cast, *cast.rng.choice(pairs)) if pairs else [])
 
 def _annexed_form(cast): return _compose_pages(cast, ["forms"] + ["tables"]*cast.rng.randint(1, 3))
 

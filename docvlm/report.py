@@ -23,12 +23,11 @@ from .core import Study, drawable_text, font_files
 from .files import StudyError, read_json, root
 from .paper import serving, tables
 from .paper.figures import curve_tables, draw_all, speed_values
-from .paper.readme import (QUESTIONS, answer_gain, current_systems, github_table, remedies, study_answers,
-                                 unchanged)
+from .paper.readme import QUESTIONS, answer_gain, current_systems, remedies, study_answers, unchanged
 from .paper.serving import plan_tables, serving_tables
-from .paper.tables import (NOT_MEASURED, amount, benchmark_name, comparison_row, error_meanings, headline,
-                                 in_report_order, interval, main_results, markdown, metric_name, percent, points,
-                                 quoted, table)
+from .paper.tables import (NOT_MEASURED, amount, benchmark_name, comparison_row, error_meanings, github_table,
+                                 headline, in_report_order, interval, main_results, markdown, metric_name, percent,
+                                 points, quoted, table)
 from .presets import PRESETS, base_digest
 from .steps import STEPS
 
@@ -127,7 +126,7 @@ REMEDIES_FOR = {  # type of error: keys of the remedies that may help against it
 SHORT_NAMES = {"pages": "more pages", "pixels": "more pixels", "rank": "a larger rank", "rules": "OCR with rules",
                "vote": "majority vote of the seeds", "abstain": "abstaining when unsure"}
 VERDICT_NAMES = {"gain": "a gain", "loss": "a loss", "unclear": "no clear change",
-                 "untested": "one run, no test"}
+                 "mixed": "clear on some benchmarks only", "untested": "one run, no test"}
 
 # %% ../nbs/09_report.ipynb #failure-table
 def failure_table(

@@ -66,7 +66,7 @@ NOTES = ("Please print clearly.", "Office copy", "Form 12-B", "Page 1 of 1", "Ke
 
 def _box(cast):
     ticked = cast.rng.random() < 0.5
-    return Value("[X] Yes [ ] No" if ticked else "[ ] Yes [X] No", number=ticked)
+    return Value("[X] Yes [ ] No" if ticked else "[ ] Yes [X] No", number=ticked, unit="box")
 
 def _department(cast): return Value(cast.pick(DEPARTMENTS)[0])
 def _surname(cast): return Value(surname(cast))

@@ -38,6 +38,7 @@ class Value:
     text: str  # as printed
     others: tuple[str, ...] = ()  # further spellings that answer a question about it
     number: float | None = None  # for comparisons and arithmetic
+    unit: str = ""  # of the number: "money", "day", "box" (1 if ticked), "" for counts and quantities
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -125,7 +126,7 @@ def money(
     "An amount as printed; also right without currency sign, and plain."
     number = round(amount, 2)
     text = format_currency(number, cast.currency, locale=cast.locale).replace("\xa0", " ")
-    return Value(text, (text.strip("$€£ "), f"{number:,.2f}", f"{number:.2f}", plain_number(number)), number)
+    return Value(text, (text.strip("$€£ "), f"{number:,.2f}", f"{number:.2f}", plain_number(number)), number, "money")
 
 def bare_money(
     cast: Cast,  # decides the separators
@@ -133,7 +134,8 @@ def bare_money(
 ) -> Value:
     "An amount printed without its currency sign, as in the columns of a bill."
     text = format_decimal(round(amount, 2), "#,##0.00", locale=cast.locale)
-    return Value(text, (money(cast, amount).text, *money(cast, amount).others), round(amount, 2))
+    return Value(text, (money(cast, amount).text, *money(cast, amount).others), round(amount, 2),
+                 "money")
 
 # %% ../../nbs/pages/01_entities.ipynb #cell-021
 def date(
@@ -144,7 +146,7 @@ def date(
     day = day or datetime.date(2012, 1, 1) + datetime.timedelta(cast.rng.randrange(365*13))
     text = format_date(day, cast.pattern, locale=cast.date_locale)
     worded = (format_date(day, pattern, locale="en_US") for pattern in _WORDED)
-    return Value(text, (day.isoformat(), *worded), day.toordinal())
+    return Value(text, (day.isoformat(), *worded), day.toordinal(), "day")
 
 def count(
     number: int,  # of things

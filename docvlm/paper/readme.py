@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['GAIN_SENTENCES', 'QUESTION_KINDS', 'REMEDY_VERBS', 'QUESTIONS', 'README_STEPS', 'opening_question', 'notebook_table',
-           'github_table', 'verdict', 'answer_gain', 'answer_practical', 'answer_types', 'remedies', 'answer_failures',
-           'study_answers', 'unchanged', 'current_systems', 'badges', 'highlights', 'takeaways', 'readme_blocks',
-           'notebook_markdown', 'write_readme', 'readme_drift']
+           'verdict', 'answer_gain', 'answer_practical', 'answer_types', 'remedies', 'answer_failures', 'study_answers',
+           'unchanged', 'current_systems', 'badges', 'highlights', 'takeaways', 'readme_blocks', 'notebook_markdown',
+           'write_readme', 'readme_drift']
 
 # %% ../../nbs/paper/03_readme.ipynb #cell-002
 import re
@@ -17,9 +17,8 @@ from fastcore.foundation import Config
 from ..core import Study
 from ..files import StudyError, read_json, root, schema_page
 from .serving import serving_tables
-from .tables import (amount, benchmark_name, error_meanings, headline, in_report_order, interval,
-                                 isolated, percent,
-                                 points, published_systems, VARIANT_NAMES)
+from .tables import (VARIANT_NAMES, amount, benchmark_name, error_meanings, github_table, headline,
+                                 in_report_order, interval, isolated, percent, points, published_systems)
 from ..steps import Step, content_digest
 
 
@@ -43,12 +42,6 @@ def notebook_table(
     names = [path.relative_to(nbs).with_suffix("").as_posix() for path in found]
     rows = [f"| [`{name}`]({name}.ipynb) | {opening_question(path)} |" for name, path in zip(names, found)]
     return "\n".join(["| notebook | question |", "|---|---|", *rows])
-
-# %% ../../nbs/paper/03_readme.ipynb #cell-004
-def github_table(text: str) -> str:
-    "A table of the report as GitHub-flavoured Markdown: no fenced div, the caption below, only necessary escapes."
-    text = re.sub(r"(?m)^: (.+)$", r"*\1*", re.sub(r"(?m)^:::.*\n", "", text)).strip()
-    return re.sub(r"\\([^|\w\s])", r"\1", text)
 
 # %% ../../nbs/paper/03_readme.ipynb #verdict
 def verdict(cell: dict) -> str:
@@ -106,17 +99,20 @@ def answer_practical(
     if not cells: return "There are no test questions."
     leads = {verdict(cell) for found in others.values() for cell in found["benchmarks"].values() if cell["delta"]}
     model = results["training"]["model"]
-    start = {("gain",): "yes, measured against", ("loss",): "not yet, measured against",
-             ("unclear",): "no better and no worse than"}.get(tuple(leads), "in part, measured against")
+    everywhere = _of(len(cells), len(cells), "benchmark")
+    start = {("gain",): f"yes: on {everywhere}, it scores higher than",
+             ("loss",): f"not yet: on {everywhere}, it scores lower than",
+             ("unclear",): "it is no better and no worse than"}.get(
+                 tuple(leads), "in part: on some benchmarks, but not on others, it scores higher than")
     alone = next(iter(others.values()))["benchmarks"] if len(others) == 1 else {}
     def score(b):
         other = alone.get(b, {"value": None})["value"]
         against = "" if other is None else f" (against {percent(other)} %)"
         return f"{percent(cells[b]['ours']['value'])} % on {benchmark_name(b)}{against}"
-    told = (f"with {_size(model['total_parameters'])} parameters, the fine-tuned model scores "
-            f"{_listed([score(b) for b in in_report_order(cells)])}")
-    return _sentence(f"{start} {_listed(list(others))}: {told}" if leads else told) + " " + answer_gain(
-        results["evaluation"])
+    told = (f"With {_size(model['total_parameters'])} parameters, the fine-tuned model scores "
+            f"{_listed([score(b) for b in in_report_order(cells)])}.")
+    compared = _sentence(f"{start} {_listed(list(others))}") + " " if leads else ""
+    return f"{compared}{told} {answer_gain(results['evaluation'])}"
 
 # %% ../../nbs/paper/03_readme.ipynb #answer-types
 # groups of questions in the results that are no document types
@@ -150,10 +146,10 @@ def answer_types(
 
 # %% ../../nbs/paper/03_readme.ipynb #remedy-rows
 def _joint_verdict(cells):
-    "The verdict on several differences: a gain or a loss only if none contradicts it."
+    "The verdict on several differences: theirs if it is the same for all, else 'mixed' if any is clear."
     kinds = {verdict(cell) for cell in cells}
-    return next((kind for kind, other in (("gain", "loss"), ("loss", "gain")) if kind in kinds and other not in kinds),
-                "unclear")
+    if kinds == {"gain"} or kinds == {"loss"}: return kinds.pop()
+    return "mixed" if kinds & {"gain", "loss"} else "unclear"
 
 def _mean_score(row):
     "Mean score of an adapter of the ablation over the benchmarks."
@@ -169,17 +165,19 @@ def _adapters(key, name, rows, first):
 def remedies(
     results: dict,  # results by step
     others: dict,  # other systems, measured on the same questions, by name
-) -> list[dict]:  # key, remedy, verdict ("gain", "loss", "unclear" or "untested"), effect and brief effect in words
+) -> list[dict]:  # key, remedy, verdict (one of `report.VERDICT_NAMES`), effect and brief effect in words
     "What the study measured against the remaining errors, each with its effect on the score of all questions."
     ablation, failures, found = results["ablation"], results["failures"], []
     def add(key, name, cells):
         named = [(benchmark_name(b), cells[b]) for b in in_report_order(cells)]
         changes = [_change(name, cell).lstrip() for name, cell in named]
-        brief = [f"{name} {points(cell['delta']['value'])}".lstrip() for name, cell in named]
-        if cells: found.append({"key": key, "remedy": name, "verdict": _joint_verdict(cells.values()),
-                                "effect": _listed(changes), "brief": _listed(brief) + " points"})
+        judged = _joint_verdict(cells.values())
+        brief = [f"{name} {points(cell['delta']['value'])}".lstrip() for name, cell in named
+                 if judged != "mixed" or verdict(cell) in ("gain", "loss")]
+        if cells: found.append({"key": key, "remedy": name, "verdict": judged, "effect": _listed(changes),
+                                "brief": _listed(brief) + " points"})
     doubled = {b: {"delta": cell} for b, cell in (ablation.get("doubling") or {}).items() if cell}
-    add("pages", "training on twice the pages (estimated)", doubled)
+    add("pages", "training on twice the pages, by estimate", doubled)
     add("pixels", "enlarging the test pages without training", ablation.get("more_pixels") or {})
     first, *larger = ablation["rows"]
     found += _adapters("rank", "a larger rank", [(f"rank {row['lora_rank']}", row) for row in larger], first)
@@ -206,6 +204,7 @@ def _negative(delta):
 
 # %% ../../nbs/paper/03_readme.ipynb #answer-failures
 REMEDY_VERBS = {"gain": ("helps", "help"), "loss": ("costs points", "cost points"),
+                "mixed": ("makes a clear change on some benchmarks only", "make clear changes on some benchmarks only"),
                 "unclear": ("shows no clear change", "show no clear change")}
 
 def answer_failures(
@@ -219,12 +218,11 @@ def answer_failures(
     told = [f"‘{kind['name']}’ ({meanings[kind['name']]}; {percent(kind['after']['share'])} %, before "
             f"{percent(kind['before']['share'])} %)"
             for kind in kinds[:2] if kind["after"]["share"]]
-    text = (f"{percent(right['after'])} % of the answers are fully correct after fine-tuning, "
-            f"{percent(right['before'])} % before")
-    if told: text += f"; the most frequent remaining error{'s are' if len(told) > 1 else ' is'} {_listed(told)}"
     changed = failures["transitions"]
-    text += (f". Fine-tuning corrects {percent(changed['fixed']['value'])} % of the answers and spoils "
-             f"{percent(changed['broken']['value'])} %")
+    text = (f"{percent(right['after'])} % of the answers are fully correct after fine-tuning, "
+            f"{percent(right['before'])} % before ({percent(changed['fixed']['value'])} % fixed, "
+            f"{percent(changed['broken']['value'])} % regressed)")
+    if told: text += f"; the most frequent remaining error{'s are' if len(told) > 1 else ' is'} {_listed(told)}"
     parts = []
     for kind, (one, many) in REMEDY_VERBS.items():
         names = [row["remedy"] + (f" ({row['brief']})" if kind != "unclear" else "")
@@ -320,8 +318,9 @@ def takeaways(
     scores = [f"rank {row['lora_rank']} ({amount(row['trainable_parameters'])} trainable parameters) "
               f"{percent(_mean_score(row))} %" for row in rows]
     base = percent(fmean(cell["baseline"]["value"] for cell in cells.values()))
-    told = (f"mean score over the benchmarks: base {base} %, {_listed(scores)}. Each rank was trained once, at the "
-            "same learning rate, so a larger rank may do better at another")
+    best = max(rows, key=_mean_score)["lora_rank"]
+    told = (f"the best mean score over the benchmarks is that of rank {best}: base {base} %, {_listed(scores)}. "
+            "Each rank was trained once, at the same learning rate, so a larger rank may do better at another")
     lines = [("Rank against quality", told)] if len(rows) > 1 else []
     counts = {name: part["questions"] for name, part in results["data"]["splits"]["train"]["by_document_type"].items()
               if name in evaluation["by_document_type"] and name not in QUESTION_KINDS}
@@ -373,7 +372,7 @@ def _results(study, results, others):
         parts += [f"![Test pages, each with a question, the accepted answer, and the answers of base and adapter]"
                   f"({figures}/report_examples.svg)",
                   f"*Test pages and answers, chosen by rule from the {len(gallery)} in the report: one each that "
-                  "fine-tuning corrected, left wrong or spoiled. An outline marks the printed answer.*"]
+                  "fine-tuning fixed, left wrong or made wrong. An outline marks the printed answer.*"]
     means = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
     return "\n\n".join([*parts, f"Preset `{study.preset.name}`, {means}, {evaluation['started'][:10]}, {state}"
                          f"{' with uncommitted changes' if code['dirty'] else ''}."])

@@ -3,10 +3,11 @@
 # %% auto #0
 __all__ = ['NOT_MEASURED', 'ONE_PAGE', 'NO_TEST', 'WIDEST', 'SOURCE_COLUMNS', 'BENCHMARK_NAMES', 'WAYS', 'METRIC_NAMES',
            'FIELD_SCORES', 'DOCUMENT_SCORES', 'ERROR_MEANINGS', 'VARIANT_NAMES', 'markdown', 'quoted', 'isolated',
-           'percent', 'points', 'interval', 'p_value', 'amount', 'mib', 'table', 'table_with_sources', 'benchmark_name',
-           'metric_name', 'in_report_order', 'comparison_row', 'answered_share', 'headline', 'main_results', 'by_group',
-           'by_template', 'field_scores', 'field_rates', 'published_systems', 'published_gap_table', 'error_meanings',
-           'other_systems', 'some_failed', 'without_answer', 'empty_answers', 'ablation_table', 'quantized_table']
+           'percent', 'points', 'interval', 'p_value', 'amount', 'mib', 'table', 'table_with_sources', 'github_table',
+           'benchmark_name', 'metric_name', 'in_report_order', 'comparison_row', 'answered_share', 'headline',
+           'main_results', 'by_group', 'by_template', 'field_scores', 'field_rates', 'published_systems',
+           'published_gap_table', 'error_meanings', 'other_systems', 'some_failed', 'without_answer', 'empty_answers',
+           'ablation_table', 'quantized_table']
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-002
 import re
@@ -29,7 +30,7 @@ def markdown(
 ) -> Markup:
     "Escape a value to Markdown that shows it literally; None becomes 'not measured'."
     if isinstance(value, Markup): return value
-    text = NOT_MEASURED if value is None else " ".join(str(value).split())
+    text = NOT_MEASURED if value is None else re.sub(r"\s+", " ", str(value))
     escape = lambda part: re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", _unsafe.sub("�", part))
     span = lambda part: f'[{escape(part)}]{{.quoted dir="auto"}}'
     parts = _ISOLATED.split(text)  # every second part stood between marks
@@ -126,6 +127,12 @@ def table_with_sources(
               "source": f"[{numbers[told(row)]}]" if told(row) else "–"} for row in rows]
     listed = "; ".join([f"[{number}] {text}" for text, number in numbers.items()])
     return Markup(f"{table(shown, caption)}\n::: sources\nSources: {markdown(listed)}\n:::\n")
+
+# %% ../../nbs/paper/00_tables.ipynb #github-table
+def github_table(text: str) -> str:
+    "A table of the report as GitHub-flavoured Markdown: no fenced div, the caption below, only necessary escapes."
+    text = re.sub(r"(?m)^: (.+)$", r"*\1*", re.sub(r"(?m)^:::.*\n", "", text)).strip()
+    return re.sub(r"\\([^|\w\s])", r"\1", text)
 
 # %% ../../nbs/paper/00_tables.ipynb #cell-013
 BENCHMARK_NAMES = {"docvqa": "DocVQA", "chartqa": "ChartQA", "infovqa": "InfographicVQA", "mpdocvqa": "MP-DocVQA",
@@ -258,9 +265,10 @@ def published_systems(
     short: bool = False,  # only scores on test sets, by the models' authors or quoted by others, without sources
 ) -> Markup:
     "Table of the scores that others published, from `data/published_scores.csv`."
-    rows = pd.read_csv(root()/"data"/"published_scores.csv", dtype={"date": str, "size": str}, keep_default_na=False)
+    as_printed = dict.fromkeys(("date", "size", "value"), str)
+    rows = pd.read_csv(root()/"data"/"published_scores.csv", dtype=as_printed, keep_default_na=False)
     if short: rows = rows.query("split == 'test' and protocol != 'VLMEvalKit'")
-    rows = rows.assign(value=[f"{row.value:.1f}" + (f" ({row.split})" if row.split != "test" else "")
+    rows = rows.assign(value=[row.value + (f" ({row.split})" if row.split != "test" else "")
                               for row in rows.itertuples()])
     keys = ["model", "size", "protocol"] + ([] if short else ["source", "date"])
     return _by_system(rows, keys, str, "Published by others, on the benchmarks' own pages; not measured here")
