@@ -206,11 +206,21 @@ def _load_prepared(study):
         splits[split] = rows_dataset(rows.to_dict("records"))
     return splits, read_json(folder/"report.json")
 
+def _hub_sources(benchmarks):
+    "The sources of the benchmarks' training and test splits; StudyError if there are none of either."
+    every = [source for source in read_sources(root()/"data"/"sources.csv") if source.split in ("train", "test")]
+    for split, purpose in (("train", "training"), ("test", "test")):
+        able = list(dict.fromkeys(source.benchmark for source in every if source.split == split))
+        if not set(able) & set(benchmarks):
+            raise StudyError(f"No {purpose} questions: data/sources.csv has no {split} split for "
+                             f"{', '.join(benchmarks)}. Add a benchmark that has one: {', '.join(able)} "
+                             f"(for example --set benchmarks={','.join([able[0], *benchmarks])})")
+    return [source for source in every if source.benchmark in benchmarks]
+
 def _load_hub_splits(study):
     "Both splits of the hub benchmarks, and the report on their sources. Checks every source before any download."
     parts, report = {"train": [], "test": []}, {"sources": [], "skipped": []}
-    sources = [source for source in read_sources(root()/"data"/"sources.csv")
-               if source.split in parts and source.benchmark in study.preset.benchmarks]
+    sources = _hub_sources(study.preset.benchmarks)
     check_sources(sources)
     for source in sources:
         rows, skipped, commit = load_hub(source)

@@ -34,6 +34,14 @@ class Knowledge:
     evidence: dict[str, list | None] = field(default_factory=dict)  # question_id -> answer box (x0, y0, x1, y1), pixels
 
 # %% ../nbs/07_failures.ipynb #read-knowledge
+def _facts_of(document):
+    "The contents of a document's pages; tables with the same head are one that continues."
+    words, fields, parts = (document[name].map(json.loads) for name in ("words_json", "fields_json", "table_json"))
+    tables = {}
+    for head, *body in filter(None, parts): tables.setdefault(tuple(head), [head]).extend(body)
+    return PageFacts([word[0] for page in words for word in page],
+                     {label: value for page in fields for label, value in page.items()}, list(tables.values()))
+
 def read_knowledge(
     study: Study,  # whose test pages are read
 ) -> Knowledge:
@@ -41,11 +49,7 @@ def read_knowledge(
     if not study.generated: return Knowledge()
     pages, questions = page_table(study).query("split == 'test'"), question_table(study)
     questions = questions[questions.doc_id.isin(pages.doc_id)]
-    def facts_of(document):
-        words, fields, tables = (document[name].map(json.loads) for name in ("words_json", "fields_json", "table_json"))
-        return PageFacts([word[0] for page in words for word in page],
-                         {label: value for page in fields for label, value in page.items()}, tables.sum())
-    facts = {name: facts_of(document) for name, document in pages.groupby("doc_id")}
+    facts = {name: _facts_of(document) for name, document in pages.groupby("doc_id")}
     return Knowledge(facts, dict(zip(questions.question_id, questions.kind)),
                      dict(zip(questions.question_id, map(json.loads, questions.evidence_json))))
 

@@ -26,7 +26,7 @@ function take() {
   question.focus();
 }
 
-function tell({answers: rows, target}) {
+function tell({answers: rows, target, read}) {
   const accepted = document.createElement("bdi");  // a text in its own direction
   accepted.textContent = target;
   answers.caption.replaceChildren(...(target ? ["Accepted answer: ", accepted] : []));
@@ -37,7 +37,7 @@ function tell({answers: rows, target}) {
     return line;
   }));
   answers.hidden = false;
-  state.textContent = "";
+  state.textContent = read;
 }
 
 async function ask(event) {

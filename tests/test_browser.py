@@ -121,7 +121,7 @@ class Parrot:
     systems = ["base", "LoRA"]
 
     def ask(self, pages, questions):
-        return [{"question": questions[0], "system": s, "answer": HOSTILE[n] + f" {pages[0].size}", "confidence": .5, "seconds": .01}
+        return [{"question": questions[0], "system": s, "answer": HOSTILE[n] + f" {pages[0].size}", "confidence": .5, "seconds": .01, "pages": [1, 2][:len(pages)]}
                 for n, s in enumerate(self.systems)]
 
 
@@ -130,8 +130,9 @@ def demo():
     "The demo, served from a thread of its own."
     from docvlm.apps import ask as module
     core.root.cache_clear()
-    examples = [{"name": name, "images": [Image.new("RGB", (60, 40), "white")], "answers": {"Who?": target}}
-                for name, target in (("<b>forms</b>", "ACME & <i>Sons</i>"), ("letters", "Foster"))]
+    examples = [{"name": name, "images": [Image.new("RGB", (60, 40), "white")]*len(pages), "pages": pages, "page_count": count,
+                 "answers": {"Who?": target}} for name, target, pages, count in (
+                     ("<b>forms</b>", "ACME & <i>Sons</i>", [1], 1), ("letters", "Foster", [1], 1), ("reports", "Kent", [2, 5, 9], 17))]
     loop = asyncio.new_event_loop()
 
     async def start(): return module.listen(module.make_app(Parrot(), examples), "127.0.0.1", 0)
@@ -162,6 +163,18 @@ def test_demo(visit, demo, tmp_path, width, scheme):
     page.get_by_role("button", name="Ask").click()
     eventually(page, "document.querySelector('#answers').innerText.includes('(80, 30)')")
     assert page.locator("#answers caption").inner_text() == "" and no_sideways_scrolling(page)
+
+
+def test_demo_says_which_pages_were_read(visit, demo, tmp_path):
+    page = visit(demo, 900)
+    page.get_by_label("Page").select_option("reports")
+    page.get_by_role("button", name="Ask").click()
+    eventually(page, "document.querySelector('#state').innerText === 'Read pages 2 and 5 of 17. Page 2 is shown.'")
+    Image.effect_noise((80, 30), 50).save(tmp_path / "two.pdf", save_all=True, append_images=[Image.effect_noise((80, 30), 60)])
+    page.get_by_label("or a file").set_input_files(tmp_path / "two.pdf")
+    page.get_by_label("Question").fill("Who?")
+    page.get_by_role("button", name="Ask").click()
+    eventually(page, "document.querySelector('#state').innerText === 'Read all 2 pages.'")
 
 
 def test_demo_refuses_what_is_no_page(browser, demo, tmp_path):

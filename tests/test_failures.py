@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from docvlm import failures
 from docvlm.core import open_study
 from docvlm.failures import Knowledge, add_types, failure_report, read_knowledge
 from docvlm.analysis.errors import caption_lines, choose_failures, draw_gallery, gallery_html, printable_line, save_page
@@ -20,7 +21,7 @@ TRAPS = ["", " ", "\x00", "-", "%", "1.2.3", "1e999", "٣", "½", "9" * 400, "31
          "12 Mar 2020", "NaN", "inf", "İ", "ﬁ", "<b>&amp;</b>", "$\\frac{1}$", "a" * 2000, "2020-13-45", "0000-00-00", "99999999999 jan 1"]
 texts = st.text(max_size=40) | st.sampled_from(TRAPS) | st.from_regex(r"[0-9a-zA-Z ,./-]{4,24}", fullmatch=True)
 pages = st.builds(PageFacts, words=st.lists(texts, max_size=12), fields=st.dictionaries(texts, texts, max_size=4),
-                  table=st.lists(st.lists(texts, max_size=3), max_size=3))
+                  tables=st.lists(st.lists(st.lists(texts, max_size=3), max_size=3), max_size=2))
 kinds = st.sampled_from([*COMPUTED, "", "lookup", "cell"])
 
 
@@ -52,6 +53,23 @@ def test_readings_never_raise(text):
                                                ("12%", "0.12"), ("[X] Yes", "x yes"), ("1,234", "1234"), ("£453.38", "453,38 GBP")])
 def test_the_same_value_in_another_format(printed, answered):
     assert classify(answered, [printed], 0, "docvqa") == classify(printed, [answered], 0, "docvqa") == "format"
+
+
+@pytest.mark.parametrize("head, answer, kind", [
+    (["Month", "Hours", "Rate"], "21.30", "wrong field"),  # another table, same column
+    (["Month", "Hours", "Rate"], "160", "wrong field"),
+    (["Item", "Quantity", "Price"], "21.30", "wrong row"),  # the first table goes on
+    (["Month", "Hours", "Rate"], "31", "wrong row and column"),  # of the first page
+    (["Month", "Hours", "Rate"], "19.99", "wrong row")])
+def test_rows_and_columns_are_compared_within_one_table(monkeypatch, head, answer, kind):
+    tables = [["Item", "Quantity", "Price"], ["Shelf", "12", "48.50"], ["Clock", "31", "19.99"]], [head, ["May", "160", "21.30"]]
+    pages = pd.DataFrame({"doc_id": "d", "split": "test", "words_json": [json.dumps([[cell, 0, 0, 1, 1] for row in table for cell in row]) for table in tables],
+                          "fields_json": "{}", "table_json": list(map(json.dumps, tables))})
+    questions = pd.DataFrame({"question_id": ["q"], "doc_id": "d", "kind": "cell", "evidence_json": "null"})
+    monkeypatch.setattr(failures, "page_table", lambda study: pages)
+    monkeypatch.setattr(failures, "question_table", lambda study: questions)
+    facts = failures.read_knowledge(open_study("smoke")).pages["d"]
+    assert classify(answer, ["48.50"], 0, "docvqa", facts) == kind
 
 
 def test_an_unknown_benchmark_is_named():

@@ -122,6 +122,14 @@ def test_ocrbench_gives_its_chinese_questions_only(tmp_path):
     assert rows[1]["images"][0].size == (33, 20) and not skipped
 
 
+@pytest.mark.parametrize("benchmarks", ["mpdocvqa", "dude,ocrbench2"])
+def test_benchmarks_without_training_questions_are_refused_before_any_download(monkeypatch, benchmarks):
+    from docvlm import data
+    for name in ("check_sources", "load_hub"): monkeypatch.setattr(data, name, lambda source: pytest.fail("the hub was asked"))
+    want = f"No training questions: .*no train split for {benchmarks.replace(',', ', ')}. .*: docvqa, infovqa, chartqa, mtvqa .*benchmarks=docvqa,{benchmarks}"
+    with pytest.raises(StudyError, match=want): data.load_sources(open_study("qwen2-vl-2b", settings={"benchmarks": benchmarks}))
+
+
 def test_a_hub_study_uses_the_benchmarks_that_it_names(monkeypatch):
     from docvlm import data
     asked = []

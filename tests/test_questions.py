@@ -24,6 +24,7 @@ RULE = "; ask in 1 to 4,000 readable characters (UTF-8)"
 REFUSED = {"": "no question", " \t\n\u00a0": "no question", "\0\x07\u202e": "no question", "\u200b\u2060": "no question", "\udcff\udcfe": "not valid Unicode",
            "Who\ud83d?": "not valid Unicode", "w"*(MAX_CHARACTERS + 1): "4,001 characters: over 4,000", "long "*11_400: "57,000 characters: over 4,000"}
 PAGE = Image.new("RGB", (200, 120), "white")
+FORM = {"name": "forms", "images": [PAGE], "pages": [1], "page_count": 1, "answers": {}}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def page(tmp_path_factory):
 
 @pytest.fixture
 def widget(asker, monkeypatch):
-    monkeypatch.setattr(asking, "example_pages", lambda study: [{"name": "forms", "images": [PAGE], "answers": {"Who?": "ACME"}}])
+    monkeypatch.setattr(asking, "example_pages", lambda study: [FORM | {"answers": {"Who?": "ACME"}}])
     widget = AskWidget(asker.study)
     widget.asker = asker
     return widget
@@ -50,7 +51,7 @@ def post():
     import asyncio
     parrot = SimpleNamespace(systems=["base"], ask=lambda page, questions: [{"question": q, "answer": q} for q in questions])
     async def sent(bodies):
-        url, found = listen(make_app(parrot, [{"name": "forms", "images": [PAGE], "answers": {}}]), "127.0.0.1", 0), []
+        url, found = listen(make_app(parrot, [FORM]), "127.0.0.1", 0), []
         for body in bodies:
             try: answer = await AsyncHTTPClient().fetch(url + "ask", method="POST", body=body)
             except HTTPClientError as error: answer = error.response
@@ -87,7 +88,7 @@ def test_a_long_question_is_asked_whole(asker, page, widget, post, monkeypatch):
     widget._ask()
     assert seen == [question] and "<table>" in widget.reply.value
     assert asker.ask([PAGE], [question])[0]["question"] == question and check_question(question) == question
-    assert post(urlencode({"question": question, "example": 0}))[0] == (200, f'{{"answers": [{{"question": "{question}", "answer": "{question}"}}], "target": null}}')
+    assert post(urlencode({"question": question, "example": 0}))[0] == (200, f'{{"answers": [{{"question": "{question}", "answer": "{question}"}}], "target": null, "read": ""}}')
 
 
 @pytest.mark.parametrize("question", [b"\xff\xfe", b"w "*28_500, b"", b" "])

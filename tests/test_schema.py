@@ -84,7 +84,7 @@ def rare_objects(tmp_path, monkeypatch):
     yield "evaluation.json", {"by_language": {"Korean": cell}, "by_language_characters": {"Korean": cell}, "unknown_characters": unknown}
     yield "split", {"by_language": {"Korean": {"pages": 1, "questions": 2}}}
     yield "evaluation.json", {"by_page_count": {"2–4 pages": cell}, "by_evidence_page": {"page 1": cell}}
-    chosen = {"retriever": "BM25", "versions": "1", "budget_tokens": 9, "questions": 1, "documents": 1, "pages_asked": 3., "pages_shown": 2.}
+    chosen = {"retriever": "BM25", "versions": "1", "budget_tokens": 9, "questions": 1, "questions_without_match": 0, "documents": 1, "pages_asked": 3., "pages_shown": 2.}
     yield "data.json", {"retrieval": {"test": chosen | _recall([[1]], [[1, 2]])}}
     yield from (("ablation.json", curve) for curve in curves(monkeypatch))
     yield "failures.json", {"suspect_labels": {"test": listed, "training": listed, "training_questions": 9, "seeds": 1,

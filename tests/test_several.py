@@ -1,8 +1,10 @@
 "Documents of several pages: one prefix, the library's positions, loss and answers; bad documents; long ones; their scores."
 import json
+import unicodedata
 from dataclasses import replace
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -198,7 +200,27 @@ def test_the_pages_of_a_long_document_are_chosen_and_the_choice_is_measured(long
     assert found.features == rows.features and np.array_equal(found[0]["images"][0], rows[0]["images"][1])
     assert told["questions"] == 2 and told["documents"] == 1 and told["pages_shown"] == 2
     assert told["evidence_recall"] == told["all_evidence_shown"] == 1 and "bm25s" in told["versions"]
+    assert told["questions_without_match"] == 0
     assert retrieval.fit_documents(study, rows)[0]["pages"][:] == found["pages"][:] and len(read) == 4, "the texts are kept"
+
+
+def test_a_question_that_matches_no_page_gets_the_first_ones_and_is_counted(long):
+    pytest.importorskip("bm25s")
+    study, rows, _ = long
+    foreign = rows.select([0]).map(lambda row: {"question_id": "z", "question": "매출은 얼마입니까?"}, features=rows.features)
+    found, told = retrieval.fit_documents(study, datasets.concatenate_datasets([rows, foreign]))
+    assert found["pages"][3] == [1, 2] and (told["questions"], told["questions_without_match"]) == (3, 1)
+
+
+@pytest.mark.parametrize("text, term, lost", [("합계 금액", "금액", unicodedata.normalize("NFD", "합계")[:4]), ("Café", "café", "cafe"), ("कुल राशि", "राशि", "कलरश")])
+def test_terms_do_not_depend_on_the_form_of_a_text_and_keep_its_vowel_signs(text, term, lost):
+    pytest.importorskip("bm25s")
+    forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
+    found, again = map(retrieval.terms, forms)
+    assert found == again and term in found and lost not in found
+    pages = [unicodedata.normalize("NFD", page) for page in ("1", f"{term} 9", "2")]
+    scores = retrieval.page_scores(pages, unicodedata.normalize("NFC", text))
+    assert scores.argmax() == 1 and scores[1] > 0 == scores[0]
 
 
 def test_without_the_retriever_a_long_document_is_an_error_and_a_short_one_is_not(long, monkeypatch):

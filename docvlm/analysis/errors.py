@@ -49,24 +49,24 @@ def normalized_text(
 # %% ../../nbs/analysis/01_errors.ipynb #cell-005
 @dataclass(frozen=True, eq=False)
 class PageFacts:
-    "The known contents of a page; empty if unknown."
+    "The known contents of a document's pages; empty if unknown."
     words: Sequence[str] = ()  # in reading order
     fields: dict[str, str] = field(default_factory=dict)  # label -> value
-    table: Sequence[Sequence[str]] = ()  # rows of cells
+    tables: Sequence[Sequence[Sequence[str]]] = ()  # each a list of rows of cells
 
     @cached_property
     def phrases(self) -> list[str]:
         "The normalized text of every run of up to eight words, label, value and cell, without duplicates."
         runs = (self.words[start:start + length] for length in range(1, LONGEST_PHRASE + 1)
                 for start in range(len(self.words) - length + 1))
-        cells = (cell for row in self.table for cell in row)
+        cells = (cell for table in self.tables for row in table for cell in row)
         texts = [*map(" ".join, runs), *self.fields, *self.fields.values(), *cells]
         return [text for text in dict.fromkeys(map(normalized_text, texts)) if text]
 
-    def cells(self, texts: Sequence[str]) -> list[tuple[int, int]]:
-        "Row and column of every table cell whose normalized text is among `texts`."
-        return [(row, column) for row, cells in enumerate(self.table) for column, cell in enumerate(cells)
-                if normalized_text(cell) in texts]
+    def cells(self, texts: Sequence[str]) -> list[tuple[int, int, int]]:
+        "Table, row and column of every table cell whose normalized text is among `texts`."
+        return [(number, row, column) for number, table in enumerate(self.tables) for row, cells in enumerate(table)
+                for column, cell in enumerate(cells) if normalized_text(cell) in texts]
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-008
 FULL_SCORE = {"anls": 1.0, "relaxed_accuracy": 1.0}  # by metric: the score from which an answer is correct
@@ -199,10 +199,10 @@ def has_extra_words(case: Case) -> bool:
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-023
 def _moves(case):
-    "The set of (same row, same column) over all pairs of a target cell and an answered cell."
+    "The set of (same row, same column) over all pairs of a target cell and an answered cell of the same table."
     if case.stray is None: return set()
     pairs = product(case.page.cells(case.targets), case.page.cells([case.stray]))
-    return {(a[0] == b[0], a[1] == b[1]) for a, b in pairs}
+    return {(a[1] == b[1], a[2] == b[2]) for a, b in pairs if a[0] == b[0]}
 
 def is_wrong_row(case: Case) -> bool:
     "A table cell in the target's column but in another row."

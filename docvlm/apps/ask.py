@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['LARGEST_UPLOAD_BYTES', 'CONTENT_SECURITY_POLICY', 'SERVED_FILES', 'quick_precision', 'Asker', 'read_pages',
-           'read_upload', 'ask_page', 'example_pages', 'answers_html', 'AskWidget', 'FileHandler', 'ExampleHandler',
-           'AskHandler', 'make_app', 'listen', 'serve']
+           'read_upload', 'ask_page', 'example_pages', 'pages_read', 'answers_html', 'AskWidget', 'FileHandler',
+           'ExampleHandler', 'AskHandler', 'make_app', 'listen', 'serve']
 
 # %% ../../nbs/apps/00_ask.ipynb #890305f4
 import asyncio
@@ -145,7 +145,7 @@ def ask_page(
 # %% ../../nbs/apps/00_ask.ipynb #0e087fb3
 def example_pages(
     study: Study,  # study whose test pages to use
-) -> list[dict]:  # name, images, answers (accepted answers joined by " | ", by question)
+) -> list[dict]:  # name, images, pages (their numbers), page_count, answers (joined by " | ", by question)
     "The first test document of each type."
     rows = load_splits(study)["test"]
     table = rows.remove_columns("images").to_pandas().assign(shown=page_ids(rows))
@@ -154,14 +154,35 @@ def example_pages(
     found = []
     for kind, part in table.groupby(kinds, sort=True):
         asked = part[part.shown == part.shown.iloc[0]]
-        found.append({"name": kind, "images": rows[int(asked.index[0])]["images"],
+        row = rows[int(asked.index[0])]
+        found.append({"name": kind, **{column: row[column] for column in ("images", "pages", "page_count")},
                       "answers": {q: " | ".join(a) for q, a in zip(asked.question, asked.answers)}})
     return found
+
+# %% ../../nbs/apps/00_ask.ipynb #pages-read
+def pages_read(
+    document: dict,  # from `example_pages`; `images`, `pages` and `page_count` suffice
+    rows: list[dict],  # result of `Asker.ask` for one question
+    shown: bool = True,  # whether the reader sees the first of the pages
+) -> str:  # empty for a document of one page
+    "Which pages of a document were read for an answer, and which one is shown."
+    numbers, count = document["pages"], document["page_count"]
+    if count == 1: return ""
+    *others, last = [str(numbers[place - 1]) for place in rows[0]["pages"]]
+    read = f"all {count} pages" if len(others) + 1 == count else (
+        f"pages {', '.join(others)} and {last} of {count}" if others else f"page {last} of {count}")
+    return f"Read {read}." + f" Page {numbers[0]} is shown."*shown
+
+def _uploaded(content):
+    "An uploaded file as an item of `example_pages` without a name."
+    images = read_upload(content)
+    return {"images": images, "pages": list(range(1, len(images) + 1)), "page_count": len(images), "answers": {}}
 
 # %% ../../nbs/apps/00_ask.ipynb #86b63fe2
 def answers_html(
     rows: list[dict],  # result of `Asker.ask`
     target: str = "",  # accepted answer, if known
+    read: str = "",  # result of `pages_read`
 ) -> str:
     "Answers as an HTML table; the model's text is escaped, so any HTML in it has no effect."
     cell = lambda tag, text: f"<{tag} dir='auto' style='text-align:start'>{escape(text)}</{tag}>"
@@ -171,7 +192,7 @@ def answers_html(
     caption = (f"<caption style='text-align:left'>Accepted answer: <bdi>{escape(target)}</bdi></caption>" if target
                else "")
     return (f"<table>{caption}<thead>{line('th', 'system', 'answer', 'confidence', 'time')}</thead>"
-            f"<tbody>{body}</tbody></table>")
+            f"<tbody>{body}</tbody></table>" + (f"<p>{escape(read)}</p>" if read else ""))
 
 # %% ../../nbs/apps/00_ask.ipynb #59526ef6
 class AskWidget:
@@ -180,7 +201,7 @@ class AskWidget:
         study: Study,  # study that determines base, adapter and example pages
     ):
         import ipywidgets as widgets
-        self.study, self.asker, self.examples, self.pages = study, None, example_pages(study), None
+        self.study, self.asker, self.examples, self.document = study, None, example_pages(study), None
         self.choice = widgets.Dropdown(options=[(e["name"], i) for i, e in enumerate(self.examples)],
                                        description="Page")
         self.upload = widgets.FileUpload(accept="image/*,.pdf", description="or upload one")
@@ -201,21 +222,21 @@ class AskWidget:
 
 # %% ../../nbs/apps/00_ask.ipynb #c90719ce
 @patch
-def _show(self: AskWidget, pages, answers):
+def _show(self: AskWidget, document):
     "Show the first page of a document; questions are about all."
-    self.pages, self.answers, self.reply.value = pages, answers, ""
-    pages[0].convert("RGB").save(buffer := io.BytesIO(), "PNG")
+    self.document, self.reply.value = document, ""
+    document["images"][0].convert("RGB").save(buffer := io.BytesIO(), "PNG")
     self.view.value, self.question.options, self.question.value = (
-        buffer.getvalue(), tuple(answers), next(iter(answers), ""))
+        buffer.getvalue(), tuple(document["answers"]), next(iter(document["answers"]), ""))
 
 @patch
 def _choose(self: AskWidget):
-    self._show(self.examples[self.choice.value]["images"], self.examples[self.choice.value]["answers"])
+    self._show(self.examples[self.choice.value])
 
 @patch
 def _take(self: AskWidget):
     if not self.upload.value: return
-    try: self._show(read_upload(bytes(self.upload.value[0]["content"])), {})
+    try: self._show(_uploaded(bytes(self.upload.value[0]["content"])))
     except ValueError as error: self.reply.value = f"Not a page: {escape(str(error))}"
 
 # %% ../../nbs/apps/00_ask.ipynb #widget-ask
@@ -225,7 +246,9 @@ def _ask(self: AskWidget):
     try:
         question = check_question(self.question.value)
         self.asker = self.asker or Asker(self.study)
-        self.reply.value = answers_html(self.asker.ask(self.pages, [question]), self.answers.get(question, ""))
+        rows = self.asker.ask(self.document["images"], [question])
+        self.reply.value = answers_html(rows, self.document["answers"].get(question, ""),
+                                        pages_read(self.document, rows))
     except (StudyError, ValueError, RuntimeError) as error: self.reply.value = f"No answer: {escape(str(error))}"
     finally: self.button.disabled = False
 
@@ -280,15 +303,15 @@ class AskHandler(_Handler):
         try: question = check_question(self.get_body_argument("question", "", strip=False))
         except ValueError as error: return self._refuse(str(error))
         try:
-            if upload := self.request.files.get("page"): pages, target = read_upload(upload[0]["body"]), None
-            else:
-                example = examples[int(self.get_body_argument("example", ""))]
-                pages, target = example["images"], example["answers"].get(question)
+            upload = self.request.files.get("page")
+            document = _uploaded(upload[0]["body"]) if upload else examples[int(self.get_body_argument("example", ""))]
         except ValueError as error: return self._refuse(f"not a page: {error}")
         except IndexError: return self._refuse("no such example page; choose one from the list")
         ask = self.settings["asker"].ask
-        rows = await asyncio.get_running_loop().run_in_executor(self.settings["one_at_a_time"], ask, pages, [question])
-        self.write({"answers": rows, "target": target})
+        rows = await asyncio.get_running_loop().run_in_executor(self.settings["one_at_a_time"], ask,
+                                                                  document["images"], [question])
+        read = pages_read(document, rows, shown=not upload)  # a browser shows no PDF as a picture
+        self.write({"answers": rows, "target": document["answers"].get(question), "read": read})
 
     def _refuse(self, reason):
         self.set_status(400)
