@@ -3,10 +3,13 @@ import errno
 import os
 import subprocess
 import sys
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pypdfium2 as pdfium
 import pytest
 from filelock import FileLock
 from PIL import Image
@@ -116,6 +119,13 @@ def test_other_settings_start_anew_and_say_so(folder, tmp_path, model, capsys, m
     assert len(model) == 15 and "sum" in pd.read_csv(output), "a field's name changes no answer"
 
 
+def test_other_code_starts_anew(folder, tmp_path, model, capsys, monkeypatch):
+    predict_documents(SMOKE, folder, FIELDS, tmp_path/"answers.csv")
+    monkeypatch.setattr(predict, "code_digests", lambda notebook: {"library_sha256": f"changed {notebook}"})
+    predict_documents(SMOKE, folder, FIELDS, tmp_path/"answers.csv")
+    assert len(model) == 10 and "settings or code differ" in capsys.readouterr().err
+
+
 def test_only_new_documents_are_asked(folder, tmp_path, model):
     predict_documents(SMOKE, folder, FIELDS, tmp_path/"answers.csv")
     (folder/"a.png").rename(folder/"z.png")
@@ -140,6 +150,53 @@ def test_a_document_that_fails_is_a_row_with_the_reason(folder, tmp_path, model,
     assert len(found) == 5 and len(model) == 5 and found.error.notna().tolist() == [i == name for i in found.index]
     assert found.review[name] == "total; date" and pd.isna(found.total[name]) and pd.isna(found.total_confidence[name])
     assert "\n" not in found.error[name] and any("Documents with an error: 1" in line for line in summary)
+
+
+def many_pages(path, count, size=(40, 30)):
+    "A PDF of many empty pages."
+    document = pdfium.PdfDocument.new()
+    for _ in range(count): document.new_page(*size)
+    document.save(path)
+    return path
+
+
+def test_too_many_pages_to_read_together_are_a_row_with_the_reason(folder, tmp_path, model, monkeypatch):
+    drawn, read = [], predict.open_page
+    monkeypatch.setattr(predict, "open_page", lambda path, number, most: drawn.append(path.name) or read(path, number, most))
+    many_pages(folder/"long.pdf", predict.MOST_TOGETHER + 1)
+    monkeypatch.setattr(predict, "asks_whole_documents", lambda study: True)
+    summary = predict_documents(SMOKE, folder, FIELDS, tmp_path/"answers.csv")
+    found = pd.read_csv(tmp_path/"answers.csv").set_index("document")
+    assert found.error["long.pdf"] == "long.pdf: 501 pages, over the 500 that can be read together; split it into files of at most 500 pages"
+    assert found.review["long.pdf"] == "total; date" and found.error.notna().sum() == 1 and "Documents with an error: 1, see the column error" in summary
+    assert sorted(set(drawn)) == ["a.png", "b.png", "c.png", "d.pdf"] and len(model) == 4, "it is not drawn"
+    found, errors, _ = find_pages(many_pages(tmp_path/"fits.pdf", predict.MOST_TOGETHER), whole=True)
+    assert len(found["fits.pdf"][0][2]) == 500 and not errors
+    assert len(find_pages(folder/"long.pdf")[0]["long.pdf"]) == 501, "there is no such limit where each page is asked alone"
+
+
+def test_of_pages_that_are_read_together_only_those_shown_are_kept_and_encoded(tmp_path, monkeypatch):
+    "Sixty pages over the budget; page 47 holds the word of the questions."
+    held, most, encoded, encode = [], [], [], predict.encode_pages
+    def opened(path, number, budget):
+        image = Image.new("RGB", (200 + number, 300), (4*number, 0, 0))
+        image.number = number
+        held.append(weakref.ref(image))
+        most.append(sum(ref() is not None for ref in held))
+        return image, ""
+    monkeypatch.setattr(predict, "open_page", opened)
+    monkeypatch.setattr(predict, "page_text", lambda image: "the total" if image.number == 47 else "something else")
+    monkeypatch.setattr(predict, "encode_pages", lambda model, pixels, *rest: encoded.append(len(pixels)) or encode(model, pixels, *rest))
+    study, processor = replace(SMOKE, preset=replace(SMOKE.preset, tokens_per_document=200)), load_processor(SMOKE.preset)
+    questions, numbers = ["What is the total?", "Which total?"], tuple(range(1, 61))
+    pixels, grids, sets = predict._read(study, processor, questions, tmp_path/"long.pdf", numbers)
+    assert max(most) <= 2, "two pages at most are held as images"
+    assert sets == {tuple(range(len(pixels))): [0, 1]} and 0 < sum(map(np.prod, grids)) <= 200*processor.image_processor.merge_size**2
+    wanted, = predict.prepare_images(processor, [opened("", 47, 0)[0]])[0]
+    assert sum(page.shape == wanted.shape and bool((page == wanted).all()) for page in pixels) == 1
+    document = "long", tmp_path/"long.pdf", numbers
+    found, = predict.answer_pages_of(study, predict.load_base(study.preset, "fp32"), processor, [document], questions, "fp32")
+    assert encoded == [len(pixels)] and len(found["long"]) == 2
 
 
 def test_a_page_that_fails_leaves_the_other_pages_values_for_a_person(folder, tmp_path, model, monkeypatch):
@@ -319,7 +376,8 @@ def test_the_promise_rests_on_the_same_questions_if_they_are_asked():
     assert promise(test, ["Total?"], .05)["threshold"] == 1 and promise(test, ["Total?"], .05)["answers"] == 300
     assert promise(test, ["Total?", "Date?"], .05)["threshold"] is None
     other = promise(test, ["Total?", "Name?"], .05)
-    assert (other["same_questions"], other["answers"], other["threshold"]) == (False, 600, None)
+    assert (other["unasked"], other["answers"], other["threshold"]) == (["Name?"], 300, 1), "answers to other questions do not count"
+    assert (promise(test, ["Name?"], .05)["answers"], promise(test, ["Name?"], .05)["threshold"]) == (0, None)
     assert promise(answers(["Total?"]*300, benchmark="chartqa"), ["Total?"], .05)["answers"] == 0
 
 
@@ -335,16 +393,33 @@ def test_what_is_not_promised_is_for_a_person(folder, tmp_path, monkeypatch, mod
     monkeypatch.setattr(predict, "stored_predictions", lambda *given: test)
     summary = predict_documents(SMOKE, folder, FIELDS, tmp_path/"answers.csv", accept_error=.05)
     found = pd.read_csv(tmp_path/"answers.csv", keep_default_na=False)
-    assert found.review.eq("").all() and "for a person: 0 of 8 values (0 %)" in summary[0] and "Clopper–Pearson" in summary[1]
-    assert "does not cover the best of many answers" in summary[-1]
+    assert found.review.tolist() == ["", "", "", "total; date"] and "for a person: 2 of 8 values (25 %)" in summary[0]
+    assert "Clopper–Pearson" in summary[1] and "does not cover the best of many answers, so all their values are for review" in summary[-1]
     test["prediction"] = ["12.00", "no"]*300
     summary = predict_documents(SMOKE, folder, FIELDS, tmp_path/"answers.csv", accept_error=.05)
     found = pd.read_csv(tmp_path/"answers.csv", keep_default_na=False)
-    assert found.review.eq("total").all() and "for a person: 4 of 8 values (50 %)" in summary[0], "the date's answers are of .6, the total's of .5"
+    assert found.review.tolist() == ["total"]*3 + ["total; date"], "the date's answers are of .6, the total's of .5"
+    summary = predict_documents(SMOKE, folder, FIELDS | {"name": "Who?"}, tmp_path/"more.csv", accept_error=.05)
+    found = pd.read_csv(tmp_path/"more.csv", keep_default_na=False)
+    assert found.review.tolist() == ["total; name"]*3 + ["total; date; name"] and any("does not ask: 1; nothing is promised" in line for line in summary)
     monkeypatch.setattr(predict, "stored_predictions", lambda *given: test[:20])
     summary = predict_documents(SMOKE, folder, FIELDS, tmp_path/"answers.csv", accept_error=.02)
     found = pd.read_csv(tmp_path/"answers.csv", keep_default_na=False)
-    assert found.review.eq("total; date").all() and "cannot be promised" in summary[1] and len(model) == 5
+    assert found.review.eq("total; date").all() and "cannot be promised" in summary[1] and len(model) == 10
+
+
+def test_the_promise_covers_pages_that_are_read_together_as_in_the_test(folder, tmp_path, monkeypatch, model):
+    monkeypatch.setattr(predict, "stored_predictions", lambda *given: answers([*FIELDS.values()]*300, [.55, .45]*300))
+    monkeypatch.setattr(predict, "asks_whole_documents", lambda study: True)
+    summary = predict_documents(SMOKE, folder, FIELDS, tmp_path/"answers.csv", accept_error=.05)
+    row = pd.read_csv(tmp_path/"answers.csv", keep_default_na=False).set_index("document").loc["d.pdf"]
+    assert len(model) == 4 and row.review == "" and row.total_page == "" and "best of many" not in "".join(summary)
+
+
+def test_the_method_says_that_the_bound_is_approximate():
+    for wrong in ("12.00", "no"):
+        line, = explain_promise(promise(answers(["Total?"]*300, prediction=wrong), ["Total?"], .05), 0)
+        assert "not independent" in line and "design effect" in line and "approximate" in line
 
 
 def test_too_few_answers_are_told_by_number():
@@ -362,6 +437,14 @@ def test_test_answers_of_another_model_are_refused(tmp_path, monkeypatch):
     assert len(evaluation.stored_predictions(study, "base", None)) == 1
     monkeypatch.setattr(evaluation, "_decided", lambda study, precision="": ("b",))
     with pytest.raises(StudyError, match="has changed since its test answers were stored"): evaluation.stored_predictions(study, "base", None)
+
+
+def test_only_the_files_of_this_output_are_not_told_as_left_out(folder, model):
+    for name in ("data.csv", "a.csv.txt", "notes.txt"): (folder/name).touch()
+    (folder/"a").mkdir()
+    (folder/"a"/"a.csv").touch()
+    for fields in (FIELDS, FIELDS | {"name": "Who?"}, FIELDS): summary = predict_documents(SMOKE, folder, fields, folder/"a.csv")
+    assert summary[1] == "Left out: a.csv.txt, a/a.csv, data.csv, notes.txt"
 
 
 def test_the_documents_are_those_of_subfolders_too(folder):

@@ -228,7 +228,7 @@ def test_fields_elsewhere_and_pages_elsewhere(desk, tmp_path):
     ("document,total,date\n1.png,9,\n", "field,question\ntotal,A?\ntotal,B?\n", "the field 'total' is there already; name each field once"),
     ("document,total,date\n1.png,9,\n", "field,question\ntotal,\n", "field 'total': no question; ask in 1 to 4,000"),
     ("document,total,date\n1.png,9,\n", "field,question\n", "names no field"), ("document,total,date\n1.png,9,\n", "name,ask\na,b\n", "it needs field and question"),
-    ("document,total,page\n1.png,9,1\n", "field,question\npage,Which?\n", "'page' is a column about the document; rename the field"),
+    ("document,total,page\n1.png,9,1\n", "field,question\npage,Which?\n", "'page' is a column about the document or its questions; rename the field"),
     ("number,total,date\n1,9,\n", FIELDS, "No usable row in .*no document; name its file"),
     ("document,total,date\n", FIELDS, "No usable row in .*it is empty"), ("", FIELDS, "is empty; its first line names the columns"),
     ("document,total,date\n1.png,9\n", FIELDS, "2 cells, but the header has 3")])
@@ -237,6 +237,36 @@ def test_a_table_that_does_not_fit_its_fields_is_one_clear_line(desk, tmp_path, 
     (desk/"values.csv").write_text(table)
     with pytest.raises(ValueError, match=reason) as error: import_documents(desk, tmp_path/"mine")
     assert "\n" not in str(error.value) and not (tmp_path/"mine").exists()
+
+
+@pytest.mark.parametrize("name", [
+    "file_name", "image", "imgname", "image_local_name", "image_path", "filename", "file", "path", "document", "ucsf_document_id", "file_names", "page",
+    "split", "data_split", "benchmark", "language", "lang", "question", "query", "fields", "conversations", "messages"])
+@pytest.mark.parametrize("column", [True, False])
+def test_a_field_called_like_a_column_about_the_document_is_one_clear_line(desk, tmp_path, name, column):
+    (desk/"fields.csv").write_text(f"field,question\ntotal,A?\n{name},B?\n")
+    names = ["image_path" if name == "document" else "document", "total", *[name]*column]
+    (desk/"values.csv").write_text(",".join(names) + "\n1.png" + ",9"*(len(names) - 1) + "\n")
+    with pytest.raises(ValueError) as error: import_documents(desk, tmp_path/"mine")
+    assert str(error.value) == (f"fields.csv: {name!r} is a column about the document or its questions; rename the field in fields.csv and in "
+                                f"values.csv, for example to '{name}_value'") and not (tmp_path/"mine").exists()
+
+
+@pytest.mark.parametrize("name", ["label", "answer", "id", "field", "date", "Language", "page_value"])
+def test_other_names_of_fields_are_free(desk, tmp_path, name):
+    (desk/"fields.csv").write_text(f"field,question\n{name},B?\n")
+    (desk/"values.csv").write_text(f"document,{name}\n" + "".join(f"{n}.png,{n}\n" for n in range(10)))
+    import_documents(desk, tmp_path/"mine")
+    rows = lines(tmp_path/"mine")
+    assert len(rows) == 8 and all(row["answers"] == [Path(row["file_name"]).stem] and row["field"] == name for row in rows)
+
+
+def test_a_value_in_an_object_of_fields_may_be_called_like_a_column(desk, tmp_path):
+    (desk/"fields.csv").write_text("field,question\nlanguage,Which language?\n")
+    (desk/"metadata.jsonl").write_text("".join(json.dumps({"file": f"{n}.png", "fields": {"language": f"l{n}"}}) + "\n" for n in range(10)))
+    import_documents(desk, tmp_path/"mine")
+    rows = lines(tmp_path/"mine")
+    assert len(rows) == 8 and all(row["answers"] == [f"l{Path(row['file_name']).stem}"] and "language" not in row for row in rows)
 
 
 @pytest.mark.parametrize("content, reason", [("field,question\n".encode("utf-16"), None), ("field;question\nn;Straße?\n".encode("cp1252"), "CSV UTF-8"),

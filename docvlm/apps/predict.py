@@ -32,11 +32,12 @@ from ..engine.packing import encode_text
 from ..evaluation import stored_predictions
 from ..execution import check_number, one_line
 from ..files import StudyError, digest_of, replacing
-from ..inputs.folder import document_files
+from ..inputs.folder import MOST_TOGETHER, document_files
 from ..inputs.images import open_page, page_count
 from ..inputs.retrieval import page_sets, page_text
 from ..model import adapter_digest, hold_weights, load_adapter, load_base, load_processor
 from ..presets import base_digest
+from ..steps import code_digests
 
 # %% ../../nbs/apps/01_predict.ipynb #find-pages
 def _name(path, place):
@@ -54,7 +55,11 @@ def find_pages(
     if not paths: raise ValueError(f"No document in {place}; give a folder with PDFs or images, or one such file")
     for path in tqdm(paths, desc="documents", unit="document", leave=False):
         name = _name(path, place)
-        try: pages, content = page_count(path), digest_of(path)
+        try:
+            pages, content = page_count(path), digest_of(path)
+            if whole and pages > MOST_TOGETHER:
+                raise ValueError(f"{name}: {pages:,} pages, over the {MOST_TOGETHER} that can be read together; "
+                                 f"split it into files of at most {MOST_TOGETHER} pages")
         except (ValueError, OSError) as error: found[name], errors[name] = [], one_line(error)
         else: found[name] = [(content, path, tuple(range(1, pages + 1)))] if whole and pages > 1 else [
             (f"{content}-{n}", path, (n,)) for n in range(1, pages + 1)]
@@ -76,14 +81,22 @@ def _chunks(documents):
     if chunk: yield chunk
 
 def _read(study, processor, questions, path, numbers):
-    "Pixels and grids of pages, and which of them are shown for each question; text if one cannot be read."
+    """Pixels and grids of the pages that are shown, and which of these for each question; text if one cannot be read.
+
+    Only one page is held as an image at a time, and pixels for the budget: a long document's pages are drawn again."""
+    def image(place): return open_page(path, numbers[place], study.preset.max_pixels)[0]
+    def prepared(place): return [one for one, in prepare_images(processor, [image(place)])]
+    held, tokens, budget = {}, [], study.preset.tokens_per_document
     try:
-        images = [open_page(path, number, study.preset.max_pixels)[0] for number in numbers]
-        pixels, grids = prepare_images(processor, images)
+        for place in range(len(numbers)):
+            page = prepared(place)
+            tokens.append(math.prod(page[1])//processor.image_processor.merge_size**2)
+            if sum(tokens) <= budget: held[place] = page
+        sets = page_sets(tokens, lambda: [page_text(image(place)) for place in range(len(numbers))], questions, budget)
+        shown = sorted(set().union(*sets))
+        pixels, grids = zip(*(held.get(place) or prepared(place) for place in shown))
     except (ValueError, OSError) as error: return one_line(error)
-    tokens = [math.prod(grid)//processor.image_processor.merge_size**2 for grid in grids]
-    return pixels, grids, page_sets(tokens, lambda: list(map(page_text, images)), questions,
-                                    study.preset.tokens_per_document)
+    return list(pixels), list(grids), {tuple(map(shown.index, places)): asked for places, asked in sets.items()}
 
 def _encode(study, model, pixels, grids, precision):
     "Features and grid of every page, by its place in the chunk."
@@ -164,11 +177,11 @@ def answers_digest(
     questions: list[str],  # in the order in which they are asked
     precision: str,  # "bf16" or "fp32"
 ) -> str:
-    "Digest of everything that determines an answer, apart from the page."
+    "Digest of everything that determines an answer, the code included, apart from the page."
     preset = study.preset
     return digest_of(base_digest(preset), adapter and adapter_digest(adapter), questions, precision, preset.min_pixels,
                      preset.max_pixels, preset.prompt_suffix[BENCHMARK], preset.max_new_tokens[BENCHMARK],
-                     preset.tokens_per_document)
+                     preset.tokens_per_document, code_digests("apps/01_predict"))
 
 def ask_missing(
     study: Study,  # gives base and settings
@@ -215,7 +228,7 @@ def document_row(
     fields: list[str],  # names, in the order of the questions
     answers: dict,  # by page key: (answer, confidence) of every field
     errors: dict,  # by document or page key
-    threshold: float,  # values of lower confidence are for a person
+    thresholds: list[float],  # by field; values of lower confidence are for a person
 ) -> dict:  # by column, see `columns_of`
     "The row of a document; `review` names the fields that are for a person."
     reasons = [errors[document]] if document in errors else [
@@ -226,48 +239,49 @@ def document_row(
         told = [(numbers[0] if len(numbers) == 1 else None, *answers[key][place])
                 for key, _, numbers in pages if key in answers]
         row[field], row[f"{field}_confidence"], row[f"{field}_page"] = chosen = choose_answer(told)
-        if reasons or chosen[1] < threshold: review.append(field)
+        if reasons or chosen[1] < thresholds[place]: review.append(field)
     more = [f"and {len(reasons) - 3} more"]*(len(reasons) > 3)
     return row | {"review": review, "error": "; ".join(reasons[:3] + more)}
 
 # %% ../../nbs/apps/01_predict.ipynb #promise
 METHOD = (f"Clopper–Pearson bound at {100*CERTAINTY:.0f} % certainty, "
           "fixed-sequence testing from the most confident answer down with "
-          f"{STARTS} starts")
+          f"{STARTS} starts; answers about one document are not independent and count as fewer, by the design effect "
+          "of their errors, which is estimated, so the bound is approximate")
 
 def promise(
     test: pd.DataFrame,  # test answers, from `stored_predictions`
-    questions: list[str],  # asked now
+    questions: list[str],  # asked now; nothing is promised about those that the test set does not ask
     accept_error: float,  # the share of accepted values that may be wrong
-) -> dict:  # as from `choose_threshold`, with "same_questions" and the number of "answers" and "documents"
-    "Choose the threshold on the test answers to the same questions, or on all if some are not asked there."
-    test = test[test.benchmark == BENCHMARK]
-    same = set(questions) <= set(test.question)
-    if same: test = test[test.question.isin(questions)]
+) -> dict:  # as from `choose_threshold`, with "unasked" questions and the number of "answers" and "documents"
+    "Choose the threshold on the test answers to the same questions."
+    test = test[(test.benchmark == BENCHMARK) & test.question.isin(questions)]
     wrong = np.array([exact_match(*pair) < 1 for pair in zip(test.prediction, test.answers)], bool)
     return choose_threshold(test.confidence, wrong, test.doc_id, accept_error) | {
-        "same_questions": same, "answers": len(test), "documents": test.doc_id.nunique(), "accept_error": accept_error}
+        "unasked": sorted(set(questions) - set(test.question)), "answers": len(test),
+        "documents": test.doc_id.nunique(), "accept_error": accept_error}
 
 # %% ../../nbs/apps/01_predict.ipynb #explain-promise
 def explain_promise(
     found: dict,  # from `promise`
-    several: int,  # number of documents with several pages
+    several: int,  # number of documents whose pages are asked one by one
 ) -> list[str]:
-    "What is promised, or why nothing is, in lines for the summary."
-    error = f"{100*found['accept_error']:g} %"
+    "What is promised, or why nothing is, and what the promise leaves out, in lines for the summary."
+    error, lines = f"{100*found['accept_error']:g} %", []
     base = f"{found['answers']:,} test answers on {found['documents']:,} documents"
+    if found["unasked"]:
+        lines.append(f"Questions that the test set does not ask: {len(found['unasked']):,}; nothing is promised about "
+                     "their values, which are all for review")
     if found["threshold"] is None:
         reason = (f"they are worth {found['worth']:.0f} independent answers and {math.ceil(found['needed'])} are needed"
                   if found["worth"] < found["needed"] else "too many of the most confident ones are wrong")
         return [f"An error of at most {error} cannot be promised from {base}: {reason}; every value is for review "
-                f"({METHOD})"]
-    lines = [f"At most {error} of the values of confidence {found['threshold']:.4f} or more are wrong ({METHOD}; "
-             f"{base}, of which {found['accepted']:,} are accepted and {found['wrong']:,} of these are wrong)"]
-    if not found["same_questions"]:
-        lines.append("The test set does not ask all of these questions; the promise holds if they are like its own")
+                f"({METHOD})", *lines]
     if several:
-        lines.append(f"Documents of several pages: {several:,}; the promise does not cover the best of many answers")
-    return lines
+        lines.append(f"Documents of several pages, asked one by one: {several:,}; the promise does not cover the best "
+                     "of many answers, so all their values are for review")
+    return [f"At most {error} of the values of confidence {found['threshold']:.4f} or more are wrong ({METHOD}; "
+            f"{base}, of which {found['accepted']:,} are accepted and {found['wrong']:,} of these are wrong)", *lines]
 
 # %% ../../nbs/apps/01_predict.ipynb #write-table
 def check_output(
@@ -287,6 +301,8 @@ def write_table(
              ".jsonl": partial(frame.to_json, orient="records", lines=True, force_ascii=False)}[output.suffix.lower()]
     with replacing(output) as partial_file: write(partial_file)
 
+def _lock_of(output): return output.with_name(f".{output.name}.lock")
+
 @contextmanager
 def only_writer(
     output: Path,  # table to write
@@ -294,7 +310,7 @@ def only_writer(
     "Hold the lock of an output; StudyError if another process has it or nothing can be written there."
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(output.with_name(f".{output.name}.lock"))
+        lock = FileLock(_lock_of(output))
         lock.acquire(timeout=0)
     except Timeout:
         raise StudyError(f"Another docvlm-predict works on {output.name}; wait for it to end, or choose another "
@@ -316,14 +332,20 @@ def _told(kept, pages):
     "Say on stderr whether the run goes on or starts anew."
     done = len({key for key, *_ in pages} & kept.answers.keys())
     if done: note = f"{done:,} pages are answered already, in {kept.path.name}; asking the others"
-    elif kept.others: note = (f"model, adapter, questions or settings differ from those of {kept.others[0].name}, "
-                              "which is left as it is; starting anew")
+    elif kept.others: note = ("model, adapter, questions, settings or code differ from those of "
+                              f"{kept.others[0].name}, which is left as it is; starting anew")
     else: return
     print(f"docvlm: {note}", file=sys.stderr, flush=True)
 
-def _table(documents, fields, answers, errors, threshold):
+def _thresholds(found, fields, pages):
+    "The confidence that a document's value of each field must have; infinite where nothing is promised."
+    if not found: return [0]*len(fields)
+    if found["threshold"] is None or len(pages) > 1: return [math.inf]*len(fields)
+    return [math.inf if question in found["unasked"] else found["threshold"] for question in fields.values()]
+
+def _table(documents, fields, answers, errors, found):
     "A row a document."
-    frame = pd.DataFrame([document_row(name, pages, list(fields), answers, errors, threshold)
+    frame = pd.DataFrame([document_row(name, pages, list(fields), answers, errors, _thresholds(found, fields, pages))
                           for name, pages in documents.items()], columns=columns_of(list(fields)))
     return frame.astype({f"{field}{part}": kind for field in fields for part, kind in (("_page", "Int64"),
                                                                                       ("_confidence", float))})
@@ -352,11 +374,10 @@ def predict_documents(
     document are read together, or else each is asked and the most confident answer counts."""
     columns_of(list(fields))
     questions, output = list(fields.values()), check_output(Path(output))
-    found, threshold = None, 0
+    found = None
     if accept_error is not None:
         check_number("--accept-error", accept_error, 1e-4, 0.5)
         found = promise(stored_predictions(study, system, adapter), questions, accept_error)
-        threshold = math.inf if found["threshold"] is None else found["threshold"]
     documents, errors, left_out = find_pages(Path(place), asks_whole_documents(study))
     pages = [page for listed in documents.values() for page in listed]
     with only_writer(output):
@@ -364,13 +385,14 @@ def predict_documents(
         kept = KeptAnswers(output, answers_digest(study, adapter, questions, precision))
         _told(kept, pages)
         errors |= ask_missing(study, adapter, pages, questions, kept, precision)
-        frame = _table(documents, fields, kept.answers, errors, threshold)
+        frame = _table(documents, fields, kept.answers, errors, found)
         try: write_table(frame.assign(review=frame.review.map("; ".join)), output)
         except StudyError as error:
             raise StudyError(f"{error}, or close the file where it is open; the answers are kept in {kept.path.name}, "
                              "so running the same command again only writes the table") from error
     several = sum(len(listed) > 1 for listed in documents.values())
-    left_out = [name for name in left_out if output.name not in name]
+    own = {path.resolve() for path in (output, _lock_of(output), kept.path, *kept.others)}
+    left_out = [name for name in left_out if (Path(place)/name).resolve() not in own]
     return [*_summary(frame, documents, fields, left_out, output), *(
         explain_promise(found, several) if found else
         ["Nothing is promised about the other values; --accept-error marks those of low confidence too"])]

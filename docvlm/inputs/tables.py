@@ -176,14 +176,17 @@ def rows_of_conversation(
     return rows
 
 # %% ../../nbs/inputs/03_tables.ipynb #tables-fields-rows
+_SHARED = ("file_name", "file_names", "page", "split", "document", "benchmark", "language")  # by all fields of a row
+_ASKS = {"fields", "conversations", "messages", *COLUMN_NAMES["question"]}  # columns that hold questions
+_TAKEN = _ASKS.union(*(COLUMN_NAMES[key] for key in _SHARED))
+
 def rows_of_fields(
     record: dict,  # a document's row, with the values as columns or as an object `fields`
     fields: dict[str, str],  # from `read_fields`
 ) -> list[dict]:  # one for each field; without answers if the record has no value for it
     "The questions of a row of fields. An empty cell, or null, means that the document does not show the value."
     values = record["fields"] if isinstance(record.get("fields"), dict) else record
-    keys = ("file_name", "file_names", "page", "split", "document", "benchmark", "language")
-    shared, rows = named(record, *keys), []
+    shared, rows = named(record, *_SHARED), []
     for name, question in fields.items():
         row = shared | {"question": question, "field": name}
         if name in values: row["answers"] = "" if values[name] is None else values[name]
@@ -195,12 +198,13 @@ def unread_columns(
     fields: dict[str, str],  # from `read_fields`; empty without fields.csv
     table: Path,  # for the error message
 ) -> list[str]:  # columns, and keys of `fields`, that nothing reads
-    "Check that a table of fields has a column for each; ValueError names the missing ones."
+    "Check that a table of fields has a column for each; ValueError names the missing ones, and those that are taken."
     columns = list(dict.fromkeys(name for record in records for name in record))
     inner = {name for record in records if isinstance(record.get("fields"), dict) for name in record["fields"]}
-    if clash := sorted({"file_name", "document", "page", "split"} & set(fields)):
-        raise ValueError(f"fields.csv: {', '.join(map(repr, clash))} is a column about the document; rename the field")
-    asks = {"fields", "conversations", "messages", *COLUMN_NAMES["question"]} & set(columns)
+    if clash := sorted(_TAKEN & set(fields) - (inner - set(columns))):
+        raise ValueError(f"fields.csv: {', '.join(map(repr, clash))} is a column about the document or its questions; "
+                         f"rename the field in fields.csv and in {table.name}, for example to {clash[0] + '_value'!r}")
+    asks = _ASKS & set(columns)
     if (missing := sorted(set(fields) - set(columns))) and columns and not asks:
         raise ValueError(f"{table} has no column for the field {', '.join(map(repr, missing))} of fields.csv; "
                          f"it has {', '.join(columns)}")
