@@ -7,6 +7,7 @@ __all__ = ['PRESET', 'DOCUMENTS', 'SET', 'CONFIG', 'MOST_SKIPS_SHOWN', 'command'
 # %% ../nbs/11_cli.ipynb #cell-002
 import json
 import logging
+import re
 import signal
 import sys
 import threading
@@ -18,7 +19,7 @@ from pathlib import Path
 from fastcore.script import Param, anno_parser
 
 from .core import open_study
-from .execution import check_number, read_config
+from .execution import check_number, one_line, read_config
 from .files import StudyError, read_json, root
 from .presets import PRESETS
 
@@ -185,6 +186,16 @@ def _adapter(opened, folder):
     own = beside and record.get("adapter_digest") == digest
     return (folder.name if own else f"{folder.resolve().name}-{digest}"), record.get("seed", opened.preset.seeds[0])
 
+def _check_named_base(opened, folder):
+    "StudyError if an adapter without a record names a base of another name; that may be a path, also in hub's cache."
+    from docvlm.model import ADAPTER_FILES
+    base, config = opened.preset.base, read_json(folder/ADAPTER_FILES[0])
+    named = config.get("base_model_name_or_path") or base
+    if not (folder/"record.json").exists() and Path(base).name not in re.split(r"/|\\|--", named):
+        raise StudyError(f"The adapter {folder.name} names the base {one_line(named)}, and this study's is {base}; "
+                         "name another adapter or --preset; if both are the same, correct base_model_name_or_path in "
+                         f"{folder.name}/{ADAPTER_FILES[0]}")
+
 def _found_adapter(opened, adapter):
     "The folder of an adapter, by default the study's first; an error if it is none, or one of another base."
     from docvlm.model import ADAPTER_FILES
@@ -195,6 +206,7 @@ def _found_adapter(opened, adapter):
         raise FileNotFoundError(f"No adapter in {folder}, which takes {' and '.join(ADAPTER_FILES)}; "
                                 "run docvlm-train first or name another folder")
     check_base(opened, folder)
+    _check_named_base(opened, folder)
     return folder
 
 # %% ../nbs/11_cli.ipynb #evaluate
@@ -371,8 +383,11 @@ def plan(
     set: SET = None, config: CONFIG = "",
 ):
     "Estimate what a study needs (parameters, tokens, memory, hours, dollars) before any download, and save the plan."
-    from docvlm.bench.plan import write_plan
-    print(write_plan(_opened(preset, "", set, config)).relative_to(root()))
+    from docvlm.bench.plan import plan_table, write_plan
+    path = write_plan(_opened(preset, "", set, config))
+    print("Modelled by card; hours and dollars are lower bounds:")
+    print(plan_table(read_json(path)).to_string(index=False))
+    print(path.relative_to(root()))
 
 # %% ../nbs/11_cli.ipynb #rehearse
 @command
@@ -384,6 +399,9 @@ def rehearse(
     "Run a study's code on this machine with random weights and drawn pages, without the hub; measure speed and memory."
     from docvlm.bench.rehearsal import write_rehearsal
     path = write_rehearsal(_opened(preset, "", set, config), layers)
-    for row in read_json(path)["questions"]:
+    found = read_json(path)
+    for row in found["questions"]:
         print(f"{row['part']}, {row['way']}: {row['ms']:,.1f} ms a question, modelled {row['modelled_ms']:,.1f} ms")
+    peak, planned = (found["memory"][name]/1e9 for name in ("measured_bytes", "planned_bytes"))
+    print(f"peak memory of training: {peak:,.1f} GB, planned for a GPU {planned:,.1f} GB")
     print(path.relative_to(root()))

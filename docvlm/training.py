@@ -300,8 +300,8 @@ def training_rows(
 def _trainer(study, lora_rank, seed, precision, work, report_to, doc_ids=(), variant=""):
     "The Trainer of one adapter, ready to start or resume in the folder `work`, and its number of questions."
     set_seed(seed)
-    setting = training_setting(replace(study.preset, precision=precision or study.preset.precision),
-                               processes=team().num_processes)
+    used = replace(study.preset, precision=precision or study.preset.precision)
+    setting = training_setting(replace(study, preset=used))
     processor, base = load_processor(study.preset), hold_weights(load_base(study.preset, precision))
     rows = training_rows(study, doc_ids)
     features = cache_features(study, base, processor, rows)
@@ -324,8 +324,9 @@ def _fit(trainer, work):
     try: trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")))
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not should_reduce_batch_size(error): raise
-        raise StudyError("Not enough memory for a training step; "
-                         "lower tokens_per_batch, tokens_per_page or max_pixels, or set precision=nf4") from error
+        limit = "document" if len(max(trainer.train_dataset.packed, key=len).grids) > 1 else "page"
+        raise StudyError("Not enough memory for a training step; lower tokens_per_batch, "
+                         f"tokens_per_{limit} or max_pixels, or set precision=nf4") from error
     return clock.seconds()
 
 # %% ../nbs/04_training.ipynb #lora-settings

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from docvlm import core, presets, steps, training
+from docvlm import cli, core, presets, steps, training
 from docvlm.apps.ask import quick_precision
 from docvlm.bench import cost, plan
-from docvlm.bench.plan import Budget, Memory, Setting, check_machine, fitting_setting, training_setting
+from docvlm.bench.plan import Budget, Memory, Setting, check_machine, fitting_setting, lora_rows, training_memory, training_setting
 from docvlm.engine.attention import autocast
 from docvlm.files import StudyError
 from docvlm.model import load_base
@@ -33,7 +33,7 @@ def card(monkeypatch):
         monkeypatch.setattr("torch.cuda.get_device_name", lambda *_: name)
         monkeypatch.setattr("torch.cuda.get_device_capability", lambda *_: capability)
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda *_: (int(free*1e9), int(total*1e9)))
-    monkeypatch.setattr(plan, "training_memory", lambda preset, lora=None: replace(MEMORY, fixed_bytes={
+    monkeypatch.setattr(plan, "training_memory", lambda preset, *given: replace(MEMORY, fixed_bytes={
         "int8": 3_400_000_000, "nf4": 2_800_000_000, "fp32": 9_100_000_000}.get(preset.precision, MEMORY.fixed_bytes)))
     monkeypatch.setattr(plan, "lora_rows", lambda preset: [])
     yield set_card
@@ -79,10 +79,19 @@ def test_fp16_is_for_gpus(monkeypatch):
     assert quick_precision(study) == computes_in("auto", "cpu") and has_units("nf4", "cpu") and not has_units("fp16", "cpu")
 
 
-def test_no_gpu_and_a_driver_that_is_too_old(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(StudyError, match="needs a GPU, and this machine has none.*nvidia-smi.*driver.*--preset nano"):
+@pytest.mark.parametrize("cuda, said, told", [
+    ("13.0", RuntimeError("Found no NVIDIA driver on your system. Please check"), "torch finds no NVIDIA driver; if there is a card, install one for CUDA 13.0"),
+    ("13.0", RuntimeError("The NVIDIA driver on your system is too old (found version 11040)."), r"driver is too old; install one that supports CUDA 13.0 \(see nvidia-smi\)"),
+    ("13.0", RuntimeError("No CUDA GPUs are available"), r"torch finds none \(No CUDA GPUs are available\); check nvidia-smi and CUDA_VISIBLE_DEVICES"),
+    (None, AssertionError("Torch not compiled with CUDA enabled"), r"this torch \(9.1.0\+cpu\) is built without CUDA; .*`pip install --force-reinstall torch==9.1.0`")])
+def test_no_gpu_an_old_driver_and_a_torch_without_cuda_are_told_apart(monkeypatch, cuda, said, told):
+    def init(): raise said
+    for name, value in (("is_available", lambda: False), ("init", init)): monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch, "__version__", "9.1.0+cpu")
+    with pytest.raises(StudyError, match=f"needs a GPU, and .*{told}, or use --preset nano") as raised:
         check_machine(replace(core.open_study("smoke"), preset=BIG), budget())
+    assert "CUDA None" not in str(raised.value)
 
 
 @pytest.mark.parametrize("free, total, told", [
@@ -95,15 +104,60 @@ def test_memory_that_is_in_use_or_lacking_is_said_before_loading(card, free, tot
     with pytest.raises(StudyError, match=told): check_machine(replace(core.open_study("smoke"), preset=BIG), budget())
 
 
-def test_a_16_gb_card_runs_the_2b(card, tmp_path):
+def test_a_16_gb_card_runs_the_2b(card, monkeypatch):
     card()
     study = replace(core.open_study("smoke"), preset=replace(BIG, precision="fp16"))
     assert check_machine(study, budget(), free_bytes=10**15) is None
-    assert training_setting(study.preset) == Setting(BIG.tokens_per_batch, True) == fitting_setting(MEMORY, BIG, 16e9)
+    assert training_setting(study) == Setting(BIG.tokens_per_batch, True) == fitting_setting(MEMORY, BIG, 16e9)
     card("NVIDIA L4", (8, 9), 23, 24)
-    assert training_setting(study.preset) == Setting(MEMORY.longest_page, False)
-    assert training_setting(study.preset, processes=4) == Setting(MEMORY.longest_page, False), "a share of a batch is never split"
-    assert training_setting(replace(study.preset, tokens_per_batch=65536), processes=4) == Setting(16384, True)
+    assert training_setting(study) == Setting(MEMORY.longest_page, False)
+    monkeypatch.setattr(plan, "team", lambda: SimpleNamespace(num_processes=4))
+    assert training_setting(study) == Setting(MEMORY.longest_page, False), "a share of a batch is never split"
+    assert training_setting(replace(study, preset=replace(study.preset, tokens_per_batch=65536))) == Setting(16384, True)
+
+
+@pytest.fixture
+def counted(card, monkeypatch):
+    "The made-up GPU, with the memory counted from the model."
+    monkeypatch.setattr(plan, "training_memory", training_memory)
+    monkeypatch.setattr(plan, "lora_rows", lambda preset: lora_rows(replace(preset, ablation_ranks=(16,))))
+    return card
+
+
+def check_with(monkeypatch, study, processes, fsdp):
+    "`check_machine` in one of a team of processes."
+    monkeypatch.setattr(plan, "team", lambda: SimpleNamespace(num_processes=processes))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", str(fsdp).lower())
+    return check_machine(study, free_bytes=10**15)
+
+
+def test_under_fsdp_a_gpu_needs_its_share_of_the_layers(counted, monkeypatch):
+    study = replace(core.open_study("smoke"), preset=replace(BIG, precision="bf16"))
+    counted("NVIDIA L4", (8, 9), 5.5, 5.5)
+    for processes, fsdp in ((1, False), (4, False), (1, True)):
+        with pytest.raises(StudyError, match="needs a GPU with 6.1 GB"): check_with(monkeypatch, study, processes, fsdp)
+    assert check_with(monkeypatch, study, 4, True) is None and training_setting(study) == Setting(4096, True)
+    counted("NVIDIA L4", (8, 9), 4.8, 4.8)
+    with pytest.raises(StudyError, match="first loads the whole base, 4.4 GB of qwen2-vl-2b .*has 4.8 GB; take larger GPUs"):
+        check_with(monkeypatch, study, 4, True)
+
+
+def test_documents_of_several_pages_are_planned_whole(counted):
+    pages = replace(core.open_study("smoke"), preset=replace(BIG, precision="bf16"))
+    counted("NVIDIA L4", (8, 9), 24, 24)
+    assert not training_setting(pages).checkpointing and training_setting(replace(pages, documents="letters")) == Setting(16896, True)
+    counted("NVIDIA L4", (8, 9), 8, 8)
+    assert training_setting(pages).checkpointing
+    with pytest.raises(StudyError, match="16,896 tokens by tokens_per_document.*--set tokens_per_document=8192 fits"):
+        training_setting(replace(pages, documents="letters"))
+
+
+def test_the_plan_prints_its_cards(monkeypatch, capsys):
+    monkeypatch.setattr(plan, "write_plan", lambda study: core.root()/"data"/"results"/"qwen2-vl-2b"/"plan.json")
+    cli.plan("qwen2-vl-2b")
+    said = capsys.readouterr().out.splitlines()
+    row = next(line for line in said if "Tesla T4" in line)
+    assert " yes " in row and " fp16 " in row and "USD" in said[1] and said[-1] == "data/results/qwen2-vl-2b/plan.json"
 
 
 def test_the_setting_of_the_plan_is_that_of_the_run(card):
@@ -113,7 +167,7 @@ def test_the_setting_of_the_plan_is_that_of_the_run(card):
     for gpu in sheet.itertuples():
         row = plan.modelled_row(replace(budget(), **passes), BIG, replace(machine, dtype="bf16"), int(1e9*gpu.memory_gb))
         card(gpu.device, (8, 0), gpu.memory_gb, gpu.memory_gb)
-        assert row["fits"] and Setting(row["tokens_at_once"], row["checkpointing"]) == training_setting(BIG)
+        assert row["fits"] and Setting(row["tokens_at_once"], row["checkpointing"]) == training_setting(core.Study(BIG))
     quantized = plan.modelled_row(replace(budget(), **passes), BIG, machine, int(5.4e9))
     assert not quantized["fits"] and quantized["instead"] == "precision=int8"
 
@@ -121,7 +175,7 @@ def test_the_setting_of_the_plan_is_that_of_the_run(card):
 def test_a_cpu_trains_whole_batches_and_keeps_its_layers(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(plan, "training_memory", lambda *_: pytest.fail("nothing is counted on a CPU"))
-    assert training_setting(get_preset("nano")) == Setting(get_preset("nano").tokens_per_batch, False)
+    assert training_setting(core.Study(get_preset("nano"))) == Setting(get_preset("nano").tokens_per_batch, False)
 
 
 def test_autocast_follows_the_precision(recwarn):

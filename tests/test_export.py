@@ -27,7 +27,7 @@ SMOKE = open_study("smoke")
 def adapter(tmp_path):
     "What an adapter's folder must hold, for a base of three rotary sections."
     (folder := tmp_path/"adapter").mkdir()
-    (folder/"adapter_config.json").write_text(json.dumps({"r": 16, "base_model_name_or_path": "elsewhere"}))
+    (folder/"adapter_config.json").write_text(json.dumps({"r": 16, "base_model_name_or_path": "elsewhere/nano"}))
     save_file({"x": torch.zeros(1)}, folder/"adapter_model.safetensors")
     return folder
 
@@ -122,7 +122,23 @@ def test_bad_input_is_one_line_with_a_remedy(made, adapter, tmp_path, capsys, mo
     assert "is a file; name a folder" in said(capsys, str(tmp_path/"out"/"letter.txt"), ["merged"], **given)
     (adapter/"record.json").write_text(json.dumps({"base_digest": "another"}))
     assert "was trained on another version of data/nano" in said(capsys, str(tmp_path/"new"), **given)
+    (adapter/"record.json").unlink()
+    (adapter/"adapter_config.json").write_text(json.dumps({"r": 16, "base_model_name_or_path": "Qwen/Qwen2-VL-7B-Instruct"}))
+    assert "names the base Qwen/Qwen2-VL-7B-Instruct, and this study's is data/nano; name another adapter" in said(capsys, str(tmp_path/"new"), **given)
     assert not made and not (tmp_path/"new").exists()
+
+
+def test_a_converter_that_is_missing_is_said(tmp_path):
+    with pytest.raises(StudyError, match=f"convert_hf_to_gguf.py is missing in {tmp_path}/apart/source; remove {tmp_path}/apart and run again"):
+        export._write_gguf(tmp_path/"apart", tmp_path/"merged", tmp_path/"gguf")
+    assert not (tmp_path/"gguf").exists()
+
+
+def test_the_context_of_llama_cpp_holds_all_pages_of_a_document():
+    preset = get_preset("qwen2-vl-2b")
+    page = type("Page", (), {"size": (10_000, 10_000)})()
+    whole = export._context_for(Study(preset), [{"images": [page]}, {"images": [page]*12}, {"images": [page]*2}])
+    assert whole - export._context_for(Study(preset), [{"images": [page]}]) == 11*27*27, "a square page of at most 768 tokens"
 
 
 def test_nano_has_neither_a_vllm_nor_a_gguf_form(adapter):

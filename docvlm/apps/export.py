@@ -40,6 +40,7 @@ from ..evaluation import compare, compare_groups
 from ..execution import one_line
 from ..files import StudyError, digest_of, flush, read_json, root, write_json
 from ..inputs.images import pages_of
+from ..inputs.retrieval import image_tokens
 from ..latency import quantiles, time_answers
 from ..model import ADAPTER_FILES, adapter_digest, load_adapter, load_base, load_processor
 from ..presets import base_digest
@@ -129,6 +130,13 @@ def _environment_for(study, form):
     return folder
 
 # %% ../../nbs/apps/02_export.ipynb #requests
+def _context_for(study, rows):
+    "Tokens of the longest request: the pages of its document, the text and the answer."
+    preset = study.preset
+    pages = max(sum(image_tokens(*page.size, preset.min_pixels, preset.max_pixels) for page in row["images"])
+                for row in rows)
+    return pages + 1024 + max(preset.max_new_tokens.values())
+
 def _requests_for(study, processor, rows):
     "The questions with their pages, each page scaled as the processor would."
     preset, how, lines = study.preset, processor.image_processor, []
@@ -245,12 +253,15 @@ sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode
 
 def _write_gguf(apart, merged, folder):
     "Write model-<type>.gguf and mmproj-f16.gguf by llama.cpp's own converter and quantizer."
-    python, (converter,) = apart/"bin"/"python", (apart/"source").glob("*/vendor/llama.cpp/convert_hf_to_gguf.py")
+    python, found = apart/"bin"/"python", list((apart/"source").glob("*/vendor/llama.cpp/convert_hf_to_gguf.py"))
+    if not found:
+        raise StudyError(f"llama.cpp's convert_hf_to_gguf.py is missing in {apart}/source; remove {apart} and run "
+                         "again")
     run = lambda *command: _run_apart([python, *command], "Converting to GGUF", "export it merged instead")
     folder.mkdir()
-    run(converter, merged, "--mmproj", "--outtype=f16", f"--outfile={folder}/mmproj-f16.gguf")
+    run(found[0], merged, "--mmproj", "--outtype=f16", f"--outfile={folder}/mmproj-f16.gguf")
     for kind in ("f16", "Q8_0"):
-        run(converter, merged, f"--outtype={kind.lower()}", f"--outfile={folder}/model-{kind}.gguf")
+        run(found[0], merged, f"--outtype={kind.lower()}", f"--outfile={folder}/model-{kind}.gguf")
     run("-c", QUANTIZE, folder/"model-f16.gguf", folder/"model-Q4_K_M.gguf")
 
 # %% ../../nbs/apps/02_export.ipynb #int8
@@ -308,8 +319,7 @@ def _new(target):
 def _gguf(study, merged, folder, rows, threads):
     "Write GGUF files; by type, those that belong together and a function that answers the questions."
     _write_gguf(apart := _environment_for(study, "gguf"), merged, folder)
-    preset, projector = study.preset, folder/"mmproj-f16.gguf"
-    tokens = preset.max_pixels//28**2 + 1024 + max(preset.max_new_tokens.values())
+    preset, projector, tokens = study.preset, folder/"mmproj-f16.gguf", _context_for(study, rows)
     def ask(model):
         return _answers_apart(apart/"bin"/"python", ASK_LLAMA, [model, projector, tokens, threads],
                               _requests_for(study, load_processor(preset), rows))

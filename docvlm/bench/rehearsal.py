@@ -29,7 +29,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Trainer
 
 from .. import training
 from .cost import Machine, base_config, data_sheet_machine, measure_machine, question_costs, training_cost
-from .plan import check_machine, peak_memory_bytes, training_memory, training_setting
+from .plan import check_machine, peak_memory_bytes, training_memory, training_setting, why_no_gpu
 from .speedup import matmul_rate
 from .throughput import (BATCH_SIZE, ScratchStudy, exact_features, generate_answers, load_plain,
                                      question_batch, train_rate)
@@ -80,6 +80,7 @@ def rehearsal_of(
                     if name not in study.settings}, study.preset
     sizes = pd.read_csv(root()/"data"/"workload.csv").query("split == 'train'").set_index("benchmark")
     work["max_new_tokens"] = preset.max_new_tokens | sizes.tokens_per_answer.to_dict()
+    work["tokens_per_document"] = work.get("max_pixels", preset.max_pixels)//28**2  # each drawn document has one page
     return Rehearsal(replace(preset, base=str(folder/"base"), revision="", ablation_ranks=(preset.lora_rank,), **work),
                      str(folder/"documents"), folder=folder, layers=layers)
 
@@ -88,10 +89,8 @@ def this_box(
     run: Rehearsal,
 ) -> dict:
     "What this machine has: why torch finds no GPU, in its own words, and free bytes of memory and disk."
-    try: reason = torch.cuda.init() or ""
-    except (RuntimeError, AssertionError) as error: reason = " ".join(str(error).split()).rstrip(".")
     place = next(folder for folder in run.folder.parents if folder.exists())
-    return {"no_gpu": reason, "gpu_bytes": None, "memory_bytes": psutil.virtual_memory().available,
+    return {"no_gpu": why_no_gpu(), "gpu_bytes": None, "memory_bytes": psutil.virtual_memory().available,
             "disk_bytes": shutil.disk_usage(place).free}
 
 def check_box(
@@ -186,7 +185,7 @@ def prepare(
             "modelled_ms": modelled_ms(costs, machine),
             "expected_s": expected_s(run.preset, costs, machine, parameters),
             "matmul_flop_per_s": matmul_rate(dtype, device, 8192 if device == "cuda" else 1024),
-            "planned_peak_memory_bytes": peak_memory_bytes(memory, training_setting(run.preset, memory))}
+            "planned_peak_memory_bytes": peak_memory_bytes(memory, training_setting(run, memory))}
 
 # %% ../../nbs/bench/04_rehearsal.ipynb #features
 def rehearse_features(run: Rehearsal) -> dict:
