@@ -94,7 +94,8 @@ def real_table(
         return {"documents": found["documents"], **{key: cells[key] for key in list(cells)[:-1]},  # without the p-value
                 "OCR with rules": percent(found["ocr"]), "twice the pages": twice}
     return table([row(found) for found in rows],
-                 "Real documents: one study each (scores in percent, differences in points with 95 % intervals)")
+                 "Real documents: one study each, with one seed (scores in percent, differences in points, "
+                 "95 % intervals)")
 
 
 # %% ../nbs/09_report.ipynb #scores-at-scale
