@@ -197,6 +197,11 @@ def test_the_recording_shows_each_page_without_and_with_answers(visit, demo, mon
     assert len({picture.tobytes() for picture, _ in shown}) == 4 and shown[0][0].width == 900
 
 
+def test_the_published_recording_shows_every_page_and_is_small():
+    with Image.open(recording.TARGET) as shown: assert shown.n_frames == 2*len(recording.PAGES)
+    assert recording.TARGET.stat().st_size < recording.MOST_BYTES
+
+
 def test_demo_takes_no_endless_upload(demo):
     import http.client
     from urllib.parse import urlsplit
