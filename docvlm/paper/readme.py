@@ -177,7 +177,7 @@ def remedies(
         if cells: found.append({"key": key, "remedy": name, "verdict": judged, "effect": _listed(changes),
                                 "brief": _listed(brief) + " points"})
     doubled = {b: {"delta": cell} for b, cell in (ablation.get("doubling") or {}).items() if cell}
-    add("pages", "training on twice the pages, by estimate", doubled)
+    add("pages", "an estimated doubling of the training pages", doubled)
     add("pixels", "enlarging the test pages without training", ablation.get("more_pixels") or {})
     first, *larger = ablation["rows"]
     found += _adapters("rank", "a larger rank", [(f"rank {row['lora_rank']}", row) for row in larger], first)
