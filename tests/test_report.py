@@ -371,3 +371,14 @@ def test_the_report_of_a_preset_names_no_settings(study):
     fill(study)
     text = html_of(study)
     assert "with other settings" not in text and "(<em>α</em>/<em>r</em>)" in text and "rsLoRA" not in text
+
+
+def test_the_published_report_shows_the_real_documents_as_stored():
+    stored = files.root()/"data/results/nano/real.json"
+    if not stored.exists(): pytest.skip("no studies of real documents: see nbs/10_nano_base")
+    page = (files.root()/"paper/paper.html").read_text(encoding="utf-8")
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", line, re.S) for line in re.findall(r"<tr.*?</tr>", page, re.S)]
+    for row in json.loads(stored.read_text(encoding="utf-8"))["rows"]:
+        found = row["comparison"]
+        wanted = {row["documents"], percent(found["baseline"]["value"]), percent(found["ours"]["value"]), percent(row["ocr"])}
+        assert any(wanted <= set(line) for line in cells), f"{wanted} is no row of the report; run nbs/10_nano_base and the report again"
