@@ -18,7 +18,7 @@ from .engine.attention import cannot_run
 from .evaluation import compare, predict_systems
 from .files import StudyError
 from .inputs.images import distinct_pages
-from .paper.tables import benchmark_name, in_report_order, interval, points
+from .paper.tables import benchmark_name, in_report_order, interval, listed, points
 from .presets import with_variant
 from .training import adapter_folder, train_adapter
 
@@ -138,9 +138,7 @@ def _no_clear_change(names, cells):
         low, high = cells[name]["ci95"]
         return (f"{benchmark_name(name)} {points(cells[name]['value'])}, 95 % interval {interval([low, high], points)}"
                 + (", too wide to plan by" if high - low > WIDE else ""))
-    *most, last = map(benchmark_name, names)
-    listed = f"{', '.join(most)} and {last}" if most else last
-    return (f"would bring no clear change on {listed} (estimates in points: "
+    return (f"would bring no clear change on {listed(list(map(benchmark_name, names)))} (estimates in points: "
             f"{'; '.join(map(told, names))})")
 
 def pages_sentence(

@@ -40,9 +40,9 @@ STEPS = {  # step: (notebook, earlier steps whose results it reads, glob pattern
                ("data/*.csv", "nbs/index.ipynb", "data/results/*/plan.json", "data/results/*/rehearsal.json",
                 "data/results/qwen2-vl-*/evaluation.json",
                 "data/results/{study}/benchmark.json", "data/results/{study}/systems.json",
-                "data/results/{study}/export.json", "data/runs/{study}/results/export.json",
-                "data/runs/{study}/results/systems.json", "paper/*.j2", "paper/*.css", "paper/*.bib", "paper/*.typ",
-                "paper/head.html", "paper/gallery.html")),
+                "data/results/{study}/export.json", "data/results/{study}/real.json",
+                "data/runs/{study}/results/export.json", "data/runs/{study}/results/systems.json",
+                "paper/*.j2", "paper/*.css", "paper/*.bib", "paper/*.typ", "paper/head.html", "paper/gallery.html")),
 }
 
 SEPARATE_STEPS = {  # same layout as `STEPS`; run by separate commands, and shown in the report if they have run
@@ -171,10 +171,10 @@ PROVENANCE = ("step", "preset", "study", "settings", "params", "inputs", "code",
               "content", "artefact_digests")
 
 def content_digest(
-    result: dict,  # of a step, as in its file
+    result: dict,  # of a step, as returned by its function or as read back from its file
 ) -> str:
-    "Digest of a step's results, without the provenance fields."
-    return digest_of({k: v for k, v in result.items() if k not in PROVENANCE})
+    "Digest of a step's results as JSON holds them, without the provenance fields."
+    return digest_of(json.loads(json.dumps({k: v for k, v in result.items() if k not in PROVENANCE})))
 
 # %% ../nbs/study/03_steps.ipynb #step
 @dataclass(frozen=True)
@@ -299,7 +299,7 @@ def run(
     files = [a for a in result.get("artefacts", []) if (root()/a).is_file()]
     record |= {"code": git_state() | code_digests(self.notebook), "env": environment(),
                "started": started.isoformat(timespec="seconds"), "wall_s": time.perf_counter() - clock,
-               "content": content_digest(json.loads(json.dumps(result))),
+               "content": content_digest(result),
                "artefact_digests": {a: digest_of(root()/a) for a in files}}
     write_json(self.path, record | result)
     return read_json(self.path)

@@ -35,6 +35,7 @@ from ..inputs.images import open_page, page_count, page_ids
 from ..inputs.retrieval import page_sets, page_text
 from ..inputs.sources import TYPE_GROUPS
 from ..model import hold_weights, load_adapter, load_base, load_processor
+from ..paper.tables import listed
 from ..presets import computes_in, device_kind, has_units
 from ..training import adapter_folder, check_base
 
@@ -168,10 +169,9 @@ def pages_read(
     "Which pages of a document were read for an answer, and which one is shown."
     numbers, count = document["pages"], document["page_count"]
     if count == 1: return ""
-    *others, last = [str(numbers[place - 1]) for place in rows[0]["pages"]]
-    read = f"all {count} pages" if len(others) + 1 == count else (
-        f"pages {', '.join(others)} and {last} of {count}" if others else f"page {last} of {count}")
-    return f"Read {read}." + f" Page {numbers[0]} is shown."*shown
+    read = [str(numbers[place - 1]) for place in rows[0]["pages"]]
+    told = f"all {count} pages" if len(read) == count else f"page{'s'*(len(read) > 1)} {listed(read)} of {count}"
+    return f"Read {told}." + f" Page {numbers[0]} is shown."*shown
 
 def _uploaded(content):
     "An uploaded file as an item of `example_pages` without a name."

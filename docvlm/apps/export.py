@@ -373,7 +373,7 @@ def _export(study, form, adapter, work, target, merged, rows, reference, about):
                                    for variant, (files, ask) in made.items()}}
     record |= {"code": git_state() | code_digests("apps/02_export"), "env": environment(),
                "started": started.isoformat(timespec="seconds"), "wall_s": time.perf_counter() - clock}
-    record["content"] = content_digest(json.loads(json.dumps(record)))
+    record["content"] = content_digest(record)
     flush(folder)
     folder.rename(target/form)
     _store(study, form, record)

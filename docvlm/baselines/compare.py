@@ -4,7 +4,6 @@
 __all__ = ['MOST_LISTED', 'scored', 'system_cells', 'add_system', 'token_cost', 'measure_ocr', 'measure_endpoint', 'cautions']
 
 # %% ../../nbs/baselines/02_compare.ipynb #9b76cdfd
-import json
 import re
 import time
 from collections import Counter
@@ -123,7 +122,7 @@ def add_system(
               "inputs": {"questions": data["digest"]["test"], "evaluation": evaluation},
               "code": git_state() | code_digests(notebook), "env": environment(),
               "started": started.isoformat(timespec="seconds"), "wall_s": time.perf_counter() - clock}
-    record["content"] = content_digest(json.loads(json.dumps(record)))
+    record["content"] = content_digest(record)
     _store_system(study, name, record)
     return record
 

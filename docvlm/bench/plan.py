@@ -4,10 +4,9 @@
 __all__ = ['LONGEST_QUESTIONS', 'LONG_BENCHMARKS', 'USABLE_MEMORY', 'PAGE_PATCHES', 'lora_rows', 'check_on_nano', 'token_rows',
            'Memory', 'longest_row', 'shards', 'training_memory', 'Setting', 'peak_memory_bytes', 'fitting_setting',
            'training_setting', 'smaller_settings', 'Budget', 'budget_of', 'adapter_shares', 'modelled_row', 'gpu_rows',
-           'check_machine', 'why_no_gpu', 'write_plan', 'plan_table']
+           'check_machine', 'why_no_gpu', 'write_plan', 'how_it_fits', 'plan_table']
 
 # %% ../../nbs/bench/03_plan.ipynb #6e130d72
-import json
 import os
 import shutil
 import time
@@ -361,15 +360,20 @@ def write_plan(
         "check": check_on_nano(), "code": git_state(), "env": environment(),
         "started": started.isoformat(timespec="seconds"), "wall_s": time.perf_counter() - clock}
     return write_json(study.results_dir/"plan.json",
-                      record | {"content": content_digest(json.loads(json.dumps(record)))})
+                      record | {"content": content_digest(record)})
 
 # %% ../../nbs/bench/03_plan.ipynb #plan-table
+def how_it_fits(
+    row: dict,  # of a plan's "modelled" machines
+) -> str:
+    "Whether the training step of a modelled machine fits, or the settings with which it does."
+    return "yes" if row["fits"] else f"with {row['instead']}" if row["instead"] else "no"
+
 def plan_table(
     plan: dict,  # plan.json
 ) -> pd.DataFrame:
     "What docvlm-plan prints: a row a card, with hours and dollars as lower bounds."
-    fits = lambda row: "yes" if row["fits"] else f"with {row['instead']}" if row["instead"] else "no"
     dollars = lambda row: "" if row["study_usd"] is None else f"{row['study_usd']:,.2f}"
-    return pd.DataFrame([{"card": row["device"], "GB": round(row["memory_bytes"]/1e9), "fits": fits(row),
+    return pd.DataFrame([{"card": row["device"], "GB": round(row["memory_bytes"]/1e9), "fits": how_it_fits(row),
                           "precision": row["precision"], "one adapter, h": f"{row['train_h']:,.2f}",
                           "study, h": f"{row['study_h']:,.2f}", "USD": dollars(row)} for row in plan["modelled"]])

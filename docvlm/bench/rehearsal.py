@@ -9,7 +9,6 @@ __all__ = ['QUESTIONS_PER_PAGE', 'WORK', 'SMALL_WORK', 'REACHED', 'LOADED_BYTES_
 
 # %% ../../nbs/bench/04_rehearsal.ipynb #imports
 import importlib.util
-import json
 import math
 import shutil
 import time
@@ -395,4 +394,4 @@ def write_rehearsal(
         for name in ("base", "documents", "data", "features", "adapters", "results"):
             shutil.rmtree(run.folder/name, ignore_errors=True)  # gigabytes that no longer serve
     folder = study.results_dir if study.published and not layers else run.folder
-    return write_json(folder/"rehearsal.json", record | {"content": content_digest(json.loads(json.dumps(record)))})
+    return write_json(folder/"rehearsal.json", record | {"content": content_digest(record)})

@@ -18,7 +18,7 @@ from ..core import Study
 from ..files import StudyError, read_json, root, schema_page
 from .serving import serving_tables
 from .tables import (VARIANT_NAMES, amount, benchmark_name, error_meanings, github_table, headline,
-                                 in_report_order, interval, isolated, percent, points, published_systems)
+                                 in_report_order, interval, isolated, listed, percent, points, published_systems)
 from ..steps import Step, content_digest
 
 
@@ -58,9 +58,6 @@ def _in_brackets(name, cell):
     ends = "one page" if cell["delta"]["ci95"] is None else f"95 % interval {interval(cell['delta']['ci95'], points)}"
     return f"{isolated(name)} ({points(cell['delta']['value'])} points, {ends})"
 
-def _listed(parts):
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-
 def _of(count, total, noun):
     "How many of all things of a kind, in words; neither is zero."
     if count < total: return f"{count} of {total} {noun}s"
@@ -86,7 +83,7 @@ def answer_gain(
     for kind, sentence in GAIN_SENTENCES.items():
         changes = [_change(benchmark_name(b), cells[b]) for b in in_report_order(cells) if verdict(cells[b]) == kind]
         which = _of(len(changes), len(cells), "benchmark")
-        if changes: found.append(sentence.format(which=which, changes=_listed(changes)))
+        if changes: found.append(sentence.format(which=which, changes=listed(changes)))
     return f"Fine-tuning {'; it '.join(found)}."
 
 # %% ../../nbs/paper/03_readme.ipynb #answer-practical
@@ -97,9 +94,11 @@ def answer_practical(
     "The answer to: can a small model reach practical document understanding? An OCR pipeline is the yardstick."
     cells = results["evaluation"]["benchmarks"]
     if not cells: return "There are no test questions."
-    leads = {verdict(cell) for found in others.values() for cell in found["benchmarks"].values() if cell["delta"]}
+    compared = [found["benchmarks"].get(b) for found in others.values() for b in cells]
+    leads = {verdict(cell) for cell in compared if cell and cell["delta"]}
     model = results["training"]["model"]
-    everywhere = _of(len(cells), len(cells), "benchmark")
+    complete = all(cell and cell["delta"] for cell in compared)
+    everywhere = _of(len(cells), len(cells), "benchmark") if complete else "every benchmark that was compared"
     start = {("gain",): f"yes: on {everywhere}, it scores higher than",
              ("loss",): f"not yet: on {everywhere}, it scores lower than",
              ("unclear",): "it is no better and no worse than"}.get(
@@ -110,9 +109,9 @@ def answer_practical(
         against = "" if other is None else f" (against {percent(other)} %)"
         return f"{percent(cells[b]['ours']['value'])} % on {benchmark_name(b)}{against}"
     told = (f"With {_size(model['total_parameters'])} parameters, the fine-tuned model scores "
-            f"{_listed([score(b) for b in in_report_order(cells)])}.")
-    compared = _sentence(f"{start} {_listed(list(others))}") + " " if leads else ""
-    return f"{compared}{told} {answer_gain(results['evaluation'])}"
+            f"{listed([score(b) for b in in_report_order(cells)])}.")
+    against_others = _sentence(f"{start} {listed(list(others))}") + " " if leads else ""
+    return f"{against_others}{told} {answer_gain(results['evaluation'])}"
 
 # %% ../../nbs/paper/03_readme.ipynb #answer-types
 # groups of questions in the results that are no document types
@@ -135,12 +134,12 @@ def answer_types(
             text = text.replace(": ", ", most of all ", 1) + f", then {_in_brackets(*gained[1])}" + (
                 " (their intervals overlap)" if overlap else "")
         if more := [f"{isolated(name)} ({points(cell['delta']['value'])})" for name, cell in gained[2:]]:
-            text += f"; {_listed(more)} {'gains' if len(more) == 1 else 'gain'} too"
+            text += f"; {listed(more)} {'gains' if len(more) == 1 else 'gain'} too"
     else:
         none = {1: "the only document type shows no clear gain", 2: "neither document type shows a clear gain"}
         text = none.get(len(found), f"none of the {len(found)} document types shows a clear gain")
         text += f" (an interval above zero); the highest change is that of {_in_brackets(*found[0])}"
-    if lost: return _sentence(text) + f" Clear losses: {_listed([_in_brackets(*item) for item in lost])}."
+    if lost: return _sentence(text) + f" Clear losses: {listed([_in_brackets(*item) for item in lost])}."
     rest = len(found) > max(2, len(gained))
     return _sentence(text) + (f" The lowest change is that of {_in_brackets(*found[-1])}." if rest else "")
 
@@ -157,7 +156,7 @@ def _mean_score(row):
 
 def _adapters(key, name, rows, first):
     "A remedy that is another adapter of the ablation: mean score over the benchmarks against that of the first."
-    told = _listed([f"{label} {points(_mean_score(row) - _mean_score(first))}" for label, row in rows]) if rows else ""
+    told = listed([f"{label} {points(_mean_score(row) - _mean_score(first))}" for label, row in rows]) if rows else ""
     effect = f"{told} points against rank {first['lora_rank']} (mean over the benchmarks)"
     return [{"key": key, "remedy": name, "verdict": "untested", "effect": effect, "brief": ""}] if rows else []
 
@@ -174,8 +173,8 @@ def remedies(
         judged = _joint_verdict(cells.values())
         brief = [f"{name} {points(cell['delta']['value'])}".lstrip() for name, cell in named
                  if judged != "mixed" or verdict(cell) in ("gain", "loss")]
-        if cells: found.append({"key": key, "remedy": name, "verdict": judged, "effect": _listed(changes),
-                                "brief": _listed(brief) + " points"})
+        if cells: found.append({"key": key, "remedy": name, "verdict": judged, "effect": listed(changes),
+                                "brief": listed(brief) + " points"})
     doubled = {b: {"delta": cell} for b, cell in (ablation.get("doubling") or {}).items() if cell}
     add("pages", "an estimated doubling of the training pages", doubled)
     add("pixels", "enlarging the test pages without training", ablation.get("more_pixels") or {})
@@ -222,12 +221,12 @@ def answer_failures(
     text = (f"{percent(right['after'])} % of the answers are fully correct after fine-tuning, "
             f"{percent(right['before'])} % before ({percent(changed['fixed']['value'])} % fixed, "
             f"{percent(changed['broken']['value'])} % regressed)")
-    if told: text += f"; the most frequent remaining error{'s are' if len(told) > 1 else ' is'} {_listed(told)}"
+    if told: text += f"; the most frequent remaining error{'s are' if len(told) > 1 else ' is'} {listed(told)}"
     parts = []
     for kind, (one, many) in REMEDY_VERBS.items():
         names = [row["remedy"] + (f" ({row['brief']})" if kind != "unclear" else "")
                  for row in tried if row["verdict"] == kind and row["key"] != "rules"]  # that is another system
-        if names: parts.append(f"{_listed(names)} {one if len(names) == 1 else many}")
+        if names: parts.append(f"{listed(names)} {one if len(names) == 1 else many}")
     return text + ". " + (_sentence("; ".join(parts)) if parts else "No remedy was tested.")
 
 # %% ../../nbs/paper/03_readme.ipynb #answers
@@ -319,7 +318,7 @@ def takeaways(
               f"{percent(_mean_score(row))} %" for row in rows]
     base = percent(fmean(cell["baseline"]["value"] for cell in cells.values()))
     best = max(rows, key=_mean_score)["lora_rank"]
-    told = (f"the best mean score over the benchmarks is that of rank {best}: base {base} %, {_listed(scores)}. "
+    told = (f"the best mean score over the benchmarks is that of rank {best}: base {base} %, {listed(scores)}. "
             "Each rank was trained once, at the same learning rate, so a larger rank may do better at another")
     lines = [("Rank against quality", told)] if len(rows) > 1 else []
     counts = {name: part["questions"] for name, part in results["data"]["splits"]["train"]["by_document_type"].items()

@@ -9,6 +9,7 @@ import math
 import pandas as pd
 from markupsafe import Markup
 
+from ..bench.plan import how_it_fits
 from ..files import root
 from .tables import (NOT_MEASURED, SOURCE_COLUMNS, WAYS, amount, interval, mib, p_value, percent, points,
                                  table, table_with_sources)
@@ -88,10 +89,6 @@ def serving_tables(
                                       "image rule: image input alone, without question and answer")}
 
 # %% ../../nbs/paper/02_serving.ipynb #plan-tables
-def _fits(row):
-    "Whether the training step of a modelled machine fits, or the settings with which it does."
-    return "yes" if row["fits"] else f"with {row['instead']}" if row["instead"] else "no"
-
 def plan_tables(plan: dict) -> dict:
     "Tables of a plan: adapter sizes by rank, image tokens by page size, and modelled hours and prices by machine."
     ranks = [{"rank": row["lora_rank"], "trainable parameters": amount(row["trainable_parameters"]),
@@ -102,7 +99,7 @@ def plan_tables(plan: dict) -> dict:
               **{f"up to {int(budget)/1e6:.2f} megapixels": amount(tokens)
                  for budget, tokens in row["image_tokens"].items()}}
              for row in plan["visual_tokens"]]
-    machines = [{"device": row["device"], "memory, GB": amount(row["memory_bytes"]/1e9), "fits": _fits(row),
+    machines = [{"device": row["device"], "memory, GB": amount(row["memory_bytes"]/1e9), "fits": how_it_fits(row),
                  "precision": row["precision"], "tokens at once": amount(row["tokens_at_once"]),
                  "layers recomputed": "yes" if row["checkpointing"] else "no",
                  "required, GB": amount(row["peak_memory_bytes"]/1e9), "one adapter, h": amount(row["train_h"], 2),

@@ -2,10 +2,10 @@
 
 # %% auto #0
 __all__ = ['NOT_MEASURED', 'ONE_PAGE', 'NO_TEST', 'WIDEST', 'SOURCE_COLUMNS', 'BENCHMARK_NAMES', 'WAYS', 'METRIC_NAMES',
-           'FIELD_SCORES', 'DOCUMENT_SCORES', 'ERROR_MEANINGS', 'VARIANT_NAMES', 'markdown', 'quoted', 'isolated',
-           'percent', 'points', 'interval', 'p_value', 'amount', 'mib', 'table', 'table_with_sources', 'github_table',
-           'benchmark_name', 'metric_name', 'in_report_order', 'comparison_row', 'answered_share', 'headline',
-           'main_results', 'by_group', 'by_template', 'field_scores', 'field_rates', 'published_systems',
+           'FIELD_SCORES', 'DOCUMENT_SCORES', 'ERROR_MEANINGS', 'VARIANT_NAMES', 'markdown', 'quoted', 'listed',
+           'isolated', 'percent', 'points', 'interval', 'p_value', 'amount', 'mib', 'table', 'table_with_sources',
+           'github_table', 'benchmark_name', 'metric_name', 'in_report_order', 'comparison_row', 'answered_share',
+           'headline', 'main_results', 'by_group', 'by_template', 'field_scores', 'field_rates', 'published_systems',
            'published_gap_table', 'error_meanings', 'other_systems', 'some_failed', 'without_answer', 'empty_answers',
            'ablation_table', 'quantized_table']
 
@@ -45,6 +45,13 @@ def quoted(
     words = characters(" ".join(str(text).split()))
     shown = "".join(words[:longest]) + (f"… ({len(words):,} characters)" if len(words) > longest else "")
     return Markup(f'[{markdown(shown)}]{{.quoted dir="auto"}}') if shown else Markup("[(empty)]{.empty}")
+
+def listed(
+    parts: list[str],  # at least one
+) -> str:
+    "Several things as a sentence names them: 'a', 'a and b', 'a, b and c'."
+    *most, last = parts
+    return f"{', '.join(most)} and {last}" if most else last
 
 def isolated(
     name: str,  # e.g. a document type that a user names
