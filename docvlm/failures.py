@@ -35,12 +35,13 @@ class Knowledge:
 
 # %% ../nbs/07_failures.ipynb #read-knowledge
 def _facts_of(document):
-    "The contents of a document's pages; tables with the same head are one that continues."
+    "The contents of a document, and of each page if it has several; tables with the same head are one that continues."
     words, fields, parts = (document[name].map(json.loads) for name in ("words_json", "fields_json", "table_json"))
     tables = {}
     for head, *body in filter(None, parts): tables.setdefault(tuple(head), [head]).extend(body)
+    pages = [_facts_of(document.iloc[[number]]) for number in range(len(document))] if len(document) > 1 else []
     return PageFacts([word[0] for page in words for word in page],
-                     {label: value for page in fields for label, value in page.items()}, list(tables.values()))
+                     {label: value for page in fields for label, value in page.items()}, list(tables.values()), pages)
 
 def read_knowledge(
     study: Study,  # whose test pages are read
@@ -66,7 +67,8 @@ def add_types(
     cut = [tokens >= max_new_tokens[benchmark]
            for tokens, benchmark in zip(frame.answer_tokens, frame.benchmark)]
     facts = [known.pages.get(doc, UNKNOWN_PAGE) for doc in frame.doc_id]
-    cases = zip(frame.prediction, frame.answers, frame.score, frame.benchmark, facts, kinds, cut)
+    evidence = map(list, frame.evidence_pages)
+    cases = zip(frame.prediction, frame.answers, frame.score, frame.benchmark, facts, kinds, cut, evidence)
     return frame.assign(kind=kinds, type=[classify(*case) for case in cases])
 
 # %% ../nbs/07_failures.ipynb #cell-009

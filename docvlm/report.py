@@ -122,7 +122,8 @@ def scores_at_scale(
 # %% ../nbs/09_report.ipynb #remedies-for
 REMEDIES_FOR = {  # type of error: keys of the remedies that may help against it
     "misread characters": ("pixels", "pages"), "arithmetic": ("pages", "rules"), "wrong yes/no": ("pages", "vote"),
-    **dict.fromkeys(("wrong row", "wrong column", "wrong row and column", "wrong field"), ("pages", "rank", "rules")),
+    **dict.fromkeys(("wrong row", "wrong column", "wrong row and column", "wrong page", "wrong field"),
+                    ("pages", "rank", "rules")),
     **dict.fromkeys(("format", "extra words", "truncated"), ("pages", "vote"))}
 SHORT_NAMES = {"pages": "more pages", "pixels": "more pixels", "rank": "a larger rank", "rules": "OCR with rules",
                "vote": "majority vote of the seeds", "abstain": "abstaining when unsure"}

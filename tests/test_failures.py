@@ -83,6 +83,14 @@ def predictions(texts, scores, pages):
                          "confidence": np.linspace(.1, .9, len(ids)), "answer_tokens": 3})
 
 
+@pytest.mark.parametrize("evidence, kind", [([2], "wrong page"), ([1], "wrong field"), ([1, 2], "wrong field"), ([], "wrong field")])
+def test_a_text_of_a_page_without_the_answer(evidence, kind):
+    first, second = PageFacts(["Wall", "Clock"]), PageFacts(["Oak", "Shelf"])
+    known = Knowledge({"d": PageFacts(["Wall", "Clock", "Oak", "Shelf"], pages=[first, second])})
+    frame = predictions(["Wall Clock"], [0.], ["d"]).assign(evidence_pages=[evidence])
+    assert add_types(frame, known, {"docvqa": 9}).type.tolist() == [kind]
+
+
 @pytest.mark.parametrize("pages", [["a", "b", "b"], ["a", "a", "a"]])
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_report_of_few_questions(pages, seeds):

@@ -5,8 +5,8 @@ __all__ = ['LONGEST_PHRASE', 'FULL_SCORE', 'NEAR_TARGET', 'NEAR_OTHER', 'VERDICT
            'UNKNOWN_PAGE', 'GALLERY_PATTERN', 'GALLERY_SIDE_PX', 'OUTLINE', 'normalized_text', 'PageFacts', 'Case',
            'is_correct', 'is_empty', 'is_invented', 'numbers', 'days', 'is_format', 'is_wrong_verdict', 'is_arithmetic',
            'is_truncated', 'has_extra_words', 'is_wrong_row', 'is_wrong_column', 'is_wrong_row_and_column',
-           'is_wrong_field', 'is_misread', 'is_not_on_page', 'classify', 'outcomes', 'choose_failures', 'save_page',
-           'page_to_show', 'page_image', 'make_gallery', 'printable_line', 'caption_lines', 'gallery_html',
+           'is_wrong_page', 'is_wrong_field', 'is_misread', 'is_not_on_page', 'classify', 'outcomes', 'choose_failures',
+           'save_page', 'page_to_show', 'page_image', 'make_gallery', 'printable_line', 'caption_lines', 'gallery_html',
            'draw_gallery']
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-002
@@ -53,6 +53,7 @@ class PageFacts:
     words: Sequence[str] = ()  # in reading order
     fields: dict[str, str] = field(default_factory=dict)  # label -> value
     tables: Sequence[Sequence[Sequence[str]]] = ()  # each a list of rows of cells
+    pages: Sequence["PageFacts"] = ()  # each page by itself; empty for a document of one page
 
     @cached_property
     def phrases(self) -> list[str]:
@@ -82,6 +83,7 @@ class Case:
     page: PageFacts = PageFacts()
     kind: str = ""  # kind of question, see `docvlm.pages.questions.Question` and `COMPUTED`; "" if unknown
     cut: bool = False  # generation stopped at the token limit
+    evidence_pages: Sequence[int] = ()  # numbers of the pages that answer the question; empty if unknown
 
     @cached_property
     def text(self) -> str:
@@ -217,6 +219,11 @@ def is_wrong_row_and_column(case: Case) -> bool:
     return (False, False) in _moves(case)
 
 # %% ../../nbs/analysis/01_errors.ipynb #other-text-rules
+def is_wrong_page(case: Case) -> bool:
+    "A text that stands only on pages without evidence."
+    having = {number for number, page in enumerate(case.page.pages, 1) if case.stray in page.phrases}
+    return bool(having and case.evidence_pages) and having.isdisjoint(case.evidence_pages)
+
 def is_wrong_field(case: Case) -> bool:
     "Another text of the page."
     return case.stray is not None
@@ -234,7 +241,8 @@ TYPE_RULES = {"correct": is_correct, "empty": is_empty, "invented value": is_inv
          "wrong yes/no": is_wrong_verdict, "arithmetic": is_arithmetic, "truncated": is_truncated,
          "extra words": has_extra_words,
          "wrong row": is_wrong_row, "wrong column": is_wrong_column,
-         "wrong row and column": is_wrong_row_and_column, "wrong field": is_wrong_field,
+         "wrong row and column": is_wrong_row_and_column, "wrong page": is_wrong_page,
+         "wrong field": is_wrong_field,
          "misread characters": is_misread, "not on the page": is_not_on_page, "other": lambda case: True}
 TYPES = tuple(TYPE_RULES)  # in order of precedence
 UNKNOWN_PAGE = PageFacts()
@@ -248,11 +256,13 @@ def classify(
     page: PageFacts = UNKNOWN_PAGE,  # what is known about the page
     kind: str = "",  # kind of question, see `Case`; "" if unknown
     cut: bool = False,  # generation stopped at the token limit
+    evidence_pages: Sequence[int] = (),  # numbers of the pages that answer the question; empty if unknown
 ) -> str:  # one of `TYPES`
     "The first type in `TYPES` whose rule matches; ValueError for an unknown benchmark."
     if benchmark not in BENCHMARK_METRICS:
         raise ValueError(f"Unknown benchmark {benchmark!r}; use one of {', '.join(BENCHMARK_METRICS)}")
-    case = Case(str(prediction), [str(answer) for answer in answers], float(score), benchmark, page, kind, cut)
+    case = Case(str(prediction), [str(answer) for answer in answers], float(score), benchmark, page, kind, cut,
+                evidence_pages)
     return next(name for name, rule in TYPE_RULES.items() if rule(case))
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-004b

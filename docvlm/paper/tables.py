@@ -301,7 +301,8 @@ ERROR_MEANINGS = {
     "arithmetic": "a wrong number where one must count or calculate", "truncated": "a part of a right answer",
     "extra words": "a right answer with more words", "wrong row": "a table cell of another row",
     "wrong column": "a table cell of another column", "wrong row and column": "a table cell of another row and column",
-    "wrong field": "another text of the page", "misread characters": "a text similar to a right answer",
+    "wrong page": "a text of a page that does not answer the question", "wrong field": "another text of the page",
+    "misread characters": "a text similar to a right answer",
     "not on the page": "a text that is nowhere on the page", "other": "anything else"}
 
 def error_meanings(
