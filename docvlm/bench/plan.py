@@ -4,7 +4,7 @@
 __all__ = ['LONGEST_QUESTIONS', 'LONG_BENCHMARKS', 'USABLE_MEMORY', 'PAGE_PATCHES', 'lora_rows', 'check_on_nano', 'token_rows',
            'Memory', 'longest_row', 'shards', 'training_memory', 'Setting', 'peak_memory_bytes', 'fitting_setting',
            'training_setting', 'smaller_settings', 'Budget', 'budget_of', 'adapter_shares', 'modelled_row', 'gpu_rows',
-           'check_machine', 'why_no_gpu', 'write_plan', 'how_it_fits', 'plan_table']
+           'check_machine', 'why_no_gpu', 'write_plan', 'plan_table']
 
 # %% ../../nbs/bench/03_plan.ipynb #6e130d72
 import os
@@ -26,6 +26,7 @@ from ..engine.attention import team
 from ..files import StudyError, read_json, root, write_json
 from ..inputs.retrieval import image_tokens
 from ..model import add_lora
+from ..paper.serving import how_it_fits
 from ..presets import QUANTIZED, Preset, check_precision, get_preset
 from ..steps import content_digest, environment, git_state
 
@@ -363,12 +364,6 @@ def write_plan(
                       record | {"content": content_digest(record)})
 
 # %% ../../nbs/bench/03_plan.ipynb #plan-table
-def how_it_fits(
-    row: dict,  # of a plan's "modelled" machines
-) -> str:
-    "Whether the training step of a modelled machine fits, or the settings with which it does."
-    return "yes" if row["fits"] else f"with {row['instead']}" if row["instead"] else "no"
-
 def plan_table(
     plan: dict,  # plan.json
 ) -> pd.DataFrame:
