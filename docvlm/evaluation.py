@@ -29,7 +29,7 @@ from .engine.attention import team
 from .engine.features import cache_features
 from .files import StudyError, digest_of, replacing, root, write_json
 from .inputs.images import distinct_pages, page_ids, pages_of
-from .inputs.retrieval import evidence_groups, page_count_group
+from .inputs.retrieval import evidence_groups, fit_documents, page_count_group
 from .inputs.hub import check_sources, hidden_source, load_hub, rrc_submission
 from .inputs.sources import document_types, read_sources
 from .model import adapter_digest, hold_weights, load_adapter, load_base, load_processor
@@ -212,7 +212,7 @@ def own_questions(
         check_sources(sources)
         rows = concatenate_datasets([load_hub(source)[0] for source in sources])
     else: rows = load_splits(replace(study, documents=""))["test"]
-    return limit_questions(rows, OWN_QUESTIONS, study.preset.data_seed)
+    return fit_documents(study, limit_questions(rows, OWN_QUESTIONS, study.preset.data_seed))[0]
 
 def forgotten(
     study: Study,  # on a user's documents

@@ -24,6 +24,7 @@ from .core import Study
 from .data import load_splits, page_table, question_table
 from .files import digest_of, root
 from .paper.figures import BASE, OURS
+from .paper.tables import interval, percent, points
 
 # %% ../nbs/07_failures.ipynb #cell-004
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def abstain(
     frames: list[pd.DataFrame],  # predictions for the same questions, one table per seed
     coverage: float,  # share of questions to answer, between 0 and 1
     resamples: int,  # number of bootstrap draws
-) -> dict:  # coverage, value, ci95 (over pages; the seeds' answers are pooled)
+) -> dict:  # coverage, value, ci95 (over documents; the seeds' answers are pooled)
     "Mean score of the answered questions if each seed abstains on its least confident ones."
     kept = pd.concat([frame.nlargest(max(1, round(coverage*len(frame))), "confidence") for frame in frames])
     return {"coverage": coverage} | mean_ci(kept.score.to_numpy(), kept.doc_id, resamples)
@@ -193,10 +194,9 @@ def seed_signals(
             "agreement": {"share": float(same.mean()), **parts}}
 
 # %% ../nbs/07_failures.ipynb #cell-018
-def _percent(value): return f"{100*value:.1f}"
 def _told(cell):
-    ends = f" ({' to '.join(map(_percent, cell['ci95']))})" if cell["ci95"] else ""
-    return f"{_percent(cell['value'])} %{ends}"
+    ends = f" ({interval(cell['ci95'])})" if cell["ci95"] else ""
+    return f"{percent(cell['value'])} %{ends}"
 
 # %% ../nbs/07_failures.ipynb #cell-019
 def what_helps(
@@ -207,8 +207,8 @@ def what_helps(
     "Sentences on the points lost, on abstaining at low confidence, and on the majority vote of the seeds."
     first, second = sorted(types, key=lambda row: -row["after"]["lost"])[:2]
     total = sum(row["after"]["lost"] for row in types)
-    lost = lambda row: f"‘{row['name']}’ costs {_percent(row['after']['lost'])}"
-    told = [f"The mean score is {_percent(total)} points below 100: of these, {lost(first)} and {lost(second)}, the "
+    lost = lambda row: f"‘{row['name']}’ costs {percent(row['after']['lost'])}"
+    told = [f"The mean score is {percent(total)} points below 100: of these, {lost(first)} and {lost(second)}, the "
             "most that a remedy for it could gain."]
     told += [f"Answering only the most confident {100*part['coverage']:.0f} % of questions gives a mean score "
              f"of {_told(part)}, against {_told(abstentions[-1])} on all." for part in abstentions[:-1]]
@@ -216,14 +216,14 @@ def what_helps(
 
 def _seed_sentences(signals):
     voted, agreement, delta = signals["vote"], signals["agreement"], signals["vote"]["delta"]
-    single = _percent(voted["single"])
+    single = percent(voted["single"])
     told = f"The majority vote of the seeds scores {_told(voted)}, a single seed {single} % on average"
     if delta:
         low, high = delta["ci95"]
         verdict = "a gain" if low > 0 else "a loss" if high < 0 else "no clear difference"
-        told += f": {100*delta['value']:+.1f} points ({100*low:+.1f} to {100*high:+.1f}), {verdict}"
+        told += f": {points(delta['value'])} points ({interval(delta['ci95'], points)}), {verdict}"
     parts = [f"{_told(agreement[name])} where they {name}" for name in ("agree", "differ") if agreement[name]]
-    return [told + ".", f"All seeds agree on {_percent(agreement['share'])} % of questions; the mean score is "
+    return [told + ".", f"All seeds agree on {percent(agreement['share'])} % of questions; the mean score is "
             f"{' and '.join(parts)}."]
 
 # %% ../nbs/07_failures.ipynb #label-classes

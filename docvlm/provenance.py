@@ -45,8 +45,8 @@ def stored_results(
 def _other_files(study):
     "Other result files that the report shows, by the first part of their names in `origin_of`."
     found = {"benchmark": study.step("benchmark").path, "systems": study.results_dir/"systems.json",
-             "pretraining": study.results_dir/"pretraining.json",
-             "plan": Study(PRESETS["qwen2-vl-2b"]).results_dir/"plan.json"}
+             **{name: study.results_dir/f"{name}.json" for name in ("pretraining", "real", "export")},
+             **{name: Study(PRESETS["qwen2-vl-2b"]).results_dir/f"{name}.json" for name in ("plan", "rehearsal")}}
     return {name: path for name, path in found.items() if path.exists()}
 
 def _traceable(study):
@@ -54,16 +54,21 @@ def _traceable(study):
 
 # %% ../nbs/study/04_provenance.ipynb #9f6a93e3
 def _enter(value, name):
-    "The part of a result at a dotted name; StudyError lists the valid names at the first unknown part."
-    for depth, key in enumerate(keys := name.split(".")):
-        if isinstance(value, list) and key.isdigit() and int(key) < len(value): value = value[int(key)]
-        elif isinstance(value, dict) and key in value: value = value[key]
-        else:
-            known = (list(value) if isinstance(value, dict)
-                     else [f"0 to {len(value) - 1}"] if isinstance(value, list) else [])
-            raise StudyError(f"Nothing is called {'.'.join(keys[:depth + 1])!r}; {'.'.join(keys[:depth]) or 'a name'} "
-                             f"goes on with: {', '.join(known) or 'nothing'}")
-    return value
+    """The part of a result at a dotted name, and the keys that lead there, which may have dots themselves.
+
+    StudyError lists the valid names at the first unknown part."""
+    path, rest = [], name
+    while rest or not path:
+        keys = value if isinstance(value, dict) else map(str, range(len(value))) if isinstance(value, list) else ()
+        fitting = [key for key in keys if rest == key or rest.startswith(f"{key}.")]
+        if not fitting:
+            known = (", ".join(value) if isinstance(value, dict)
+                     else f"0 to {len(value) - 1}" if isinstance(value, list) else "")
+            raise StudyError(f"Nothing is called {'.'.join([*path, rest.partition('.')[0]])!r}; "
+                             f"{'.'.join(path) or 'a name'} goes on with: {known or 'nothing'}")
+        path.append(max(fitting, key=len))
+        value, rest = value[int(path[-1]) if isinstance(value, list) else path[-1]], rest[len(path[-1]) + 1:]
+    return value, path
 
 # %% ../nbs/study/04_provenance.ipynb #origin
 def origin_of(
@@ -71,9 +76,10 @@ def origin_of(
     name: str,  # e.g. "evaluation.benchmarks.docvqa.ours"
 ) -> dict:  # value, file, step, notebook, state, inputs, code, environment, started, wall_s
     "The origin of a number; StudyError if no result has that name."
-    results, first = _traceable(study), name.split(".")[0]
-    value, result = _enter(results, name), results.get(first)
-    if first not in STEPS: return _origin_of_other(study, name, value, result)
+    results = _traceable(study)
+    value, (first, *rest) = _enter(results, name)
+    result = results[first]
+    if first not in STEPS: return _origin_of_other(study, name, value, result, first, rest)
     step = study.step(first)
     sources = {"base": study.preset.base, "files": ", ".join(STEPS[step.name][2]), "documents": study.documents,
                "templates": "data/templates"} | {
@@ -87,12 +93,12 @@ def origin_of(
             "artefacts": ", ".join(result.get("artefacts", []))}
 
 # %% ../nbs/study/04_provenance.ipynb #origin-other
-def _origin_of_other(study, name, value, result):
-    "The origin of a number from a separate command instead of a step. Each compared system has its own origin."
-    first, *rest = name.split(".")
-    origin = result["systems"].get(rest[1], {}) if first == "systems" and len(rest) > 1 else result
+def _origin_of_other(study, name, value, result, first, rest):
+    "The origin of a number from a separate command instead of a step. Each compared system and export has its own."
+    origin = result[rest[0]][rest[1]] if first in ("systems", "export") and len(rest) > 1 else result
     command = {"benchmark": "docvlm-bench", "systems": "docvlm-measure", "pretraining": "make nano-base",
-               "plan": "docvlm-plan"}[first]
+               "real": "nbs/10_nano_base.ipynb with the parameter documents", "export": "docvlm-export",
+               "plan": "docvlm-plan", "rehearsal": "docvlm-rehearse"}[first]
     kept = ("code", "inputs", "settings", "preset", "started", "wall_s", "key")
     file = str(_other_files(study)[first].relative_to(root()))
     return ({"name": name, "value": value, "file": file, "command": command, "environment": origin.get("env")}

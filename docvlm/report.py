@@ -2,10 +2,9 @@
 
 # %% auto #0
 __all__ = ['LEAK_CHECKS', 'REMEDIES_FOR', 'SHORT_NAMES', 'VERDICT_NAMES', 'provenance', 'settings_table', 'data_tables',
-           'forgotten_table', 'real_table', 'scores_at_scale', 'failure_table', 'remedy_table', 'is_right',
-           'answer_mark', 'slug', 'first_page', 'picture', 'code_span', 'render', 'to_html', 'to_pdf', 'inference_code',
-           'model_card', 'write_model_card', 'current_exports', 'read_results', 'answer_unseen', 'report_values',
-           'build_report']
+           'forgotten_table', 'real_table', 'scores_at_scale', 'failure_table', 'remedy_table', 'answer_mark', 'slug',
+           'first_page', 'picture', 'code_span', 'render', 'to_html', 'to_pdf', 'inference_code', 'model_card',
+           'write_model_card', 'current_exports', 'read_results', 'answer_unseen', 'report_values', 'build_report']
 
 # %% ../nbs/09_report.ipynb #cell-002
 import json
@@ -165,23 +164,19 @@ def remedy_table(
                  "enlarged pages and other adapters are measured with one seed")
 
 # %% ../nbs/09_report.ipynb #cell-013
-def is_right(error: str | None) -> bool:
-    "Whether an error kind in the gallery stands for a correct answer."
-    return error in (None, "", "correct")
-
-def answer_mark(error: str | None) -> Markup:
+def answer_mark(error: str) -> Markup:
     "Mark for an answer: a tick if it is right, else a cross and the kind of error."
-    return Markup("[✓ correct]{.right}") if is_right(error) else Markup(f"[✗ {markdown(error)}]{{.wrong}}")
+    return Markup("[✓ correct]{.right}") if error == "correct" else Markup(f"[✗ {markdown(error)}]{{.wrong}}")
 
-def slug(text: str | None) -> str:
+def slug(text: str) -> str:
     "Text reduced to letters, digits and hyphens, for use as an HTML attribute value."
-    return "correct" if is_right(text) else regex.sub(r"[^\w]+", "-", text.lower()).strip("-")
+    return regex.sub(r"[^\w]+", "-", text.lower()).strip("-")
 
 def first_page(gallery: list[dict]) -> dict | None:
     """The first gallery entry that fine-tuning fixed: neither a yes or no, which can be chance, nor a number within 5 %
     of the target, which looks wrong. Without one, the first entry; None for an empty gallery."""
-    return next((g for g in gallery if not is_right(g["error_before"]) and g["error_before"] != "wrong yes/no"
-                 and is_right(g["error_after"]) and g["ours"] == g["target"]), gallery[0] if gallery else None)
+    return next((g for g in gallery if g["error_before"] != "correct" and g["error_before"] != "wrong yes/no"
+                 and g["error_after"] == "correct" and g["ours"] == g["target"]), gallery[0] if gallery else None)
 
 # %% ../nbs/09_report.ipynb #picture
 def picture(

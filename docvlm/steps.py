@@ -35,13 +35,14 @@ STEPS = {  # step: (notebook, earlier steps whose results it reads, glob pattern
     "evaluation": ("05_evaluation", ("data", "training"), ("data/published_scores.csv",)),
     "ablation": ("06_ablation", ("data", "training", "evaluation"), ()),
     "failures": ("07_failures", ("data", "evaluation"), ()),
-    "latency": ("08_latency", ("data", "training"), ("data/prices.csv",)),
+    "latency": ("08_latency", ("data",), ("data/prices.csv",)),
     "report": ("09_report", ("data", "training", "evaluation", "ablation", "failures", "latency"),
                ("data/*.csv", "nbs/index.ipynb", "data/results/*/plan.json", "data/results/*/rehearsal.json",
                 "data/results/qwen2-vl-*/evaluation.json",
                 "data/results/{study}/benchmark.json", "data/results/{study}/systems.json",
                 "data/results/{study}/export.json", "data/results/{study}/real.json",
-                "data/runs/{study}/results/export.json", "data/runs/{study}/results/systems.json",
+                "data/runs/{study}/results/benchmark.json", "data/runs/{study}/results/export.json",
+                "data/runs/{study}/results/systems.json",
                 "paper/*.j2", "paper/*.css", "paper/*.bib", "paper/*.typ", "paper/head.html", "paper/gallery.html")),
 }
 

@@ -122,11 +122,12 @@ def read_pages(
 
 def read_upload(
     content: bytes,  # content of the uploaded file
+    max_pixels: int | None = None,  # pixel budget of a PDF page
 ) -> list[Image.Image]:  # its pages, RGB
     "Decode an uploaded document; ValueError if it is too large or not usable."
     if len(content) > LARGEST_UPLOAD_BYTES:
         raise ValueError(f"the file is over {LARGEST_UPLOAD_BYTES//2**20} MiB: reduce the image size")
-    return read_pages(content)
+    return read_pages(content, None, max_pixels)
 
 # %% ../../nbs/apps/00_ask.ipynb #ask-page
 def ask_page(
@@ -173,9 +174,9 @@ def pages_read(
     told = f"all {count} pages" if len(read) == count else f"page{'s'*(len(read) > 1)} {listed(read)} of {count}"
     return f"Read {told}." + f" Page {numbers[0]} is shown."*shown
 
-def _uploaded(content):
+def _uploaded(content, max_pixels):
     "An uploaded file as an item of `example_pages` without a name."
-    images = read_upload(content)
+    images = read_upload(content, max_pixels)
     return {"images": images, "pages": list(range(1, len(images) + 1)), "page_count": len(images), "answers": {}}
 
 # %% ../../nbs/apps/00_ask.ipynb #86b63fe2
@@ -236,7 +237,7 @@ def _choose(self: AskWidget):
 @patch
 def _take(self: AskWidget):
     if not self.upload.value: return
-    try: self._show(_uploaded(bytes(self.upload.value[0]["content"])))
+    try: self._show(_uploaded(bytes(self.upload.value[0]["content"]), self.study.preset.max_pixels))
     except ValueError as error: self.reply.value = f"Not a page: {escape(str(error))}"
 
 # %% ../../nbs/apps/00_ask.ipynb #widget-ask
@@ -304,9 +305,12 @@ class AskHandler(_Handler):
         except ValueError as error: return self._refuse(str(error))
         try:
             upload = self.request.files.get("page")
-            document = _uploaded(upload[0]["body"]) if upload else examples[int(self.get_body_argument("example", ""))]
+            number = None if upload else int(self.get_body_argument("example", ""))
+            document = _uploaded(upload[0]["body"], self.settings["max_pixels"]) if upload else None
         except ValueError as error: return self._refuse(f"not a page: {error}")
-        except IndexError: return self._refuse("no such example page; choose one from the list")
+        if document is None and not 0 <= number < len(examples):
+            return self._refuse("no such example page; choose one from the list")
+        document = document or examples[number]
         ask = self.settings["asker"].ask
         rows = await asyncio.get_running_loop().run_in_executor(self.settings["one_at_a_time"], ask,
                                                                   document["images"], [question])
@@ -322,11 +326,12 @@ def make_app(
     asker,  # object with `ask(pages, [question])`, such as `docvlm.apps.ask.Asker`
     examples: list[dict],  # result of `example_pages`
     host: str = "127.0.0.1",  # host name or address that the server will be bound to
+    max_pixels: int | None = None,  # pixel budget of the pages of an uploaded PDF
 ) -> Application:
     "Build the tornado application; it accepts only `host` and local host names (any name if bound to all addresses)."
     names = ".*" if host in ("", "0.0.0.0", "::") else "|".join(
         map(re.escape, {host, "localhost", "127.0.0.1", "[::1]"}))
-    app = Application(asker=asker, examples=examples, one_at_a_time=ThreadPoolExecutor(1))
+    app = Application(asker=asker, examples=examples, max_pixels=max_pixels, one_at_a_time=ThreadPoolExecutor(1))
     app.add_handlers(f"({names})", [*[(path, FileHandler) for path in SERVED_FILES], ("/ask", AskHandler),
                                     ("/examples", ExampleHandler), (r"/examples/(\d{1,3})\.png", ExampleHandler)])
     return app
@@ -351,7 +356,7 @@ def serve(
     port: int = 8008,  # TCP port; 0 picks a free one
 ) -> None:
     "Load the model and serve the demo until interrupted."
-    app = make_app(Asker(study), example_pages(study), host)
+    app = make_app(Asker(study), example_pages(study), host, study.preset.max_pixels)
     async def run():
         systems = " and ".join(app.settings["asker"].systems)
         print(f"docvlm demo of study {study.name}, {systems}: {listen(app, host, port)} (press Ctrl+C to stop)",

@@ -27,10 +27,10 @@ import pandas as pd
 import torch
 from filelock import FileLock
 from PIL import Image
-from transformers import Qwen2VLConfig
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from ..baselines.compare import scored
+from ..baselines.compare import add_entry, scored
+from ..bench.cost import base_config
 from ..core import Study
 from ..data import limit_questions, load_splits
 from ..engine.answering import answer_rows
@@ -42,8 +42,8 @@ from ..files import StudyError, digest_of, flush, read_json, root, write_json
 from ..inputs.images import pages_of
 from ..inputs.retrieval import image_tokens
 from ..latency import quantiles, time_answers
-from ..model import ADAPTER_FILES, adapter_digest, load_adapter, load_base, load_processor
-from ..presets import base_digest
+from ..model import ADAPTER_FILES, adapter_digest, base_source, load_adapter, load_base, load_processor
+from ..presets import QUANTIZED, base_digest
 from ..steps import code_digests, content_digest, environment, git_state, run_study
 
 # %% ../../nbs/apps/02_export.ipynb #formats
@@ -55,9 +55,7 @@ def _cannot_export(study, adapter, form):
     preset, tool = study.preset, {"vllm": "vLLM", "gguf": "llama.cpp"}.get(form)
     if not tool: return ""
     load_processor(preset)  # an unusable base is an error with advice
-    folder = root()/preset.base
-    config = Qwen2VLConfig.from_pretrained(folder if folder.is_dir() else preset.base, revision=preset.revision or None)
-    sections = len(config.get_text_config().rope_parameters["mrope_section"])
+    sections = len(base_config(preset).get_text_config().rope_parameters["mrope_section"])
     if sections != 3: return f"{tool} knows rotary positions in 3 sections, and {preset.base} has {sections}"
     if form == "vllm" and read_json(adapter/ADAPTER_FILES[0]).get("use_dora"): return "vLLM serves no DoRA adapters"
     if form == "vllm" and read_json(adapter/ADAPTER_FILES[0])["r"] > VLLM_RANKS[-1]:
@@ -228,17 +226,16 @@ def _merge_adapter(study, adapter, folder):
 def _write_vllm(study, adapter, folder):
     "Write the adapter as vLLM reads it: two files, with the base's hub id or its folder here."
     folder.mkdir()
-    config = read_json(adapter/ADAPTER_FILES[0]) | {"base_model_name_or_path": _base_of(study.preset)}
+    config = read_json(adapter/ADAPTER_FILES[0]) | {"base_model_name_or_path": base_source(study.preset)[0]}
     write_json(folder/ADAPTER_FILES[0], config)
     shutil.copy(adapter/ADAPTER_FILES[1], folder)
-
-def _base_of(preset): return str(root()/preset.base) if (root()/preset.base).is_dir() else preset.base
 
 def _vllm_command(study, folder):
     "The command that serves base and adapter; the adapter is the model `docvlm`."
     preset, rank = study.preset, read_json(folder/ADAPTER_FILES[0])["r"]
+    source, revision = base_source(preset)
     limits = json.dumps({"min_pixels": preset.min_pixels, "max_pixels": preset.max_pixels})
-    return shlex.join(["vllm", "serve", _base_of(preset), *(["--revision", preset.revision] if preset.revision else []),
+    return shlex.join(["vllm", "serve", source, *(["--revision", revision] if revision else []),
                        "--enable-lora", "--max-lora-rank", str(next(most for most in VLLM_RANKS if most >= rank)),
                        "--lora-modules", f"docvlm={folder}", "--mm-processor-kwargs", limits])
 
@@ -348,15 +345,6 @@ def _variants(study, form, adapter, merged, folder, rows, about):
     return {form: (list(folder.iterdir()), ask)}
 
 # %% ../../nbs/apps/02_export.ipynb #store
-def _store(study, form, record):
-    "Add or replace a form in export.json."
-    study.run_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(study.run_dir/".export.lock"):
-        file = study.results_dir/"export.json"
-        kept = read_json(file)["exports"] if file.exists() else {}
-        write_json(file, {"step": "export", "preset": study.preset.name, "study": study.name,
-                          "exports": kept | {form: record}})
-
 def _told(form, variant, cell, adapter_ms):
     "A line about a variant of a form."
     return (f"{form}{'' if form == variant else ' ' + variant}: {cell['bytes']/2**20:,.0f} MiB, {cell['equal']:.1%} of "
@@ -376,7 +364,7 @@ def _export(study, form, adapter, work, target, merged, rows, reference, about):
     record["content"] = content_digest(record)
     flush(folder)
     folder.rename(target/form)
-    _store(study, form, record)
+    add_entry(study, "export", "exports", form, record)
     lines = [_told(form, *item, about["reference"]["latency_ms"]["p50"]) for item in record["variants"].items()]
     return lines + ([_vllm_command(study, target/form)] if form == "vllm" else [])
 
@@ -395,7 +383,7 @@ def export_adapter(
     for form in ENVIRONMENTS.keys() & {*formats}: _environment_for(study, form)  # fail before anything is computed
     if study.step("data").state() != "fresh": run_study(study, "data")
     rows, digest = _questions_for(study, questions), study.result("data")["digest"]["test"]
-    if study.preset.precision in ("int8", "nf4"): study = replace(study, preset=replace(study.preset, precision="auto"))
+    if study.preset.precision in QUANTIZED: study = replace(study, preset=replace(study.preset, precision="auto"))
     own = _answers_here(study, load_adapter(load_base(study.preset), adapter), rows)
     reference = scored(rows, own.assign(failure=None))
     about = {"adapter": name, "adapter_digest": adapter_digest(adapter), "threads": torch.get_num_threads(),

@@ -330,7 +330,7 @@ def asks_whole_documents(
 
 def _told(kept, pages):
     "Say on stderr whether the run goes on or starts anew."
-    done = len({key for key, *_ in pages} & kept.answers.keys())
+    done = sum(len(numbers) for key, _, numbers in pages if key in kept.answers)
     if done: note = f"{done:,} pages are answered already, in {kept.path.name}; asking the others"
     elif kept.others: note = ("model, adapter, questions, settings or code differ from those of "
                               f"{kept.others[0].name}, which is left as it is; starting anew")

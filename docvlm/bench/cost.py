@@ -23,9 +23,9 @@ from transformers import AttentionInterface, Cache, Qwen2VLConfig, Qwen2VLForCon
 
 from ..engine.answering import RoomyLayer
 from ..engine.attention import ATTENTION, DTYPES, autocast, plain_model, recompute_layers
-from ..files import StudyError, root
+from ..files import root
 from ..inputs.retrieval import image_tokens
-from ..model import add_lora, qwen2_vl_2b_config
+from ..model import add_lora, base_source, open_base, qwen2_vl_2b_config
 from ..presets import QUANTIZED, Preset, computes_in, device_kind, get_preset
 from ..steps import environment
 
@@ -35,13 +35,8 @@ def base_config(
 ) -> Qwen2VLConfig:
     "The configuration of the base model, without reading weights; StudyError if it cannot be read."
     if preset.base == get_preset("qwen2-vl-2b").base: return qwen2_vl_2b_config()
-    folder = root()/preset.base
-    try:
-        return Qwen2VLConfig.from_pretrained(folder if folder.is_dir() else preset.base,
-                                             revision=preset.revision or None)
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise StudyError(f"Cannot read the configuration of {preset.base!r}: {reason} Check HF_HUB_OFFLINE") from error
+    source, revision = base_source(preset)
+    return open_base(Qwen2VLConfig.from_pretrained, preset, source, revision=revision)
 
 # %% ../../nbs/bench/01_cost.ipynb #meta-base
 def meta_base(

@@ -27,9 +27,9 @@ from accelerate.utils.memory import clear_device_cache
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Trainer, TrainerCallback
 
 from .. import training
-from .cost import Machine, base_config, data_sheet_machine, measure_machine, question_costs, training_cost
+from .cost import (Machine, base_config, data_sheet_machine, matmul_rate, measure_machine, question_costs,
+                               training_cost)
 from .plan import check_machine, peak_memory_bytes, training_memory, training_setting, why_no_gpu
-from .speedup import matmul_rate
 from .throughput import (BATCH_SIZE, ScratchStudy, exact_features, generate_answers, load_plain,
                                      question_batch, train_rate)
 from ..core import Study

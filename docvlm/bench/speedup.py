@@ -207,7 +207,7 @@ def measure_growth(
     processor,  # of the base model
     rows,  # to select pages from
     bar: tqdm,  # progress bar, updated nine times
-) -> dict:  # the points by pages and by questions, and the scaling figures explained below
+) -> dict:  # the points by pages and by questions, and how time and memory grow with them
     "Measure seconds and memory for 1, 2, 4 and 8 times the pages, and for 1, 2, 4 and 8 questions per page."
     model = add_lora(load_base(study.preset), study.preset, study.preset.lora_rank, 42)
     unit = max(1, study.preset.benchmark_pages//4)
@@ -235,7 +235,7 @@ def write_pages(
     rows,  # rows whose pages are written
     folder: Path,  # to write to
     pages: int,  # number of files; more than there are pages repeats them, with another pixel in the corner
-) -> list[tuple]:  # (key, path, number), as `docvlm.apps.predict` reads them
+) -> list[tuple]:  # (key, path, numbers), as `docvlm.apps.predict` reads them
     "Write pages of a data set as image files."
     first, folder = [page["rows"][0] for page in pages_of(rows).values()], Path(folder)
     folder.mkdir()
@@ -282,10 +282,6 @@ def _predict_memory(study, model, processor, pages):
     return {"pages": len(pages), "questions": questions, "seconds": time.perf_counter() - started,
             "peak_memory_bytes": peak_memory()}
 
-def _equal_answers(study, processor, pages):
-    "Number of answers compared with `generate` in fp32; StudyError unless all are equal."
-    found = predicted(study, load_base(study.preset, "fp32"), processor, pages, "fp32")
-    return _all_equal(study, processor, field_rows(pages), found, "docvlm-predict", "predict")
 
 # %% ../../nbs/bench/02_speedup.ipynb #measure-predict-2
 def measure_predict(
@@ -298,7 +294,8 @@ def measure_predict(
     pages, rounds = min(PREDICT_PAGES, 5*study.preset.benchmark_pages), min(3, study.preset.benchmark_repeats)
     all_pages = write_pages(rows, folder/"pages", 5*pages)
     sample, model = all_pages[:pages:max(1, pages//10)], load_base(study.preset)
-    equal = _equal_answers(study, processor, sample)
+    exact = predicted(study, load_base(study.preset, "fp32"), processor, sample, "fp32")
+    equal = _all_equal(study, processor, field_rows(sample), exact, "docvlm-predict", "predict")
     memory = [_predict_memory(study, model, processor, all_pages[:number]) for number in (pages//2, 5*pages)]
     plain, few, asked = load_plain(study.preset), all_pages[:pages], field_rows(sample)
     def rate(answers):

@@ -99,12 +99,9 @@ def exact_features(
     rows,  # a datasets.Dataset in the row schema
 ) -> FeaturesInMemory:
     "Compute page features in the model's own precision."
-    places = {page_key(image): place for place, image in
-              zip(distinct_pages(rows).values(), images_at(rows, distinct_pages(rows).values()))}
-    pages = list(map(read_image, images_at(rows, places.values())))
-    inputs = processor.image_processor(images=pages, return_tensors="pt")
-    grids = [tuple(grid) for grid in inputs["image_grid_thw"].tolist()]
-    pixels = list(inputs["pixel_values"].split([t*h*w for t, h, w in grids]))
+    found_at = list(distinct_pages(rows).values())
+    places = {page_key(image): place for place, image in zip(found_at, images_at(rows, found_at))}
+    pixels, grids = prepare_images(processor, list(map(read_image, images_at(rows, places.values()))))
     with torch.no_grad(): found = encode_pages(model, pixels, grids)
     return FeaturesInMemory(zip(places, zip(found, grids)))
 

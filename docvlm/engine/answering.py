@@ -19,8 +19,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..core import Study
-from .attention import last_layer_at
-from .attention import autocast, within_memory
+from .attention import autocast, last_layer_at, within_memory
 from .features import PageFeatures
 from .packing import Template, chat_template, collate_pages, encode_text, pack_pages, page_features
 from ..files import StudyError

@@ -212,16 +212,18 @@ def fit_documents(
         "pages_shown": float(np.mean(list(map(len, shown)))), **_recall(evidence, shown)}
 
 # %% ../../nbs/inputs/04_retrieval.ipynb #groups
-def _span(number, word):
+def _span(number, beyond):
+    "The range that a number falls into, such as '2–4' or, with the word `beyond`, 'over 20'."
     spans = (1, 1), (2, 4), (5, 9), (10, 20), (21, None)
     low, high = next((low, high) for low, high in spans if not high or number <= high)
-    return f"over {low - 1} {word}s" if not high else f"{low}–{high} {word}s" if high > low else f"{low} {word}"
+    return f"{beyond} {low - 1}" if not high else f"{low}–{high}" if high > low else f"{low}"
 
 def page_count_group(
     row: dict,  # in the row schema
 ) -> str:
     "The group of a question by the number of pages that it is about."
-    return _span(row["page_count"], "page")
+    span = _span(row["page_count"], "over")
+    return f"{span} page" + "s"*(span != "1")
 
 def evidence_groups(
     row: dict,  # in the row schema
@@ -229,7 +231,6 @@ def evidence_groups(
     "The groups of a question about several pages by those with its answer, and by whether the model was shown them."
     evidence, shown = set(row["evidence_pages"]), set(row["pages"])
     if not evidence or row["page_count"] == 1: return []
-    number = _span(min(evidence), "page").replace("over ", "after ").replace(" pages", "").replace(" page", "")
-    place = "several pages" if len(evidence) > 1 else f"page {number}"
+    place = "several pages" if len(evidence) > 1 else f"page {_span(min(evidence), 'after')}"
     if len(shown) == row["page_count"]: return [place]
     return [place, "all shown" if evidence <= shown else "some not shown" if evidence & shown else "not shown"]

@@ -156,6 +156,9 @@ def _said(turn):
     if isinstance(text, list): text = " ".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
     return SPEAKERS.get(who, who), str(text or "").replace("<image>", " ").strip()
 
+# by all questions of a row about a document
+_SHARED = ("page", "split", "document", "benchmark", "language", "question_types", "evidence_pages")
+
 def rows_of_conversation(
     record: dict,  # with `conversations` (LLaVA, ShareGPT) or `messages`, and `image` or `images`
 ) -> list[dict]:  # question and answer of each turn; a question without a reply has no answers
@@ -169,16 +172,15 @@ def rows_of_conversation(
     said, rows = [turn for turn in map(_said, turns) if turn[0] != "system"], []
     for (who, question), (other, reply) in zip(said, [*said[1:], ("", "")]):
         if who != "user": continue
-        row = named(record, "page", "split", "document", "benchmark", "language") | files | {"question": question}
+        row = named(record, *_SHARED) | files | {"question": question}
         if other == "assistant": row["answers"] = reply
         if "id" in record: row["questionId"] = f"{record['id']}-{len(rows) + 1}"
         rows.append(row)
     return rows
 
 # %% ../../nbs/inputs/03_tables.ipynb #tables-fields-rows
-_SHARED = ("file_name", "file_names", "page", "split", "document", "benchmark", "language")  # by all fields of a row
 _ASKS = {"fields", "conversations", "messages", *COLUMN_NAMES["question"]}  # columns that hold questions
-_TAKEN = _ASKS.union(*(COLUMN_NAMES[key] for key in _SHARED))
+_TAKEN = _ASKS.union(*(COLUMN_NAMES[key] for key in ("file_name", "file_names", *_SHARED)))
 
 def rows_of_fields(
     record: dict,  # a document's row, with the values as columns or as an object `fields`
@@ -186,7 +188,7 @@ def rows_of_fields(
 ) -> list[dict]:  # one for each field; without answers if the record has no value for it
     "The questions of a row of fields. An empty cell, or null, means that the document does not show the value."
     values = record["fields"] if isinstance(record.get("fields"), dict) else record
-    shared, rows = named(record, *_SHARED), []
+    shared, rows = named(record, "file_name", "file_names", *_SHARED), []
     for name, question in fields.items():
         row = shared | {"question": question, "field": name}
         if name in values: row["answers"] = "" if values[name] is None else values[name]
@@ -358,7 +360,9 @@ def _write_split(folder, rows, top):
         files, pages = [names[path] for path in row["paths"]], row["pages"]
         kept = {"question_types": row["doc_types"], "page": pages[0] if pages and len(pages) == 1 else pages} | {
             name: row[name] for name in ("field", "questionId", "benchmark", "evidence_pages", "language")}
-        if len(files) > 1: kept |= {"file_names": files, "document": Path(row["document"]).name}
+        if len(files) > 1:
+            named_so = row["document"] != str(row["paths"][0])
+            kept |= {"file_names": files, "document": row["document"] if named_so else ""}
         lines.append({"file_name": files[0], "question": row["question"], "answers": row["answers"]}
                      | {name: value for name, value in kept.items() if value})
     (folder/"metadata.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf8")

@@ -32,7 +32,7 @@ class Stage:
     name: str
     steps: int
     rate: tuple[float, float]  # share of the recipe's learning rates at the start and at the end, linear in between
-    sizes: tuple[tuple[int, int], ...]  # of the pages of a batch, in cells: columns, rows
+    sizes: tuple[tuple[int, int], ...]  # of a page to ask about, in cells: columns, rows
     asking: float = 0.0  # share of the batches that ask questions; the others only spell
     typed: float = 0.0  # share of the asking batches whose pages are typed, not seen
     several: float = 0.0  # share of the asking batches whose documents have two to four pages, of `LOOK_UP_SIZES`

@@ -220,7 +220,7 @@ def answer_weights(
     return 1 + (FIRST_WEIGHT - 1)*(~before[answered]).float()
 
 def pointing_loss(
-    attention: torch.Tensor,  # (answer tokens, tokens of a page): attention weights
+    attention: torch.Tensor,  # (answer tokens, tokens of a document): attention weights
     weight: torch.Tensor,  # of each answer token, from `answer_weights`
     cells: torch.Tensor,  # one an answer token: position of the image token that shows it, -1 where none does
 ) -> tuple[torch.Tensor, float]:  # scalar, and the share of answer tokens at which the head looks there most
@@ -248,11 +248,11 @@ def linking_loss(
 # %% ../../nbs/nano/05_model.ipynb #rows
 @dataclass
 class PackedRow:
-    "The layout of a row: the prefixes of all pages, then the questions of the first page, of the second, and so on."
-    pages: int
-    prefix: int  # tokens of each page's prefix, in all `pages * prefix`
-    places: torch.Tensor  # (pages, strips, L): place of each token behind the prefixes, -1 for padding
-    numbers: torch.Tensor  # (pages, strips, L): the question of each token
+    "The layout of a row: the prefixes of all documents, then the questions of the first, of the second, and so on."
+    pages: int  # number of documents, each of one page or more
+    prefix: int  # tokens of each document's prefix, in all `pages * prefix`
+    places: torch.Tensor  # (documents, strips, L): place of each token behind the prefixes, -1 for padding
+    numbers: torch.Tensor  # (documents, strips, L): the question of each token
 
 def _attend(scores, value, visible):
     "Softmax over the last axis, in fp32, of scores where `visible`; the weights in the type of `value`."
@@ -260,13 +260,13 @@ def _attend(scores, value, visible):
     return torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype)
 
 def row_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    "As `text_attention`; with a `PackedRow` for a mask, a prefix is causal and a question sees its page and itself."
+    "As `text_attention`; with a `PackedRow` for a mask, a prefix is causal; a question sees its document and itself."
     row = attention_mask
     if not hasattr(row, "places"):  # a tensor, list or None
         return text_attention(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
     behind, at = row.pages*row.prefix, row.places.clamp_min(0)
-    parts = [(x[0, :, :behind].unflatten(1, (row.pages, -1)).transpose(0, 1),  # pages, heads, prefix, width
-              x[0, :, behind:].index_select(1, at.flatten()).unflatten(1, at.shape).transpose(0, 1))  # pages, heads, …
+    parts = [(x[0, :, :behind].unflatten(1, (row.pages, -1)).transpose(0, 1),  # documents, heads, prefix, width
+              x[0, :, behind:].index_select(1, at.flatten()).unflatten(1, at.shape).transpose(0, 1))  # the same
              for x in (query*scaling, key, value)]
     (page_q, asked_q), (page_k, asked_k), (page_v, asked_v) = parts
     causal = torch.ones(row.prefix, row.prefix, dtype=torch.bool, device=query.device).tril()

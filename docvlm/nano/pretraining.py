@@ -267,7 +267,7 @@ def settled_recipe(
     "Check that a recipe can go on from a checkpoint; ValueError if what lies behind it differs."
     given = json.loads(json.dumps(asdict(recipe)))  # lists for tuples
     before = progress.get("recipe", given)
-    changed = [name for name in given if name != "stages" and given[name] != before[name]]
+    changed = [name for name in given if name != "stages" and given[name] != before.get(name)]
     behind = progress["stage"]
     if before["stages"][:behind] != given["stages"][:behind]: changed.append("stages")
     if changed:

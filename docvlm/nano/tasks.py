@@ -17,6 +17,7 @@ from .letters import write_bill, write_fields, write_letter
 from .plots import (ABOVE, Table, draw_values, put, write_bars, write_facts, write_grid, write_lines,
                                write_pie)
 from .practice import fitting, make_name, make_token
+from ..pages.entities import plain_number
 from .sheet import SEEN_FONTS, Sheet, draw_pen, draw_sheet, draw_size, pick, whole
 
 # %% ../../nbs/nano/04_tasks.ipynb #wordings
@@ -81,8 +82,6 @@ def phrase(
     return pick(rng, WORDINGS[kind]).format(**words)
 
 # %% ../../nbs/nano/04_tasks.ipynb #plain
-def _plain(number): return f"{round(number, 2):.2f}".rstrip("0").rstrip(".")
-
 def _between(numbers):
     "A number near the middle that none of `numbers` equals, as round as possible; None where two decimals are too few."
     low, high = sorted(numbers)[len(numbers)//2 - 1:][:2]
@@ -101,7 +100,7 @@ def number_questions(
     if numbers[low] > numbers[high]: low, high = high, low
     a, b = (names[high], names[low]) if rng.random() < 0.5 else (names[low], names[high])
     def say(kind, answer, place=None, **words):
-        answer = answer if isinstance(answer, str) else _plain(answer)
+        answer = answer if isinstance(answer, str) else plain_number(answer)
         found.append((kind, phrase(rng, kind, of=of, **words), answer, place))
     if len(set(numbers)) == len(numbers):
         say("largest", names[order[-1]], order[-1])
@@ -111,8 +110,8 @@ def number_questions(
         say("less", names[low], low, a=a, b=b)
         say("beats", "Yes" if a == names[high] else "No", a=a, b=b)
         if (bound := _between(numbers)) is not None:
-            say("over", sum(number > bound for number in numbers), n=_plain(bound))
-            say("under", sum(number < bound for number in numbers), n=_plain(bound))
+            say("over", sum(number > bound for number in numbers), n=plain_number(bound))
+            say("under", sum(number < bound for number in numbers), n=plain_number(bound))
     say("sum", numbers[low] + numbers[high], a=a, b=b)
     say("difference", numbers[high] - numbers[low], a=names[high], b=names[low])
     if numbers[low] > 0: say("ratio", numbers[high]/numbers[low], a=names[high], b=names[low])

@@ -352,7 +352,7 @@ def _reason_chart(cast, chart, name, values):
 # %% ../../nbs/pages/03_questions.ipynb #cell-020
 def chart_questions(
     cast: Cast,  # chooses the wording
-    chart,  # a `charts.Chart`: what is shown
+    chart,  # a `chart_data.Chart`: what is shown
 ) -> list[Question]:
     "Augmented and human questions about every series."
     found = []

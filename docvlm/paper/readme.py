@@ -154,11 +154,12 @@ def _mean_score(row):
     "Mean score of an adapter of the ablation over the benchmarks."
     return fmean(cell["value"] for cell in row.values() if isinstance(cell, dict))
 
-def _adapters(key, name, rows, first):
-    "A remedy that is another adapter of the ablation: mean score over the benchmarks against that of the first."
-    told = listed([f"{label} {points(_mean_score(row) - _mean_score(first))}" for label, row in rows]) if rows else ""
-    effect = f"{told} points against rank {first['lora_rank']} (mean over the benchmarks)"
-    return [{"key": key, "remedy": name, "verdict": "untested", "effect": effect, "brief": ""}] if rows else []
+def _adapters(key, name, against, rows):
+    "A remedy that is another adapter of the ablation: label, row and the row to compare with for each."
+    if not rows: return []
+    told = listed([f"{label} {points(_mean_score(row) - _mean_score(other))}" for label, row, other in rows])
+    return [{"key": key, "remedy": name, "verdict": "untested", "brief": "",
+             "effect": f"{told} points against {against} (mean over the benchmarks)"}]
 
 # %% ../../nbs/paper/03_readme.ipynb #remedies
 def remedies(
@@ -178,10 +179,12 @@ def remedies(
     doubled = {b: {"delta": cell} for b, cell in (ablation.get("doubling") or {}).items() if cell}
     add("pages", "an estimated doubling of the training pages", doubled)
     add("pixels", "enlarging the test pages without training", ablation.get("more_pixels") or {})
-    first, *larger = ablation["rows"]
-    found += _adapters("rank", "a larger rank", [(f"rank {row['lora_rank']}", row) for row in larger], first)
-    found += _adapters("form", "another form of LoRA", [(VARIANT_NAMES[row["variant"]], row)
-                                                        for row in ablation.get("variants", [])], first)
+    own, ranks = results["training"]["model"]["lora_rank"], {row["lora_rank"]: row for row in ablation["rows"]}
+    found += _adapters("rank", "a larger rank", f"rank {own}",
+                       [(f"rank {rank}", row, ranks[own]) for rank, row in ranks.items() if rank > own])
+    found += _adapters("form", "another form of LoRA", "LoRA of the same rank",
+                       [(VARIANT_NAMES[row["variant"]], row, ranks[row["lora_rank"]])
+                        for row in ablation.get("variants", [])])
     vote = (failures.get("seed_signals") or {}).get("vote")
     if vote and vote["delta"]:
         add("vote", "the majority vote of the seeds", {"": {"delta": vote["delta"]}})
@@ -190,7 +193,7 @@ def remedies(
         told = f"{percent(part['value'])} % on these, {percent(whole)} % on all"
         found.append({"key": "abstain", "remedy": f"answering only the most confident {100*part['coverage']:.0f} %",
                       "effect": told, "brief": told,
-                      "verdict": "gain" if part["value"] > whole else "unclear"})
+                      "verdict": "gain" if part["ci95"] and part["ci95"][0] > whole else "unclear"})
     for name, system in others.items():
         turned = {b: {"delta": _negative(cell["delta"])} for b, cell in system["benchmarks"].items() if cell["delta"]}
         add("rules", f"{name} in place of the model", turned)
@@ -302,7 +305,7 @@ def highlights(
     if first: lines += [f"**{amount(first['latency_ms']['p50'])} ms** from page image to answer (median, one question "
                         f"about one page, base model, {first['precision']} on {first['device']})"]
     note = ", docvlm's own small model, not Qwen2-VL-2B" if own else ""
-    if study.preset.source == "generated" and not study.documents:
+    if study.generated:
         note += "; pages drawn by docvlm in the manner of the benchmarks"
     return f"Preset `{study.preset.name}` (`{study.preset.base}`{note}):\n\n" + "\n".join(f"- {line}" for line in lines)
 
