@@ -4,7 +4,7 @@
 __all__ = ['GAIN_SENTENCES', 'QUESTION_KINDS', 'REMEDY_VERBS', 'QUESTIONS', 'README_STEPS', 'opening_question', 'notebook_table',
            'verdict', 'answer_gain', 'answer_practical', 'answer_types', 'remedies', 'answer_failures', 'study_answers',
            'unchanged', 'current_systems', 'badges', 'highlights', 'takeaways', 'readme_blocks', 'notebook_markdown',
-           'write_readme', 'readme_drift']
+           'write_readme']
 
 # %% ../../nbs/paper/03_readme.ipynb #cell-002
 import re
@@ -19,7 +19,7 @@ from ..files import StudyError, read_json, root, schema_page
 from .serving import serving_tables
 from .tables import (VARIANT_NAMES, amount, benchmark_name, error_meanings, github_table, headline,
                                  in_report_order, interval, isolated, listed, percent, points, published_systems)
-from ..steps import Step, content_digest
+from ..steps import content_digest
 
 
 # %% ../../nbs/paper/03_readme.ipynb #nb-table
@@ -407,14 +407,3 @@ def write_readme(
     path.write_text(notebook_markdown(root()/"nbs"/"index.ipynb", readme_blocks(study)), encoding="utf-8")
     (root()/"paper"/"results.md").write_text(schema_page(), encoding="utf-8")
     return path
-
-def readme_drift(
-    study: Study,  # whose results to show
-) -> str | None:  # None if there is no difference
-    "Message about the first line of README.md that differs from the notebook with the results filled in."
-    def published(step): return read_json(Step(study, step).path)
-    wanted = notebook_markdown(root()/"nbs"/"index.ipynb", readme_blocks(study, published)).splitlines()
-    found = (root()/"README.md").read_text(encoding="utf-8").splitlines()
-    for number, (want, have) in enumerate(zip(wanted + [None], found + [None]), 1):
-        if want != have: return f"README.md, line {number}: {have!r} should be {want!r}; run `make readme`"
-    return None
