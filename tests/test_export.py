@@ -151,7 +151,7 @@ def test_nano_has_neither_a_vllm_nor_a_gguf_form(adapter):
 @pytest.mark.parametrize("change, why", [({"use_dora": True}, "no DoRA"), ({"r": 1024}, "ranks up to 512"), ({}, "")])
 def test_what_vllm_cannot_serve_is_refused(adapter, monkeypatch, change, why):
     sections = type("Config", (), {"get_text_config": lambda self: type("Text", (), {"rope_parameters": {"mrope_section": [16, 24, 24]}})})()
-    monkeypatch.setattr(export.Qwen2VLConfig, "from_pretrained", lambda *given, **options: sections)
+    monkeypatch.setattr(export, "base_config", lambda preset: sections)
     monkeypatch.setattr(export, "load_processor", lambda preset: None)
     (adapter/"adapter_config.json").write_text(json.dumps({"r": 16} | change))
     assert why in export._cannot_export(SMOKE, adapter, "vllm") and bool(why) == bool(export._cannot_export(SMOKE, adapter, "vllm"))
