@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['GAIN_SENTENCES', 'QUESTION_KINDS', 'REMEDY_VERBS', 'QUESTIONS', 'README_STEPS', 'opening_question', 'notebook_table',
            'verdict', 'answer_gain', 'answer_practical', 'answer_types', 'remedies', 'answer_failures', 'study_answers',
-           'unchanged', 'current_systems', 'badges', 'highlights', 'takeaways', 'readme_blocks', 'notebook_markdown',
-           'write_readme']
+           'unchanged', 'current_systems', 'badges', 'highlights', 'takeaways', 'readme_blocks', 'answer_pages_needed',
+           'notebook_markdown', 'write_readme']
 
 # %% ../../nbs/paper/03_readme.ipynb #cell-002
 import re
@@ -100,7 +100,7 @@ def answer_practical(
     complete = all(cell and cell["delta"] for cell in compared)
     everywhere = _of(len(cells), len(cells), "benchmark") if complete else "every benchmark that was compared"
     start = {("gain",): f"yes: on {everywhere}, it scores higher than",
-             ("loss",): f"not yet: on {everywhere}, it scores lower than",
+             ("loss",): f"not this one: on {everywhere}, the fine-tuned model scores lower than",
              ("unclear",): "it is no better and no worse than"}.get(
                  tuple(leads), "in part: on some benchmarks, but not on others, it scores higher than")
     alone = next(iter(others.values()))["benchmarks"] if len(others) == 1 else {}
@@ -177,7 +177,7 @@ def remedies(
         if cells: found.append({"key": key, "remedy": name, "verdict": judged, "effect": listed(changes),
                                 "brief": listed(brief) + " points"})
     doubled = {b: {"delta": cell} for b, cell in (ablation.get("doubling") or {}).items() if cell}
-    add("pages", "an estimated doubling of the training pages", doubled)
+    add("pages", "twice the training pages (estimated)", doubled)
     add("pixels", "enlarging the test pages without training", ablation.get("more_pixels") or {})
     own, ranks = results["training"]["model"]["lora_rank"], {row["lora_rank"]: row for row in ablation["rows"]}
     found += _adapters("rank", "a larger rank", f"rank {own}",
@@ -193,7 +193,7 @@ def remedies(
         told = f"{percent(part['value'])} % on these, {percent(whole)} % on all"
         found.append({"key": "abstain", "remedy": f"answering only the most confident {100*part['coverage']:.0f} %",
                       "effect": told, "brief": told,
-                      "verdict": "gain" if part["ci95"] and part["ci95"][0] > whole else "unclear"})
+                      "verdict": "selective" if part["ci95"] and part["ci95"][0] > whole else "unclear"})
     for name, system in others.items():
         turned = {b: {"delta": _negative(cell["delta"])} for b, cell in system["benchmarks"].items() if cell["delta"]}
         add("rules", f"{name} in place of the model", turned)
@@ -207,6 +207,7 @@ def _negative(delta):
 # %% ../../nbs/paper/03_readme.ipynb #answer-failures
 REMEDY_VERBS = {"gain": ("helps", "help"), "loss": ("costs points", "cost points"),
                 "mixed": ("makes a clear change on some benchmarks only", "make clear changes on some benchmarks only"),
+                "selective": ("scores higher on the questions that it answers",)*2,
                 "unclear": ("shows no clear change", "show no clear change")}
 
 def answer_failures(
@@ -322,7 +323,8 @@ def takeaways(
     base = percent(fmean(cell["baseline"]["value"] for cell in cells.values()))
     best = max(rows, key=_mean_score)["lora_rank"]
     told = (f"the best mean score over the benchmarks is that of rank {best}: base {base} %, {listed(scores)}. "
-            "Each rank was trained once, at the same learning rate, so a larger rank may do better at another")
+            "Each rank was trained once, at the same learning rate; the differences were not tested, and a larger "
+            "rank may do better at another")
     lines = [("Rank against quality", told)] if len(rows) > 1 else []
     counts = {name: part["questions"] for name, part in results["data"]["splits"]["train"]["by_document_type"].items()
               if name in evaluation["by_document_type"] and name not in QUESTION_KINDS}
@@ -359,10 +361,19 @@ def readme_blocks(
             "published": github_table(published_systems(short=True)),
             "cost": "\n\n".join(github_table(cost[kind]) for kind in ("measured", "modelled", "published", "api"))}
 
+def answer_pages_needed(
+    ablation: dict,  # result of the ablation step
+) -> str:  # "" for a result of before the learning curve
+    "The answer to: how many pages must I label? It says so if every part of the curve was trained equally long."
+    told, steps = ablation.get("pages_answer", ""), {point["steps"] for point in ablation.get("learning_curve", [])[1:]}
+    if len(steps) != 1: return told
+    return (f"{told} Every part was trained for {steps.pop():,} steps, so the estimate is about more varied pages and "
+            "not about longer training.")
+
 def _results(study, results, others):
     "The headline table and figure, the gain of more pages, example pages, and where the numbers come from."
     evaluation, gallery = results["evaluation"], results["failures"]["gallery"]
-    figures, pages = study.figures_dir.relative_to(root()), results["ablation"].get("pages_answer")
+    figures, pages = study.figures_dir.relative_to(root()), answer_pages_needed(results["ablation"])
     code, seeds = evaluation["code"], len(evaluation["systems"]) - 1
     state = f"code {code['git_sha'][:10]}" if code["git_sha"] else "code not committed"
     parts = [github_table(headline(evaluation, others)),
