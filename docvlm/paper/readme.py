@@ -87,31 +87,33 @@ def answer_gain(
     return f"Fine-tuning {'; it '.join(found)}."
 
 # %% ../../nbs/paper/03_readme.ipynb #answer-practical
+def _standing(cells, others):
+    "How the fine-tuned model stands against other systems; an empty text if no difference has an interval."
+    compared = [found["benchmarks"].get(b) for found in others.values() for b in cells]
+    known = [verdict(cell) for cell in compared if cell and cell["delta"] and cell["delta"]["ci95"]]
+    if not known: return ""
+    everywhere = (_of(len(cells), len(cells), "benchmark") if len(known) == len(compared)
+                  else "every benchmark that was compared")
+    told = (f"yes: on {everywhere}, it scores higher than" if {*known} == {"gain"} else
+            f"not this one: on {everywhere}, the fine-tuned model scores lower than" if {*known} == {"loss"} else
+            "in part: on some benchmarks, but not on others, it scores higher than" if "gain" in known else
+            "not this one: it scores lower on some benchmarks, and higher on none, than" if "loss" in known else
+            "it is no better and no worse than")
+    return _sentence(f"{told} {listed(list(others))}") + " "
+
 def answer_practical(
     results: dict,  # results by step
     others: dict,  # other systems, measured on the same questions, by name
 ) -> str:
     "The answer to: can a small model reach practical document understanding? An OCR pipeline is the yardstick."
-    cells = results["evaluation"]["benchmarks"]
+    cells, model = results["evaluation"]["benchmarks"], results["training"]["model"]
     if not cells: return "There are no test questions."
-    compared = [found["benchmarks"].get(b) for found in others.values() for b in cells]
-    leads = {verdict(cell) for cell in compared if cell and cell["delta"]}
-    model = results["training"]["model"]
-    complete = all(cell and cell["delta"] for cell in compared)
-    everywhere = _of(len(cells), len(cells), "benchmark") if complete else "every benchmark that was compared"
-    start = {("gain",): f"yes: on {everywhere}, it scores higher than",
-             ("loss",): f"not this one: on {everywhere}, the fine-tuned model scores lower than",
-             ("unclear",): "it is no better and no worse than"}.get(
-                 tuple(leads), "in part: on some benchmarks, but not on others, it scores higher than")
     alone = next(iter(others.values()))["benchmarks"] if len(others) == 1 else {}
-    def score(b):
-        other = alone.get(b, {"value": None})["value"]
-        against = "" if other is None else f" (against {percent(other)} %)"
-        return f"{percent(cells[b]['ours']['value'])} % on {benchmark_name(b)}{against}"
-    told = (f"With {_size(model['total_parameters'])} parameters, the fine-tuned model scores "
-            f"{listed([score(b) for b in in_report_order(cells)])}.")
-    against_others = _sentence(f"{start} {listed(list(others))}") + " " if leads else ""
-    return f"{against_others}{told} {answer_gain(results['evaluation'])}"
+    found = {b: f" (against {percent(alone[b]['value'])} %)" for b in alone if alone[b]["value"] is not None}
+    scores = [f"{percent(cells[b]['ours']['value'])} % on {benchmark_name(b)}{found.get(b, '')}"
+              for b in in_report_order(cells)]
+    return (f"{_standing(cells, others)}With {_size(model['total_parameters'])} parameters, the fine-tuned model "
+            f"scores {listed(scores)}. {answer_gain(results['evaluation'])}")
 
 # %% ../../nbs/paper/03_readme.ipynb #answer-types
 # groups of questions in the results that are no document types
@@ -290,24 +292,21 @@ def highlights(
 ) -> str:
     "Markdown list of gain, trainable parameters and latency, marked with the model."
     model, evaluation = results["training"]["model"], results["evaluation"]
-    own = study.preset.base.startswith("data/")
     used = results["ablation"]["rows"][0]["precision"]  # the study's own
     first = next((row for row in results["latency"]["rows"]
                   if row["batch_size"] == 1 and row["precision"] == used), None)
-    cells = evaluation["benchmarks"]
     def line(b):
-        change, clear = cells[b]["delta"], verdict(cells[b]) in ("gain", "loss")
+        change, clear = evaluation["benchmarks"][b]["delta"], verdict(evaluation["benchmarks"][b]) in ("gain", "loss")
         value = f"{points(change['value'])} points on {benchmark_name(b)}"
         ends = f"{'95 % interval ' if change['ci95'] else ''}{interval(change['ci95'], points)}"
         return f"**{value}** by fine-tuning ({ends})" if clear else f"{value} by fine-tuning, no clear change ({ends})"
-    lines = [line(b) for b in in_report_order(cells)]
+    lines = [line(b) for b in in_report_order(evaluation["benchmarks"])]
     lines += [f"**{amount(model['trainable_parameters'])} trainable parameters**, "
               f"{amount(model['trainable_percent'], 2)} % of {_size(model['total_parameters'])}"]
     if first: lines += [f"**{amount(first['latency_ms']['p50'])} ms** from page image to answer (median, one question "
                         f"about one page, base model, {first['precision']} on {first['device']})"]
-    note = ", docvlm's own small model, not Qwen2-VL-2B" if own else ""
-    if study.generated:
-        note += "; pages drawn by docvlm in the manner of the benchmarks"
+    note = ", docvlm's own small model, not Qwen2-VL-2B" if study.preset.base.startswith("data/") else ""
+    if study.generated: note += "; pages drawn by docvlm in the manner of the benchmarks"
     return f"Preset `{study.preset.name}` (`{study.preset.base}`{note}):\n\n" + "\n".join(f"- {line}" for line in lines)
 
 # %% ../../nbs/paper/03_readme.ipynb #takeaways
@@ -317,10 +316,9 @@ def takeaways(
     "Markdown list: rank against quality, imbalance of document types, and what ANLS hides."
     ablation, evaluation, failures = (results[step] for step in ("ablation", "evaluation", "failures"))
     rows = sorted(ablation["rows"], key=lambda row: row["trainable_parameters"])
-    cells = evaluation["benchmarks"]
     scores = [f"rank {row['lora_rank']} ({amount(row['trainable_parameters'])} trainable parameters) "
               f"{percent(_mean_score(row))} %" for row in rows]
-    base = percent(fmean(cell["baseline"]["value"] for cell in cells.values()))
+    base = percent(fmean(cell["baseline"]["value"] for cell in evaluation["benchmarks"].values()))
     best = max(rows, key=_mean_score)["lora_rank"]
     told = (f"the best mean score over the benchmarks is that of rank {best}: base {base} %, {listed(scores)}. "
             "Each rank was trained once, at the same learning rate; the differences were not tested, and a larger "
@@ -375,11 +373,11 @@ def _results(study, results, others):
     evaluation, gallery = results["evaluation"], results["failures"]["gallery"]
     figures, pages = study.figures_dir.relative_to(root()), answer_pages_needed(results["ablation"])
     code, seeds = evaluation["code"], len(evaluation["systems"]) - 1
-    state = f"code {code['git_sha'][:10]}" if code["git_sha"] else "code not committed"
+    state = f"code {code['git_sha'][:10] or 'not committed'}"
     parts = [github_table(headline(evaluation, others)),
-             f"![Scores of base and fine-tuned model on each benchmark]({figures}/report_headline.svg)"]
-    parts.append("*The interval also covers the choice of seeds and the test does not, so p can be small where the "
-                 "interval includes zero. A change counts as clear only if its interval excludes zero.*")
+             f"![Scores of base and fine-tuned model on each benchmark]({figures}/report_headline.svg)",
+             "*The interval also covers the choice of seeds and the test does not, so near zero either can be "
+             "significant without the other. A change counts as clear only if its interval excludes zero.*"]
     if pages: parts.append(f"How many pages must I label? {pages}")
     if gallery:
         parts += [f"![Test pages, each with a question, the accepted answer, and the answers of base and adapter]"
@@ -399,9 +397,9 @@ def notebook_markdown(
     parts = []
     for cell in nbformat.read(notebook, as_version=4).cells:
         source = cell.source.strip()
-        listed, shown = re.search(r'notebook_table\("(.+)"\)', source), re.search(r'blocks\["(\w+)"\]', source)
-        if listed: source = notebook_table(listed[1])
-        if cell.cell_type == "markdown" or listed:
+        table_of, shown = re.search(r'notebook_table\("(.+)"\)', source), re.search(r'blocks\["(\w+)"\]', source)
+        if table_of: source = notebook_table(table_of[1])
+        if cell.cell_type == "markdown" or table_of:
             parts.append(re.sub(r"\]\((?!https?:|\.\./|#)", "](nbs/", source).replace("](../", "]("))
         elif shown: parts.append(blocks[shown[1]])
         elif not source.startswith("#| hide"):
