@@ -103,7 +103,7 @@ CONFIG = _Option("YAML file of settings; --set wins over it")
 def named_values(
     pairs: list[str],  # each NAME=VALUE
 ) -> dict:  # value, still text, by name
-    "Read the values of `--set`; ValueError if a name is given twice or has no value."
+    "Read the values of `--set`; ValueError if a pair is not NAME=VALUE or a name has two values."
     found = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

@@ -145,7 +145,7 @@ class Preset:
     tokens_per_page: int  # token budget of a page with its questions; further questions use another copy of the page
     tokens_per_document: int  # budget of a document's pages; of a longer one, a retriever chooses pages by question
     tokens_per_batch: int  # tokens in one optimizer step
-    tokens_in_flight: int  # prompt tokens processed at a time in evaluation
+    tokens_in_flight: int  # most cached tokens in evaluation: (page + question) × questions answered together
     protocol: str  # one of `PROTOCOLS`, which sets pixels, prompt and answer lengths
     benchmarks: tuple[str, ...] = BENCHMARKS[:3]  # of data/sources.csv, for pages from the hub
     seeds: tuple[int, ...] = (42, 43, 44)

@@ -151,7 +151,7 @@ def _verdict(step, path, old, new, same_machine):
     if path[-1] == "value" and low is not None:
         return "agrees" if after is not None and low - SCORE_SLACK <= after <= high + SCORE_SLACK else "differs"
     if path[-1] == "loss":
-        return "agrees" if after is not None and abs(after - before) <= LOSS_SHARE*abs(before) else "differs"
+        return "agrees" if None not in (before, after) and abs(after - before) <= LOSS_SHARE*abs(before) else "differs"
     return "not judged"
 
 # %% ../nbs/study/04_provenance.ipynb #cae1e6d4

@@ -22,7 +22,8 @@ from .core import Study, drawable_text, font_files
 from .files import StudyError, read_json, root
 from .paper import serving, tables
 from .paper.figures import curve_tables, draw_all, speed_values
-from .paper.readme import QUESTIONS, answer_gain, current_systems, remedies, study_answers, unchanged
+from .paper.readme import (QUESTIONS, answer_gain, answer_pages_needed, current_systems, remedies, study_answers,
+                                  unchanged)
 from .paper.serving import plan_tables, serving_tables
 from .paper.tables import (NOT_MEASURED, amount, benchmark_name, comparison_row, error_meanings, github_table,
                                  headline, in_report_order, interval, main_results, markdown, metric_name, percent,
@@ -55,8 +56,8 @@ def settings_table(
 # %% ../nbs/09_report.ipynb #data-tables
 LEAK_CHECKS = {
     "exact": "test pages identical to a training page", "near": "test pages nearly identical to a training page",
-    "question": "test questions that occur with the same answers on such a page",
-    "question_elsewhere": "test questions that occur with the same answers on another training page (no leak)"}
+    "question": "test questions that occur with the same answers on one of these training pages",
+    "question_elsewhere": "test questions with the same answers on another training page (no leak: common answers)"}
 
 def data_tables(data: dict) -> dict:
     "Tables of the data sources, the split sizes and the leakage check."
@@ -127,7 +128,8 @@ REMEDIES_FOR = {  # type of error: keys of the remedies that may help against it
 SHORT_NAMES = {"pages": "more pages", "pixels": "more pixels", "rank": "a larger rank", "rules": "OCR with rules",
                "vote": "majority vote of the seeds", "abstain": "abstaining when unsure"}
 VERDICT_NAMES = {"gain": "a gain", "loss": "a loss", "unclear": "no clear change",
-                 "mixed": "clear on some benchmarks only", "untested": "one run, no test"}
+                 "mixed": "clear on some benchmarks only", "selective": "higher, on part of the questions",
+                 "untested": "one run, no test"}
 
 # %% ../nbs/09_report.ipynb #failure-table
 def failure_table(
@@ -138,7 +140,7 @@ def failure_table(
     found = {"pixels": NOT_MEASURED} | {row["key"]: VERDICT_NAMES[row["verdict"]] for row in tried}
     def helps(name):
         keys = REMEDIES_FOR.get(name, ("vote", "abstain"))
-        told = [f"{SHORT_NAMES[key]} ({found[key]})" for key in keys if key in found]
+        told = [SHORT_NAMES[key] for key in keys if key in found]
         return ", ".join(told) or NOT_MEASURED
     def example(name):
         entry = next((entry for entry in failures["gallery"] if entry["error_after"] == name), None)
@@ -148,7 +150,7 @@ def failure_table(
         return Markup(f"{asked} → {said} (accepted: {right})")
     show = lambda part: f"{percent(part['share'])} ({interval(part['ci95'])})"
     rows = [{"error": kind["name"], "base, %": show(kind["before"]), "fine-tuned, %": show(kind["after"]),
-             "example": example(kind["name"]), "what may help": helps(kind["name"])}
+             "example": example(kind["name"]), "what may help (assumed)": helps(kind["name"])}
             for kind in sorted(failures["types"], key=lambda kind: -kind["after"]["share"])
             if kind["before"]["count"] or kind["after"]["count"]]
     return table(rows, "Kinds of error as shares of the test questions, with 95 % intervals")
@@ -377,7 +379,7 @@ def report_values(
     results = read_results(study)
     sample, speed, (others, outdated) = (study.figures_dir/"data_samples.svg", speed_values(study),
                                          current_systems(study, results))
-    tried, pages = remedies(results, others), results["ablation"].get("pages_answer")
+    tried, pages = remedies(results, others), answer_pages_needed(results["ablation"])
     at_2b = Study(PRESETS["qwen2-vl-2b"])
     more = [("How many pages must I label?", pages)] if pages else []
     return {"answers": [*zip(QUESTIONS, study_answers(results, others)), *more], "remedies": remedy_table(tried),

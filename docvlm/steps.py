@@ -206,7 +206,7 @@ def inputs(self: Step, seen: dict | None = None):
     if self.study.documents:
         if "documents" not in seen: seen["documents"] = documents_digest(root()/self.study.documents)
         found["documents"] = seen["documents"]
-    generates = "evaluation" if self.study.documents else "data"  # with documents, for what was forgotten
+    generates = "evaluation" if self.study.documents else "data"  # evaluation, for what was forgotten
     if self.name == generates and preset.source == "generated": found["templates"] = templates_digest()
     for step in earlier: found[step] = content_digest(Step(self.study, step).read(seen))
     return found

@@ -252,7 +252,7 @@ def classify(
     prediction: str,  # the model's answer
     answers: Sequence[str],  # accepted answers, the first as printed on the page
     score: float,  # by the benchmark's metric, between 0 and 1
-    benchmark: str,  # "docvqa", "infovqa" or "chartqa"
+    benchmark: str,  # one of `BENCHMARK_METRICS`
     page: PageFacts = UNKNOWN_PAGE,  # what is known about the page
     kind: str = "",  # kind of question, see `Case`; "" if unknown
     cut: bool = False,  # generation stopped at the token limit

@@ -176,7 +176,7 @@ def choose_threshold(
     documents,  # its document
     accept_error: float,  # the share of accepted values that may be wrong
 ) -> dict:  # "threshold", or None; numbers of "accepted" and "wrong" answers; independent answers: "worth" and "needed"
-    "The lowest confidence above which, with 95 % certainty, at most a share `accept_error` of the answers is wrong."
+    "The lowest confidence such that, with 95 % certainty, at most `accept_error` of the answers from it up are wrong."
     order = np.argsort(-np.asarray(confidence, float), kind="stable")
     confidence, wrong, documents = (np.asarray(values)[order] for values in (confidence, wrong, documents))
     level = (1 - CERTAINTY)/STARTS

@@ -39,7 +39,7 @@ from ..engine.answering import answer_rows
 from ..engine.attention import DTYPES, peak_memory, within_memory
 from ..engine.features import PageFeatures, cache_features
 from ..files import StudyError, digest_of, read_json, root, write_json
-from ..inputs.images import pages_of
+from ..inputs.images import distinct_pages
 from ..latency import measure_latency
 from ..model import add_lora, hold_weights, load_base, load_processor, save_random_base, with_layers
 from ..presets import computes_in, device_kind
@@ -194,7 +194,7 @@ def rehearse_features(run: Rehearsal) -> dict:
     (processor, model), loading = measured(lambda: (load_processor(run.preset), load_base(run.preset)))
     filling = measured(lambda: [cache_features(run, model, processor, rows) for rows in splits.values()])[1]
     return {"load_s": loading["seconds"], "loaded_bytes": loading["peak_memory_bytes"],
-            "pages_per_s": sum(len(pages_of(rows)) for rows in splits.values())/filling["seconds"]}
+            "pages_per_s": sum(len(distinct_pages(rows)) for rows in splits.values())/filling["seconds"]}
 
 # %% ../../nbs/bench/04_rehearsal.ipynb #training
 class Stopped(Exception): "Training was stopped on purpose."

@@ -32,7 +32,7 @@ from ..engine.answering import answer_rows
 from ..engine.attention import ATTENTION, DTYPES, autocast, peak_memory, plain_model, text_attention
 from ..engine.features import cache_features
 from ..files import StudyError
-from ..inputs.images import pages_of
+from ..inputs.images import distinct_pages, pages_of
 from ..inputs.sources import rows_dataset
 from ..model import add_lora, load_base, load_processor
 from ..presets import computes_in, device_kind, get_preset, has_bf16
@@ -198,7 +198,7 @@ def growth_point(
             part(scratch, model, processor, rows)
             clock.append(time.perf_counter())
     parts = dict(zip(("vision_s", "training_s", "answers_s"), np.diff(clock).tolist()))
-    return {"pages": len(pages_of(rows)), "questions": len(rows), "seconds": sum(parts.values()), **parts,
+    return {"pages": len(distinct_pages(rows)), "questions": len(rows), "seconds": sum(parts.values()), **parts,
             "peak_memory_bytes": peak_memory()}
 
 # %% ../../nbs/bench/02_speedup.ipynb #measure-growth
@@ -384,7 +384,7 @@ def measure_benchmark(
         machine = machine_share(study, processor, train, bar)
     with tempfile.TemporaryDirectory() as folder: predict = measure_predict(study, processor, test, Path(folder))
     documents = measure_documents(study, processor, splits["test"])
-    pages = {name: len(pages_of(rows)) for name, (_, rows) in groups.items()}
+    pages = {name: len(distinct_pages(rows)) for name, (_, rows) in groups.items()}
     questions = {name: len(rows) for name, (_, rows) in groups.items()}
     shared = {name: questions[name]/pages[name] for name in groups}
     return {**summarized(found, shared, preset.epochs), "equivalence": equal, "growth": growth, "machine": machine,

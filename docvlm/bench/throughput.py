@@ -372,4 +372,4 @@ def fill_cache(
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         cache_features(ScratchStudy(study.preset, folder=Path(folder)), model, processor, rows)
-        return len(pages_of(rows))/(time.perf_counter() - started)
+        return len(distinct_pages(rows))/(time.perf_counter() - started)

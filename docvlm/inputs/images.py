@@ -241,7 +241,7 @@ DEFAULT_DPI = 200  # resolution of a PDF page without a pixel budget
 _ONE_AT_A_TIME = threading.Lock()  # PDFium may not run in two threads at once
 
 def _is_pdf(source) -> bool:
-    "Whether a file is a PDF: as readers allow, its mark may follow other bytes, but those of an image are an image."
+    "Whether a file is a PDF. Other bytes may precede its `%PDF-` mark, but a file that Pillow recognizes is an image."
     with _file(source) as file:
         try: PILImage.open(file, formats=FORMATS)
         except PILImage.UnidentifiedImageError:

@@ -125,7 +125,7 @@ class Source:
     files: str  # glob pattern of the split's parquet files within the repository
     revision: str  # commit of the repository
     licence: str
-    samples: int  # number of questions, from the data set card
+    samples: int  # number of rows, from the data set card; a row is a question, in MTVQA a page with its questions
     decoded_bytes: int  # size of the unpacked rows on disk, from the data set card
     type: str  # kind of pages
     checked_date: str  # when this row was written
@@ -140,11 +140,13 @@ def read_sources(
                 for line in csv.DictReader(file)]
 
 # %% ../../nbs/inputs/02_sources.ipynb #cell-012
-# docvlm's column: columns on the hub. Several are joined by "_" (doc_id), merged into one list (doc_types) or are a
-# page each (images). The last word of a `language` is its code. Of the others, which a layout may lack: names of the
-# pages, which end in their number from 0; the place of the page with the answer among the images, from 0; columns that
-# hold a Python list as text; a column of `pairs`, which holds the questions and answers of a page as a Python list in a
-# text, and becomes `question` and `answer`.
+# For each layout, docvlm's column: columns on the hub. Several are joined by "_" (doc_id), merged into one list
+# (doc_types), or hold one page each (images). Optional keys:
+#   language: a column whose last word is the language's code
+#   page_names: the names of the pages, each of which ends in the page's number, counted from 0
+#   evidence: the place of the page with the answer among the images, counted from 0
+#   written: columns that hold a Python list as text
+#   pairs: a column with all questions and answers of a page as text; it becomes `question` and `answer`
 LAYOUTS = {
     "docvqa": {"question_id": ["questionId"], "doc_id": ["ucsf_document_id", "ucsf_document_page_no"],
                "question": ["question"], "answers": ["answers"], "doc_types": ["question_types"], "images": ["image"]},

@@ -156,7 +156,7 @@ def _said(turn):
     if isinstance(text, list): text = " ".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
     return SPEAKERS.get(who, who), str(text or "").replace("<image>", " ").strip()
 
-# by all questions of a row about a document
+# keys that all questions of a row about a document have in common
 _SHARED = ("page", "split", "document", "benchmark", "language", "question_types", "evidence_pages")
 
 def rows_of_conversation(
@@ -200,7 +200,7 @@ def unread_columns(
     fields: dict[str, str],  # from `read_fields`; empty without fields.csv
     table: Path,  # for the error message
 ) -> list[str]:  # columns, and keys of `fields`, that nothing reads
-    "Check that a table of fields has a column for each; ValueError names the missing ones, and those that are taken."
+    "List what nothing reads; ValueError if a field has no column, or the name of a column about the document."
     columns = list(dict.fromkeys(name for record in records for name in record))
     inner = {name for record in records if isinstance(record.get("fields"), dict) for name in record["fields"]}
     if clash := sorted(_TAKEN & set(fields) - (inner - set(columns))):

@@ -119,7 +119,7 @@ def asking_batch(
     typed: bool = False,  # characters only: no scan and no pixels
     layouts: tuple = (None,),  # of the pages: keys of `docvlm.nano.tasks.PRACTICE_LAYOUTS`, None for any mixture
     pages: int = 1,  # of each document
-) -> dict:  # as of `spelling_batch`, and input_ids, position_ids, attention_mask, labels, cells
+) -> dict:  # targets, pixels unless typed, and what `pack_questions` returns
     "Scanned or typed task pages with packed questions."
     width, height = 2*PATCH*size[0], 2*PATCH*size[1]
     sheets = [draw_task_page(width, height, rng, families, layout=pick(rng, layouts)) for _ in range(documents*pages)]

@@ -219,7 +219,7 @@ def say_sentence(
     rng: np.random.Generator,  # decides what is said
     sentence: tuple[str, dict],  # one of `SENTENCES`
 ) -> tuple[str, list[tuple[str, str, int, str]]]:  # text; question, answer, characters before it (no spaces), slot
-    "A sentence with its slots filled, and questions about them; the slot is left out where its question names another."
+    "A filled sentence and questions about its slots; the slot is empty where the question quotes another slot."
     pattern, asked = sentence
     drawn = {name: _slots[name](rng) for _, name, _, _ in Formatter().parse(pattern) if name}
     text, asks = "", []

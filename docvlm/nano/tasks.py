@@ -323,7 +323,7 @@ def _draw_page(width, height, rng, families, sizes_px, layout):
 FOUND = ("field", "value", "cell", "reverse", "position", "title", "unlabelled", "letter", "reading")
 
 def _keep_some(sheet, rng, count):
-    "Keep `count` questions with one answer, three in five of them to be found and not worked out, each kind in turn."
+    "Keep `count` questions that occur once: three in five looked up, the others worked out; kinds take turns."
     answers, by_kind = Counter(question.lower() for question, *_ in sheet.questions), {}
     for i in rng.permutation(len(sheet.questions)).tolist():
         if answers[sheet.questions[i][0].lower()] == 1: by_kind.setdefault(sheet.kinds[i], []).append(i)

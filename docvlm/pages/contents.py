@@ -270,7 +270,7 @@ def _pieces(sentence, facts):
 def make_letter(
     cast: Cast,  # of the page
 ) -> Content:
-    "A short business letter: when, where, about what, how much; the last field is the day of the meeting."
+    "A short business letter: when, where, about what and how much; its fields are date, signature and role."
     rng, pick, facts = cast.rng, cast.rng.choice, _facts(cast)
     facts["reader"] = _surname(cast)
     fillers = iter(rng.sample(pool(FILLERS, cast.split), 4))

@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['GAIN_SENTENCES', 'QUESTION_KINDS', 'REMEDY_VERBS', 'QUESTIONS', 'README_STEPS', 'opening_question', 'notebook_table',
            'verdict', 'answer_gain', 'answer_practical', 'answer_types', 'remedies', 'answer_failures', 'study_answers',
-           'unchanged', 'current_systems', 'badges', 'highlights', 'takeaways', 'readme_blocks', 'notebook_markdown',
-           'write_readme']
+           'unchanged', 'current_systems', 'badges', 'highlights', 'takeaways', 'readme_blocks', 'answer_pages_needed',
+           'notebook_markdown', 'write_readme']
 
 # %% ../../nbs/paper/03_readme.ipynb #cell-002
 import re
@@ -87,31 +87,33 @@ def answer_gain(
     return f"Fine-tuning {'; it '.join(found)}."
 
 # %% ../../nbs/paper/03_readme.ipynb #answer-practical
+def _standing(cells, others):
+    "How the fine-tuned model stands against other systems; an empty text if no difference has an interval."
+    compared = [found["benchmarks"].get(b) for found in others.values() for b in cells]
+    known = [verdict(cell) for cell in compared if cell and cell["delta"] and cell["delta"]["ci95"]]
+    if not known: return ""
+    everywhere = (_of(len(cells), len(cells), "benchmark") if len(known) == len(compared)
+                  else "every benchmark that was compared")
+    told = (f"yes: on {everywhere}, it scores higher than" if {*known} == {"gain"} else
+            f"not this one: on {everywhere}, the fine-tuned model scores lower than" if {*known} == {"loss"} else
+            "in part: on some benchmarks, but not on others, it scores higher than" if "gain" in known else
+            "not this one: it scores lower on some benchmarks, and higher on none, than" if "loss" in known else
+            "it is no better and no worse than")
+    return _sentence(f"{told} {listed(list(others))}") + " "
+
 def answer_practical(
     results: dict,  # results by step
     others: dict,  # other systems, measured on the same questions, by name
 ) -> str:
     "The answer to: can a small model reach practical document understanding? An OCR pipeline is the yardstick."
-    cells = results["evaluation"]["benchmarks"]
+    cells, model = results["evaluation"]["benchmarks"], results["training"]["model"]
     if not cells: return "There are no test questions."
-    compared = [found["benchmarks"].get(b) for found in others.values() for b in cells]
-    leads = {verdict(cell) for cell in compared if cell and cell["delta"]}
-    model = results["training"]["model"]
-    complete = all(cell and cell["delta"] for cell in compared)
-    everywhere = _of(len(cells), len(cells), "benchmark") if complete else "every benchmark that was compared"
-    start = {("gain",): f"yes: on {everywhere}, it scores higher than",
-             ("loss",): f"not yet: on {everywhere}, it scores lower than",
-             ("unclear",): "it is no better and no worse than"}.get(
-                 tuple(leads), "in part: on some benchmarks, but not on others, it scores higher than")
     alone = next(iter(others.values()))["benchmarks"] if len(others) == 1 else {}
-    def score(b):
-        other = alone.get(b, {"value": None})["value"]
-        against = "" if other is None else f" (against {percent(other)} %)"
-        return f"{percent(cells[b]['ours']['value'])} % on {benchmark_name(b)}{against}"
-    told = (f"With {_size(model['total_parameters'])} parameters, the fine-tuned model scores "
-            f"{listed([score(b) for b in in_report_order(cells)])}.")
-    against_others = _sentence(f"{start} {listed(list(others))}") + " " if leads else ""
-    return f"{against_others}{told} {answer_gain(results['evaluation'])}"
+    found = {b: f" (against {percent(alone[b]['value'])} %)" for b in alone if alone[b]["value"] is not None}
+    scores = [f"{percent(cells[b]['ours']['value'])} % on {benchmark_name(b)}{found.get(b, '')}"
+              for b in in_report_order(cells)]
+    return (f"{_standing(cells, others)}With {_size(model['total_parameters'])} parameters, the fine-tuned model "
+            f"scores {listed(scores)}. {answer_gain(results['evaluation'])}")
 
 # %% ../../nbs/paper/03_readme.ipynb #answer-types
 # groups of questions in the results that are no document types
@@ -177,7 +179,7 @@ def remedies(
         if cells: found.append({"key": key, "remedy": name, "verdict": judged, "effect": listed(changes),
                                 "brief": listed(brief) + " points"})
     doubled = {b: {"delta": cell} for b, cell in (ablation.get("doubling") or {}).items() if cell}
-    add("pages", "an estimated doubling of the training pages", doubled)
+    add("pages", "twice the training pages (estimated)", doubled)
     add("pixels", "enlarging the test pages without training", ablation.get("more_pixels") or {})
     own, ranks = results["training"]["model"]["lora_rank"], {row["lora_rank"]: row for row in ablation["rows"]}
     found += _adapters("rank", "a larger rank", f"rank {own}",
@@ -193,7 +195,7 @@ def remedies(
         told = f"{percent(part['value'])} % on these, {percent(whole)} % on all"
         found.append({"key": "abstain", "remedy": f"answering only the most confident {100*part['coverage']:.0f} %",
                       "effect": told, "brief": told,
-                      "verdict": "gain" if part["ci95"] and part["ci95"][0] > whole else "unclear"})
+                      "verdict": "selective" if part["ci95"] and part["ci95"][0] > whole else "unclear"})
     for name, system in others.items():
         turned = {b: {"delta": _negative(cell["delta"])} for b, cell in system["benchmarks"].items() if cell["delta"]}
         add("rules", f"{name} in place of the model", turned)
@@ -207,6 +209,7 @@ def _negative(delta):
 # %% ../../nbs/paper/03_readme.ipynb #answer-failures
 REMEDY_VERBS = {"gain": ("helps", "help"), "loss": ("costs points", "cost points"),
                 "mixed": ("makes a clear change on some benchmarks only", "make clear changes on some benchmarks only"),
+                "selective": ("scores higher on the questions that it answers",)*2,
                 "unclear": ("shows no clear change", "show no clear change")}
 
 def answer_failures(
@@ -289,24 +292,21 @@ def highlights(
 ) -> str:
     "Markdown list of gain, trainable parameters and latency, marked with the model."
     model, evaluation = results["training"]["model"], results["evaluation"]
-    own = study.preset.base.startswith("data/")
     used = results["ablation"]["rows"][0]["precision"]  # the study's own
     first = next((row for row in results["latency"]["rows"]
                   if row["batch_size"] == 1 and row["precision"] == used), None)
-    cells = evaluation["benchmarks"]
     def line(b):
-        change, clear = cells[b]["delta"], verdict(cells[b]) in ("gain", "loss")
+        change, clear = evaluation["benchmarks"][b]["delta"], verdict(evaluation["benchmarks"][b]) in ("gain", "loss")
         value = f"{points(change['value'])} points on {benchmark_name(b)}"
         ends = f"{'95 % interval ' if change['ci95'] else ''}{interval(change['ci95'], points)}"
         return f"**{value}** by fine-tuning ({ends})" if clear else f"{value} by fine-tuning, no clear change ({ends})"
-    lines = [line(b) for b in in_report_order(cells)]
+    lines = [line(b) for b in in_report_order(evaluation["benchmarks"])]
     lines += [f"**{amount(model['trainable_parameters'])} trainable parameters**, "
               f"{amount(model['trainable_percent'], 2)} % of {_size(model['total_parameters'])}"]
     if first: lines += [f"**{amount(first['latency_ms']['p50'])} ms** from page image to answer (median, one question "
                         f"about one page, base model, {first['precision']} on {first['device']})"]
-    note = ", docvlm's own small model, not Qwen2-VL-2B" if own else ""
-    if study.generated:
-        note += "; pages drawn by docvlm in the manner of the benchmarks"
+    note = ", docvlm's own small model, not Qwen2-VL-2B" if study.preset.base.startswith("data/") else ""
+    if study.generated: note += "; pages drawn by docvlm in the manner of the benchmarks"
     return f"Preset `{study.preset.name}` (`{study.preset.base}`{note}):\n\n" + "\n".join(f"- {line}" for line in lines)
 
 # %% ../../nbs/paper/03_readme.ipynb #takeaways
@@ -316,13 +316,13 @@ def takeaways(
     "Markdown list: rank against quality, imbalance of document types, and what ANLS hides."
     ablation, evaluation, failures = (results[step] for step in ("ablation", "evaluation", "failures"))
     rows = sorted(ablation["rows"], key=lambda row: row["trainable_parameters"])
-    cells = evaluation["benchmarks"]
     scores = [f"rank {row['lora_rank']} ({amount(row['trainable_parameters'])} trainable parameters) "
               f"{percent(_mean_score(row))} %" for row in rows]
-    base = percent(fmean(cell["baseline"]["value"] for cell in cells.values()))
+    base = percent(fmean(cell["baseline"]["value"] for cell in evaluation["benchmarks"].values()))
     best = max(rows, key=_mean_score)["lora_rank"]
     told = (f"the best mean score over the benchmarks is that of rank {best}: base {base} %, {listed(scores)}. "
-            "Each rank was trained once, at the same learning rate, so a larger rank may do better at another")
+            "Each rank was trained once, at the same learning rate; the differences were not tested, and a larger "
+            "rank may do better at another")
     lines = [("Rank against quality", told)] if len(rows) > 1 else []
     counts = {name: part["questions"] for name, part in results["data"]["splits"]["train"]["by_document_type"].items()
               if name in evaluation["by_document_type"] and name not in QUESTION_KINDS}
@@ -359,16 +359,25 @@ def readme_blocks(
             "published": github_table(published_systems(short=True)),
             "cost": "\n\n".join(github_table(cost[kind]) for kind in ("measured", "modelled", "published", "api"))}
 
+def answer_pages_needed(
+    ablation: dict,  # result of the ablation step
+) -> str:  # "" for a result of before the learning curve
+    "The answer to: how many pages must I label? It says so if every part of the curve was trained equally long."
+    told, steps = ablation.get("pages_answer", ""), {point["steps"] for point in ablation.get("learning_curve", [])[1:]}
+    if len(steps) != 1: return told
+    return (f"{told} Every part was trained for {steps.pop():,} steps, so the estimate is about more varied pages and "
+            "not about longer training.")
+
 def _results(study, results, others):
     "The headline table and figure, the gain of more pages, example pages, and where the numbers come from."
     evaluation, gallery = results["evaluation"], results["failures"]["gallery"]
-    figures, pages = study.figures_dir.relative_to(root()), results["ablation"].get("pages_answer")
+    figures, pages = study.figures_dir.relative_to(root()), answer_pages_needed(results["ablation"])
     code, seeds = evaluation["code"], len(evaluation["systems"]) - 1
-    state = f"code {code['git_sha'][:10]}" if code["git_sha"] else "code not committed"
+    state = f"code {code['git_sha'][:10] or 'not committed'}"
     parts = [github_table(headline(evaluation, others)),
-             f"![Scores of base and fine-tuned model on each benchmark]({figures}/report_headline.svg)"]
-    parts.append("*The interval also covers the choice of seeds and the test does not, so p can be small where the "
-                 "interval includes zero. A change counts as clear only if its interval excludes zero.*")
+             f"![Scores of base and fine-tuned model on each benchmark]({figures}/report_headline.svg)",
+             "*The interval also covers the choice of seeds and the test does not, so near zero either can be "
+             "significant without the other. A change counts as clear only if its interval excludes zero.*"]
     if pages: parts.append(f"How many pages must I label? {pages}")
     if gallery:
         parts += [f"![Test pages, each with a question, the accepted answer, and the answers of base and adapter]"
@@ -388,9 +397,9 @@ def notebook_markdown(
     parts = []
     for cell in nbformat.read(notebook, as_version=4).cells:
         source = cell.source.strip()
-        listed, shown = re.search(r'notebook_table\("(.+)"\)', source), re.search(r'blocks\["(\w+)"\]', source)
-        if listed: source = notebook_table(listed[1])
-        if cell.cell_type == "markdown" or listed:
+        table_of, shown = re.search(r'notebook_table\("(.+)"\)', source), re.search(r'blocks\["(\w+)"\]', source)
+        if table_of: source = notebook_table(table_of[1])
+        if cell.cell_type == "markdown" or table_of:
             parts.append(re.sub(r"\]\((?!https?:|\.\./|#)", "](nbs/", source).replace("](../", "]("))
         elif shown: parts.append(blocks[shown[1]])
         elif not source.startswith("#| hide"):
