@@ -208,7 +208,7 @@ def _load_prepared(study):
 
 def _hub_sources(benchmarks):
     "The sources of the benchmarks' training and test splits; StudyError if there are none of either."
-    every = [source for source in read_sources(root()/"data"/"sources.csv") if source.split in ("train", "test")]
+    every = [source for source in read_sources() if source.split in ("train", "test")]
     for split, purpose in (("train", "training"), ("test", "test")):
         able = list(dict.fromkeys(source.benchmark for source in every if source.split == split))
         if not set(able) & set(benchmarks):

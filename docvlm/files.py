@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['JSON_TYPES', 'SCHEMA_HEAD', 'StudyError', 'digest_of', 'replacing', 'write_json', 'read_json', 'flush', 'set_seed',
-           'end_with_parent', 'in_library', 'check_started', 'process_pool', 'root', 'results_schema', 'schema_errors',
-           'schema_page']
+           'end_with_parent', 'in_library', 'check_started', 'process_pool', 'root', 'existing_folder',
+           'results_schema', 'schema_errors', 'schema_page']
 
 # %% ../nbs/study/00_files.ipynb #imports
 import csv
@@ -148,6 +148,13 @@ def root() -> Path:
             settings = folder/"settings.ini"
             if settings.is_file() and "lib_name = docvlm" in settings.read_text(encoding="utf-8"): return folder
     raise StudyError("No docvlm repository at or above the working directory; run inside a clone")
+
+def existing_folder(
+    path: Path,  # of a file or folder that need not exist
+) -> Path:
+    "The path itself, or the nearest folder above it that exists."
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
 
 # %% ../nbs/study/00_files.ipynb #schema-read
 JSON_TYPES = {"text": str, "integer": int, "number": (int, float), "boolean": bool, "any": object}

@@ -194,8 +194,8 @@ _hub = dict(source="hub", train_pages={}, test_pages={}, max_train_questions=Non
             learning_rate=1e-4, tokens_per_page=4096, tokens_per_document=16384, tokens_per_batch=8192,
             tokens_in_flight=65536, **PROTOCOLS["lmms-eval"].settings())
 _nano = dict(base="data/nano", revision="", source="generated", max_train_questions=None, max_test_questions=None,
-             tokens_per_document=4096, tokens_in_flight=32768, curve_fractions=(1/4, 1/2), curve_minutes=10,
-             **PROTOCOLS["docvlm"].settings())
+             tokens_per_document=4096, tokens_in_flight=16384, patches_per_batch=4096,
+             curve_fractions=(1/4, 1/2), curve_minutes=10, **PROTOCOLS["docvlm"].settings())
 PRESETS = {preset.name: preset for preset in (
     Preset("smoke", **_nano, train_pages=dict.fromkeys(_types, 2) | dict.fromkeys(_several, 1),
            test_pages=dict.fromkeys(_types, 2) | dict.fromkeys(_several, 1), epochs=1, learning_rate=1e-3,

@@ -33,7 +33,7 @@ from docvlm.paper.readme import answer_types
 from docvlm.paper.tables import by_group, quoted
 
 REPO = Path(__file__).parents[1]
-SOURCES = {source.name: source for source in read_sources(REPO/"data/sources.csv")}
+SOURCES = {source.name: source for source in read_sources()}
 ARABIC, HEBREW, HINDI, THAI, TAMIL = "شركة النور (12).", "חשבונית 12.5!", "किताब क्षि", "น้ำดื่ม", "தமிழ்"
 SHOWN = [ARABIC, HEBREW, HINDI, THAI, "한국어 김민수", "中文 北京大学", "日本語 がぎぐ", "Ёлка ΐ Ångström ₩ ₹ €", "Mixed: total شركة 12.5 USD"]
 

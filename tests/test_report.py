@@ -230,11 +230,11 @@ def test_a_benchmark_on_one_page_keeps_its_row_and_says_so(study, monkeypatch, a
     reader.feed(html_of(study))
     rows = {row[0]: row for row in reader.table[1:]}
     for name, shown in (("docvqa", "DocVQA"), ("chartqa", "ChartQA"), ("infovqa", "InfographicVQA")):
-        assert (rows[shown][-2:] == ["one page: no interval", "no test"]) is (name in alone)
+        assert (rows[shown][-2:] == ["one document: no interval", "no test"]) is (name in alone)
         assert percent(evaluation["benchmarks"][name]["ours"]["value"]) in rows[shown]
     practical, types, _ = [text for _, text in report.report_values(study)["answers"]]
     gain = practical.partition("Fine-tuning ")[2]
-    assert gain.count("one page: no interval") == len(alone) and "which needs two pages: DocVQA +22.0 points" in gain
+    assert gain.count("one document: no interval") == len(alone) and "which needs two documents: DocVQA +22.0 points" in gain
     assert "most of all invoices (" in types and "forms" not in types, "a type on one page is no clear gain"
 
 

@@ -26,7 +26,7 @@ from docvlm.core import open_study
 from docvlm.inputs.sources import INVOICE_PROXY, ROW_FEATURES, convert_hub, document_types, read_sources
 
 REPO = Path(__file__).parents[1]
-SOURCES = {source.name: source for source in read_sources(REPO/"data/sources.csv")}
+SOURCES = {source.name: source for source in read_sources()}
 text, texts, number = Value("string"), List(Value("string")), Value("int64")
 DOCVQA = {"questionId": text, "question": text, "question_types": texts, "image": Image(), "docId": number,
           "ucsf_document_id": text, "ucsf_document_page_no": text, "answers": texts, "data_split": text}
@@ -310,7 +310,7 @@ def test_offline_what_is_there_is_used_and_what_is_not_is_said(visit):
 def test_submission_file_has_the_servers_format(tmp_path, monkeypatch):
     from docvlm import evaluation as submission
     source = copy_of("DocVQA test", tmp_path, rows=2)
-    monkeypatch.setattr(hub, "read_sources", lambda _: [source])
+    monkeypatch.setattr(hub, "read_sources", lambda: [source])
     study = open_study("smoke")
     path = submission.write_submission(study, "docvqa", None)
     try: answers = json.loads(path.read_text(encoding="utf-8"))

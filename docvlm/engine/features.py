@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ..core import Study
 from .attention import autocast, encode_pages, prepare_images, team, within_memory
-from ..files import StudyError, digest_of, replacing
+from ..files import StudyError, digest_of, existing_folder, replacing
 from ..inputs.images import distinct_pages, images_at, page_key, page_size
 from ..inputs.retrieval import image_tokens
 from ..inputs.sources import read_image
@@ -60,8 +60,7 @@ class FeaturesInMemory(dict):
 # %% ../../nbs/engine/02_features.ipynb #room
 def _check_room(study, pages, need):
     "StudyError if `need` bytes of page features take more than 90 % of the free disk space."
-    folder = next(folder for folder in (study.cache_dir, *study.cache_dir.parents) if folder.exists())
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(existing_folder(study.cache_dir)).free
     if need > 0.9*free:
         raise StudyError(f"The page features of {pages} pages take {need/2**20:,.0f} MiB and the cache's disk has "
                          f"{free/2**20:,.0f} MiB free; free space, or lower max_pixels, max_train_questions or "

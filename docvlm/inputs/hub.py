@@ -16,7 +16,7 @@ from huggingface_hub import constants, HfFileSystem, snapshot_download
 from huggingface_hub.errors import (DryRunError, GatedRepoError, HTTPError, LocalEntryNotFoundError,
                                     OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError)
 
-from ..files import StudyError, root
+from ..files import StudyError, existing_folder, root
 from .sources import Source, check_columns, convert_hub, read_sources, read_ucsf
 
 # %% ../../nbs/inputs/05_hub.ipynb #74c38ddf
@@ -133,8 +133,7 @@ def check_sources(
         except StudyError as error: complaints.append(str(error))
     if complaints:
         raise StudyError("\n".join([f"{len(complaints)} of {len(sources)} sources are not available:", *complaints]))
-    cache = Path(constants.HF_HUB_CACHE)
-    place = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    place = existing_folder(Path(constants.HF_HUB_CACHE))
     download, unpack = (sum(part) for part in zip(*sizes))
     free = shutil.disk_usage(place).free
     if download + unpack > free:
@@ -160,6 +159,6 @@ def hidden_source(
     benchmark: str,  # "docvqa" or "infovqa"
 ) -> Source:
     "The hidden test set of a benchmark in `data/sources.csv`; ValueError if it has none."
-    hidden = {s.benchmark: s for s in read_sources(root()/"data"/"sources.csv") if s.split == "submission"}
+    hidden = {s.benchmark: s for s in read_sources() if s.split == "submission"}
     if benchmark in hidden: return hidden[benchmark]
     raise ValueError(f"{benchmark!r} has no hidden test set; choose one of: {', '.join(hidden)}")

@@ -19,7 +19,7 @@ from datasets.table import InMemoryTable
 from functools import lru_cache
 from pathlib import Path
 
-from ..files import StudyError
+from ..files import StudyError, root
 from .images import check_shape, decode_page, undecoded, with_images
 
 # %% ../../nbs/inputs/02_sources.ipynb #languages
@@ -131,11 +131,9 @@ class Source:
     checked_date: str  # when this row was written
     revision_note: str  # how the commit was established
 
-def read_sources(
-    path,  # CSV with the fields of `Source`
-) -> list:  # of Source
-    "Read the benchmark splits of a hub preset."
-    with open(path, newline="", encoding="utf-8") as file:
+def read_sources() -> list[Source]:
+    "The benchmark splits of the hub presets, from data/sources.csv."
+    with open(root()/"data"/"sources.csv", newline="", encoding="utf-8") as file:
         return [Source(**(line | {name: int(line[name]) for name in ("samples", "decoded_bytes")}))
                 for line in csv.DictReader(file)]
 

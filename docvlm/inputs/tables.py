@@ -33,11 +33,13 @@ def _text(path):
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({one_line(error)}); save it again as \"CSV UTF-8\"") from error
 
+_NO_COLUMNS = "{} is empty; its first line names the columns"
+
 def _columns(path, header):
     "The column names without spaces around; ValueError if there are none, or one twice."
     names = [clean_text(name, f"{path}: a column name") for name in header]
     twice = sorted({name for name in names if names.count(name) > 1})
-    if not any(names): raise ValueError(f"{path} is empty; its first line names the columns")
+    if not any(names): raise ValueError(_NO_COLUMNS.format(path))
     if twice:
         raise ValueError(f"{path} has the column {', '.join(map(repr, twice))} more than once; rename or remove one")
     return names
@@ -60,7 +62,8 @@ def read_csv(
             else: skipped.append({"row": place, "reason": f"{len(cells)} cells, but the header has {len(names)}"})
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: {error}; save the file again") from error
-    return (records, skipped) if names else _columns(path, [])
+    if names is None: raise ValueError(_NO_COLUMNS.format(path))
+    return records, skipped
 
 # %% ../../nbs/inputs/03_tables.ipynb #tables-fields
 def read_fields(

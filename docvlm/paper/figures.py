@@ -369,9 +369,10 @@ def speed_tables(
                        "range of the rounds": f"{told['min']:.1f} to {told['max']:.1f}",
                        "with an empty cache": f"{filled:.1f}" if filled else "not measured",
                        "ours, questions per second": amount(ours["ours"]["median"], 1)})
-    growth = [{"pages": amount(row["pages"]), "questions": amount(row["questions"]),
+    growth = [{"varied": name, "pages": amount(row["pages"]), "questions": amount(row["questions"]),
                "seconds": amount(row["seconds"], 1), "peak memory, MiB": mib(row["peak_memory_bytes"])}
-              for by in ("by_pages", "by_questions") for row in benchmark["growth"][by]]
+              for name, by in {"pages": "by_pages", "questions per page": "by_questions"}.items()
+              for row in benchmark["growth"][by]]
     modelled = [{"device": row["device"], "part": row["part"], "method": WAYS[row["way"]],
                  "tokens": amount(row["tokens"]),
                  "TFLOP": amount(row["flops"]/1e12, 2), "minimum, ms": amount(row["least_ms"], 2),

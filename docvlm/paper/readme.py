@@ -72,7 +72,7 @@ def _size(parameters):
 # %% ../../nbs/paper/03_readme.ipynb #answer-gain
 GAIN_SENTENCES = {"gain": "raises the score on {which}: {changes}", "loss": "lowers the score on {which}: {changes}",
                   "unclear": "shows no clear change (the interval includes zero) on {which}: {changes}",
-                  "one page": "moves the score on {which} without an interval, which needs two pages: {changes}"}
+                  "one page": "moves the score on {which} without an interval, which needs two documents: {changes}"}
 
 def answer_gain(
     evaluation: dict,  # result of the evaluation step
