@@ -177,7 +177,7 @@ def slug(text: str) -> str:
 def first_page(gallery: list[dict]) -> dict | None:
     """The first gallery entry that fine-tuning fixed: neither a yes or no, which can be chance, nor a number within 5 %
     of the target, which looks wrong. Without one, the first entry; None for an empty gallery."""
-    return next((g for g in gallery if g["error_before"] != "correct" and g["error_before"] != "wrong yes/no"
+    return next((g for g in gallery if g["error_before"] not in ("correct", "wrong yes/no")
                  and g["error_after"] == "correct" and g["ours"] == g["target"]), gallery[0] if gallery else None)
 
 # %% ../nbs/09_report.ipynb #picture

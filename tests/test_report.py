@@ -234,7 +234,7 @@ def test_a_benchmark_on_one_page_keeps_its_row_and_says_so(study, monkeypatch, a
         assert percent(evaluation["benchmarks"][name]["ours"]["value"]) in rows[shown]
     practical, types, _ = [text for _, text in report.report_values(study)["answers"]]
     gain = practical.partition("Fine-tuning ")[2]
-    assert gain.count("one document: no interval") == len(alone) and "which needs two documents: DocVQA +22.0 points" in gain
+    assert gain.count("one document: no interval") == len(alone) and "(it needs two documents): DocVQA +22.0 points" in gain
     assert "most of all invoices (" in types and "forms" not in types, "a type on one page is no clear gain"
 
 

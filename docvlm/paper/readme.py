@@ -45,18 +45,20 @@ def notebook_table(
 
 # %% ../../nbs/paper/03_readme.ipynb #verdict
 def verdict(cell: dict) -> str:
-    "Classify a difference by its 95 % interval: 'gain', 'loss' or 'unclear'; 'one page' if there is no interval."
-    if cell["delta"]["ci95"] is None: return "one page"
+    "Classify a difference by its 95 % interval: 'gain', 'loss' or 'unclear'; 'one document' if there is no interval."
+    if cell["delta"]["ci95"] is None: return "one document"
     low, high = cell["delta"]["ci95"]
     return "gain" if low > 0 else "loss" if high < 0 else "unclear"
 
-def _change(name, cell):
-    delta, ends = cell["delta"], interval(cell["delta"]["ci95"], points)
-    return f"{isolated(name)} {points(delta['value'])} points ({'95 % interval ' if delta['ci95'] else ''}{ends})"
+def _ends(delta):
+    "The interval of a difference in words."
+    ends = interval(delta["ci95"], points)
+    return ends if ends.endswith("no interval") else f"95 % interval {ends}"
+
+def _change(name, cell): return f"{isolated(name)} {points(cell['delta']['value'])} points ({_ends(cell['delta'])})"
 
 def _in_brackets(name, cell):
-    ends = "one page" if cell["delta"]["ci95"] is None else f"95 % interval {interval(cell['delta']['ci95'], points)}"
-    return f"{isolated(name)} ({points(cell['delta']['value'])} points, {ends})"
+    return f"{isolated(name)} ({points(cell['delta']['value'])} points, {_ends(cell['delta'])})"
 
 def _of(count, total, noun):
     "How many of all things of a kind, in words; neither is zero."
@@ -72,7 +74,7 @@ def _size(parameters):
 # %% ../../nbs/paper/03_readme.ipynb #answer-gain
 GAIN_SENTENCES = {"gain": "raises the score on {which}: {changes}", "loss": "lowers the score on {which}: {changes}",
                   "unclear": "shows no clear change (the interval includes zero) on {which}: {changes}",
-                  "one page": "moves the score on {which} without an interval, which needs two documents: {changes}"}
+                  "one document": "moves the score on {which} without an interval (it needs two documents): {changes}"}
 
 def answer_gain(
     evaluation: dict,  # result of the evaluation step
@@ -298,8 +300,8 @@ def highlights(
     def line(b):
         change, clear = evaluation["benchmarks"][b]["delta"], verdict(evaluation["benchmarks"][b]) in ("gain", "loss")
         value = f"{points(change['value'])} points on {benchmark_name(b)}"
-        ends = f"{'95 % interval ' if change['ci95'] else ''}{interval(change['ci95'], points)}"
-        return f"**{value}** by fine-tuning ({ends})" if clear else f"{value} by fine-tuning, no clear change ({ends})"
+        told = f"**{value}** by fine-tuning" if clear else f"{value} by fine-tuning, no clear change"
+        return f"{told} ({_ends(change)})"
     lines = [line(b) for b in in_report_order(evaluation["benchmarks"])]
     lines += [f"**{amount(model['trainable_parameters'])} trainable parameters**, "
               f"{amount(model['trainable_percent'], 2)} % of {_size(model['total_parameters'])}"]
