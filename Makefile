@@ -63,7 +63,7 @@ bench: install  ## how much faster this is than the usual recipes
 test: export HF_HUB_OFFLINE = 1
 test: install  ## all notebooks and tests; no network
 	$(BIN)/nbdev_test --n_workers 1 --do_print
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -m "not slow and not soak" -n 2 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -m "not slow and not soak" -n 2 --no-loadscope-reorder
 
 soak: export HF_HUB_OFFLINE = 1
 soak: install  ## kill -9 over a whole study, ten thousand pages

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from docvlm import files, steps
 
@@ -16,11 +17,20 @@ def pytest_configure(config):
 WRITE_TO_SMOKE = {"test_benchmark", "test_interruptions", "test_one_page", "test_options", "test_schema", "test_systems"}
 
 
+class FilesTogether(LoadScopeScheduling):
+    "A file stays in one process, and so do the files that write to this folder's smoke study."
+    def _split_scope(self, nodeid):
+        name = Path(nodeid.partition("::")[0]).stem
+        return "smoke" if name in WRITE_TO_SMOKE else name
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, whose own groups do nothing with pytest 9.2
+def pytest_xdist_make_scheduler(config, log): return FilesTogether(config, log)
+
+
 def pytest_collection_modifyitems(items):
-    """Where several processes share the tests, a file stays in one of them, and so do the files that write to this folder's smoke study.
-    The longest file comes first, so that no process is left alone with it."""
+    "The longest file comes first, so that no process is left alone with it."
     items.sort(key=lambda item: item.path.stem != "test_study")
-    for item in items: item.add_marker(pytest.mark.xdist_group("smoke" if item.path.stem in WRITE_TO_SMOKE else item.path.stem))
 
 
 def load_script(name):
