@@ -51,7 +51,6 @@ def verdict(cell: dict) -> str:
     return "gain" if low > 0 else "loss" if high < 0 else "unclear"
 
 def _ends(delta):
-    "The interval of a difference in words."
     ends = interval(delta["ci95"], points)
     return ends if ends.endswith("no interval") else f"95 % interval {ends}"
 
@@ -118,8 +117,7 @@ def answer_practical(
             f"scores {listed(scores)}. {answer_gain(results['evaluation'])}")
 
 # %% ../../nbs/paper/03_readme.ipynb #answer-types
-# groups of questions in the results that are no document types
-QUESTION_KINDS = ("charts, human questions", "charts, generated questions", "yes/no")
+QUESTION_KINDS = ("charts, human questions", "charts, generated questions", "yes/no")  # no document types
 
 def answer_types(
     evaluation: dict,  # result of the evaluation step
