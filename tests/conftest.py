@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
+from xdist.scheduler import LoadFileScheduling
 
 from docvlm import files, steps
 
@@ -17,10 +17,10 @@ def pytest_configure(config):
 WRITE_TO_SMOKE = {"test_benchmark", "test_interruptions", "test_one_page", "test_options", "test_schema", "test_systems"}
 
 
-class FilesTogether(LoadScopeScheduling):
+class FilesTogether(LoadFileScheduling):
     "A file stays in one process, and so do the files that write to this folder's smoke study."
     def _split_scope(self, nodeid):
-        name = Path(nodeid.partition("::")[0]).stem
+        name = Path(super()._split_scope(nodeid)).stem
         return "smoke" if name in WRITE_TO_SMOKE else name
 
 

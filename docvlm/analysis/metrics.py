@@ -268,9 +268,7 @@ def smallest_difference(
 ) -> dict | None:  # {"standard_error", "smallest_difference"}; None on one page, or if all pages differ alike
     """The smallest true difference that a study of this size finds with probability `POWER`.
 
-    Bloom 1995, Card et al. 2020.
-
-    The standard error is that of the paired bootstrap over pages and seeds."""
+    By Bloom 1995 and Card et al. 2020; the standard error is that of the paired bootstrap over pages and seeds."""
     if len(set(clusters)) < 2: return None
     _, drawn = _resampled(np.asarray(our_scores, float) - np.asarray(base_scores, float), clusters, resamples, 0)
     if drawn.standard_error < 1e-9: return None
