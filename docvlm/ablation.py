@@ -18,7 +18,7 @@ from .engine.attention import cannot_run
 from .evaluation import compare, predict_systems
 from .files import StudyError
 from .inputs.images import distinct_pages
-from .paper.tables import benchmark_name, in_report_order, interval, listed, points
+from .paper.tables import benchmark_name, change_interval, in_report_order, listed, points
 from .presets import with_variant
 from .training import adapter_folder, train_adapter
 
@@ -129,14 +129,14 @@ def _change(name, cell):
         return (f"would change the score on {benchmark_name(name)} by an unknown amount (a single test document, or "
                 "the same scores everywhere)")
     wide = ", too wide to plan by" if cell["ci95"][1] - cell["ci95"][0] > WIDE else ""
-    return (f"would change the score on {benchmark_name(name)} by about {points(cell['value'])} points (95 % interval "
-            f"{interval(cell['ci95'], points)}{wide})")
+    return (f"would change the score on {benchmark_name(name)} by about {points(cell['value'])} points "
+            f"({change_interval(cell)}{wide})")
 
 def _no_clear_change(names, cells):
     "The benchmarks whose expected change has an interval that includes zero, in words."
     def told(name):
         low, high = cells[name]["ci95"]
-        return (f"{benchmark_name(name)} {points(cells[name]['value'])}, 95 % interval {interval([low, high], points)}"
+        return (f"{benchmark_name(name)} {points(cells[name]['value'])}, {change_interval(cells[name])}"
                 + (", too wide to plan by" if high - low > WIDE else ""))
     return (f"would bring no clear change on {listed(list(map(benchmark_name, names)))} (estimates in points: "
             f"{'; '.join(map(told, names))})")

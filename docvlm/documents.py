@@ -200,12 +200,11 @@ def make_pages(
     count: int,  # number of pages
     seed: int = 0,  # different seeds give different pages
     split: str = "train",  # "train" or "test"
-    unseen_share: float = UNSEEN_SHARE,  # share of test pages with unseen look and font
     doc_types: Sequence[str] = tuple(DOC_TYPES),  # types, used in turn
     strength: float = 1.0,  # strength of the simulated scanner or camera
 ) -> Iterator[Page]:
     "Generate pages of all types in turn; in the test split, a fixed share of each type is unseen."
-    share = unseen_share if split == "test" else 0
+    share = UNSEEN_SHARE if split == "test" else 0
     for i in range(count):
         turn, place = divmod(i, len(doc_types))
         unseen = int((turn + 1)*share) > int(turn*share)

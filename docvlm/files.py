@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['JSON_TYPES', 'SCHEMA_HEAD', 'StudyError', 'digest_of', 'replacing', 'write_json', 'read_json', 'flush', 'set_seed',
            'end_with_parent', 'in_library', 'check_started', 'process_pool', 'root', 'existing_folder',
-           'results_schema', 'schema_errors', 'schema_page']
+           'free_disk_bytes', 'results_schema', 'schema_errors', 'schema_page']
 
 # %% ../nbs/study/00_files.ipynb #imports
 import csv
@@ -14,6 +14,7 @@ import logging
 import multiprocessing
 import os
 import random
+import shutil
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -154,6 +155,12 @@ def existing_folder(
 ) -> Path:
     "The path itself, or the nearest folder above it that exists."
     return next(folder for folder in (path, *path.parents) if folder.exists())
+
+def free_disk_bytes(
+    path: Path,  # of a file or folder that need not exist
+) -> int:
+    "Free bytes on the disk of a path."
+    return shutil.disk_usage(existing_folder(path)).free
 
 
 # %% ../nbs/study/00_files.ipynb #schema-read

@@ -300,22 +300,22 @@ class ExampleHandler(_Handler):
 class AskHandler(_Handler):
     "Answers a question about an example page or an uploaded one."
     async def post(self):
-        examples = self.settings["examples"]
-        try: question = check_question(self.get_body_argument("question", "", strip=False))
+        try: question, document = check_question(self.get_body_argument("question", "", strip=False)), self._document()
         except ValueError as error: return self._refuse(str(error))
-        try:
-            upload = self.request.files.get("page")
-            number = None if upload else int(self.get_body_argument("example", ""))
-            document = _uploaded(upload[0]["body"], self.settings["max_pixels"]) if upload else None
-        except ValueError as error: return self._refuse(f"not a page: {error}")
-        if document is None and not 0 <= number < len(examples):
-            return self._refuse("no such example page; choose one from the list")
-        document = document or examples[number]
         ask = self.settings["asker"].ask
         rows = await asyncio.get_running_loop().run_in_executor(self.settings["one_at_a_time"], ask,
                                                                   document["images"], [question])
-        read = pages_read(document, rows, shown=not upload)  # a browser shows no PDF as a picture
+        read = pages_read(document, rows, shown="name" in document)  # a browser shows no PDF as a picture
         self.write({"answers": rows, "target": document["answers"].get(question), "read": read})
+
+    def _document(self):
+        "The uploaded document, or the example page with the given number; ValueError if there is neither."
+        if upload := self.request.files.get("page"):
+            try: return _uploaded(upload[0]["body"], self.settings["max_pixels"])
+            except ValueError as error: raise ValueError(f"not a page: {error}") from error
+        number, examples = self.get_body_argument("example", ""), self.settings["examples"]
+        if number.isdecimal() and int(number) < len(examples): return examples[int(number)]
+        raise ValueError("no such example page; choose one from the list")
 
     def _refuse(self, reason):
         self.set_status(400)

@@ -8,7 +8,6 @@ __all__ = ['LONGEST_QUESTIONS', 'LONG_BENCHMARKS', 'USABLE_MEMORY', 'PAGE_PATCHE
 
 # %% ../../nbs/bench/03_plan.ipynb #6e130d72
 import os
-import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -23,7 +22,7 @@ from .cost import (Machine, StepCost, base_config, data_sheet_machine, matrix_we
                                meta_base, page_cost, training_cost, weight_bytes, workload)
 from ..core import Study, open_study
 from ..engine.attention import team
-from ..files import StudyError, existing_folder, read_json, root, write_json
+from ..files import StudyError, existing_folder, free_disk_bytes, read_json, root, write_json
 from ..inputs.retrieval import image_tokens
 from ..model import add_lora
 from ..paper.tables import how_it_fits
@@ -330,7 +329,7 @@ def _check_gpu(preset):
 def _rooms(study, hub, cache, free_bytes):
     "For each disk: what needs space, the remedy if it is too full, free bytes and needed bytes."
     places = [existing_folder(Path(folder).resolve()) for folder in (constants.HF_HUB_CACHE, study.cache_dir)]
-    free = [shutil.disk_usage(place).free if free_bytes is None else free_bytes for place in places]
+    free = [free_disk_bytes(place) if free_bytes is None else free_bytes for place in places]
     larger, smaller = "set HF_HOME to a larger disk", "set max_pixels of the preset lower"
     if free_bytes is not None or os.stat(places[0]).st_dev == os.stat(places[1]).st_dev:
         return [("weights, data sets and page features", f"{larger}, or {smaller}", free[0], hub + cache)]

@@ -38,7 +38,7 @@ from ..documents import save_documents
 from ..engine.answering import answer_rows
 from ..engine.attention import DTYPES, peak_memory, within_memory
 from ..engine.features import PageFeatures, cache_features
-from ..files import StudyError, digest_of, existing_folder, read_json, root, write_json
+from ..files import StudyError, digest_of, free_disk_bytes, read_json, root, write_json
 from ..inputs.images import distinct_pages
 from ..latency import measure_latency
 from ..model import add_lora, hold_weights, load_base, load_processor, save_random_base, with_layers
@@ -89,7 +89,7 @@ def this_box(
 ) -> dict:
     "What this machine has: why torch finds no GPU, in its own words, and free bytes of memory and disk."
     return {"no_gpu": why_no_gpu(), "gpu_bytes": None, "memory_bytes": psutil.virtual_memory().available,
-            "disk_bytes": shutil.disk_usage(existing_folder(run.folder)).free}
+            "disk_bytes": free_disk_bytes(run.folder)}
 
 def check_box(
     study: Study,  # to be rehearsed

@@ -147,7 +147,7 @@ def answer(
     document_of: list[int],  # index of the document of each question, of one page or several
     max_new_tokens: int | list[int],  # most tokens of an answer, the same for all questions or one number for each
     merge_size: int = 2,  # one image token covers merge_size × merge_size patches
-) -> tuple[list[list[int]], list[float]]:  # answer ids without the end token; mean probability of the generated tokens
+) -> tuple[list[list[int]], list[float]]:  # answer ids without the end token; least probability of an answer's tokens
     "Decode greedy answers to questions about documents."
     asked = ask_pages(model, template, features, grids, questions, document_of, merge_size)
     limit = torch.tensor(max_new_tokens, device=model.device).expand(len(questions))
@@ -158,7 +158,7 @@ def answer(
                 answers[question].append(token)
                 probabilities[question].append(probability)
     return ([a[:-1] if a[-1] == template.end_token_id else a for a in answers],
-            [float(np.mean(p)) for p in probabilities])
+            [float(np.min(p)) for p in probabilities])
 
 # %% ../../nbs/engine/03_answering.ipynb #unknown
 def unknown_token(
@@ -172,7 +172,7 @@ def read_answer(
     tokenizer,
     question: list[int],  # token ids of the question
     answer: list[int],  # token ids of the answer, without the end token
-    confidence: float,  # mean probability of the answer's tokens
+    confidence: float,  # least probability of the answer's tokens
 ) -> tuple[str, float]:  # text, with `�` for an unknown character; confidence
     "An answer as text, with its confidence multiplied by the shares of known tokens in question and answer."
     decode, unknown = partial(tokenizer.decode, skip_special_tokens=True), unknown_token(tokenizer)

@@ -5,7 +5,6 @@ __all__ = ['DECODED_AT_A_TIME', 'PageFeatures', 'FeaturesInMemory', 'ahead', 'ca
 
 # %% ../../nbs/engine/02_features.ipynb #960ad083
 import json
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
@@ -16,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..core import Study
 from .attention import autocast, encode_pages, prepare_images, team, within_memory
-from ..files import StudyError, digest_of, existing_folder, replacing
+from ..files import StudyError, digest_of, free_disk_bytes, replacing
 from ..inputs.images import distinct_pages, images_at, page_key, page_size
 from ..inputs.retrieval import image_tokens
 from ..inputs.sources import read_image
@@ -60,7 +59,7 @@ class FeaturesInMemory(dict):
 # %% ../../nbs/engine/02_features.ipynb #room
 def _check_room(study, pages, need):
     "StudyError if `need` bytes of page features take more than 90 % of the free disk space."
-    free = shutil.disk_usage(existing_folder(study.cache_dir)).free
+    free = free_disk_bytes(study.cache_dir)
     if need > 0.9*free:
         raise StudyError(f"The page features of {pages} pages take {need/2**20:,.0f} MiB and the cache's disk has "
                          f"{free/2**20:,.0f} MiB free; free space, or lower max_pixels, max_train_questions or "

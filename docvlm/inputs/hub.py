@@ -6,7 +6,6 @@ __all__ = ['remedy_for_source', 'fetch', 'load_hub', 'first_look', 'missing_file
 
 # %% ../../nbs/inputs/05_hub.ipynb #imports
 import glob
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from huggingface_hub import constants, HfFileSystem, snapshot_download
 from huggingface_hub.errors import (DryRunError, GatedRepoError, HTTPError, LocalEntryNotFoundError,
                                     OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError)
 
-from ..files import StudyError, existing_folder, root
+from ..files import StudyError, existing_folder, free_disk_bytes, root
 from .sources import Source, check_columns, convert_hub, read_sources, read_ucsf
 
 # %% ../../nbs/inputs/05_hub.ipynb #74c38ddf
@@ -135,7 +134,7 @@ def check_sources(
         raise StudyError("\n".join([f"{len(complaints)} of {len(sources)} sources are not available:", *complaints]))
     place = existing_folder(Path(constants.HF_HUB_CACHE))
     download, unpack = (sum(part) for part in zip(*sizes))
-    free = shutil.disk_usage(place).free
+    free = free_disk_bytes(place)
     if download + unpack > free:
         raise StudyError(f"The data sets need {(download + unpack)/1e9:.1f} GB more on the disk of {place}, which has "
                          f"{free/1e9:.1f} GB free; free some space, or set HF_HOME to a folder on a larger disk")

@@ -210,7 +210,7 @@ def draw_reliability(
         axis.scatter(100*bins.confidence, 100*bins.score, 10 + 120*bins.questions/bins.questions.sum(), color=color)
         gap = np.average((bins.confidence - bins.score).abs(), weights=bins.questions)
         told.append(f"{label}: mean gap between confidence and score {100*gap:.1f} points")
-    axis.set(xlabel="confidence (mean token probability), percent", ylabel="mean score, percent",
+    axis.set(xlabel="confidence (least token probability), percent", ylabel="mean score, percent",
              xlim=(0, 101), ylim=(0, 101))
     axis.legend()
     return figure, "; ".join(told)

@@ -17,8 +17,8 @@ from fastcore.foundation import Config
 from ..core import Study
 from ..files import StudyError, read_json, root, schema_page
 from .serving import serving_tables
-from .tables import (VARIANT_NAMES, amount, benchmark_name, error_meanings, github_table, headline,
-                                 in_report_order, interval, isolated, listed, percent, points, published_systems)
+from .tables import (VARIANT_NAMES, amount, benchmark_name, change_interval, error_meanings, github_table,
+                                 headline, in_report_order, isolated, listed, percent, points, published_systems)
 from ..steps import content_digest
 
 
@@ -50,14 +50,11 @@ def verdict(cell: dict) -> str:
     low, high = cell["delta"]["ci95"]
     return "gain" if low > 0 else "loss" if high < 0 else "unclear"
 
-def _ends(delta):
-    ends = interval(delta["ci95"], points)
-    return ends if ends.endswith("no interval") else f"95 % interval {ends}"
-
-def _change(name, cell): return f"{isolated(name)} {points(cell['delta']['value'])} points ({_ends(cell['delta'])})"
+def _change(name, cell):
+    return f"{isolated(name)} {points(cell['delta']['value'])} points ({change_interval(cell['delta'])})"
 
 def _in_brackets(name, cell):
-    return f"{isolated(name)} ({points(cell['delta']['value'])} points, {_ends(cell['delta'])})"
+    return f"{isolated(name)} ({points(cell['delta']['value'])} points, {change_interval(cell['delta'])})"
 
 def _of(count, total, noun):
     "How many of all things of a kind, in words; neither is zero."
@@ -299,7 +296,7 @@ def highlights(
         change, clear = evaluation["benchmarks"][b]["delta"], verdict(evaluation["benchmarks"][b]) in ("gain", "loss")
         value = f"{points(change['value'])} points on {benchmark_name(b)}"
         told = f"**{value}** by fine-tuning" if clear else f"{value} by fine-tuning, no clear change"
-        return f"{told} ({_ends(change)})"
+        return f"{told} ({change_interval(change)})"
     lines = [line(b) for b in in_report_order(evaluation["benchmarks"])]
     lines += [f"**{amount(model['trainable_parameters'])} trainable parameters**, "
               f"{amount(model['trainable_percent'], 2)} % of {_size(model['total_parameters'])}"]
