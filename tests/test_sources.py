@@ -234,9 +234,9 @@ def client():
         except StudyError as error: return str(error)
     good, cuts = docvqa("Good"), replace(SOURCES["ChartQA test"], hub_id="lab/Cuts", samples=4)
     found = {"look": hub.first_look(good, 1)["question_id"][:], "need": hub.check_sources([good])}
-    roomy, hub.shutil.disk_usage = hub.shutil.disk_usage, lambda _: SimpleNamespace(free=10)
+    roomy, hub.free_disk_bytes = hub.free_disk_bytes, lambda _: 10
     found["full_disk"] = said(lambda: hub.check_sources([good]))
-    hub.shutil.disk_usage = roomy
+    hub.free_disk_bytes = roomy
     load = lambda source: said(lambda: (lambda rows, _, commit: [len(rows), commit])(*hub.load_hub(source)))
     hub.constants.DOWNLOAD_CHUNK_SIZE = 256  # written as it arrives, where 10 MB would be lost with the connection
     found["good"], found["cuts"] = load(good), load(cuts)
