@@ -256,9 +256,9 @@ def draw_size(
     rng: np.random.Generator,  # decides
     sizes_px: tuple[float, float],  # smallest and largest em size
 ) -> float:
-    "An em size: four in five between 11 and 24 pixels, where `sizes_px` allows it."
+    "An em size: four in five between 12 and 26 pixels, where `sizes_px` allows it."
     low, high = sizes_px
-    if low < 24 and high > 11 and rng.random() < 0.8: low, high = max(low, 11), min(high, 24)
+    if low < 26 and high > 12 and rng.random() < 0.8: low, high = max(low, 12), min(high, 26)
     return low + (high - low)*rng.random()**1.3
 
 # %% ../../nbs/nano/00_sheet.ipynb #draw-pen
