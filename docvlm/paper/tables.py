@@ -87,7 +87,7 @@ def interval(
 def change_interval(
     delta: dict,  # with the field `ci95`, as fractions
 ) -> str:
-    "The 95 % interval of a difference in points, with its name; without it where there is no interval."
+    "The 95 % interval of a difference in points, called so; where there is none, why not."
     ends = interval(delta["ci95"], points)
     return ends if ends in (ONE_DOCUMENT, ALL_EQUAL) else f"95 % interval {ends}"
 
