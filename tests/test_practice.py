@@ -12,7 +12,7 @@ import pytest
 from docvlm.files import StudyError
 from docvlm.nano import letters, sheet, tasks
 from docvlm.nano.practice import draw_text_page, scan_page
-from docvlm.nano.tasks import ADDITIONS, NAMINGS, OPENINGS, PRACTICE_LAYOUTS, WORDINGS, arithmetic_text, draw_task_page, number_questions
+from docvlm.nano.tasks import ADDITIONS, NAMINGS, ASKINGS, PRACTICE_LAYOUTS, WORDINGS, arithmetic_text, draw_task_page, number_questions
 from docvlm.pages.rendering import SEEN_FONTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,7 +104,7 @@ def pattern(wording):
 
 def test_no_wording_is_the_study_s():
     own = [wording for wordings in WORDINGS.values() for wording in wordings]
-    own += [opening.replace("{x}", naming).replace("{also}", addition) for opening in OPENINGS
+    own += [opening.replace("{x}", naming).replace("{also}", addition) for opening in ASKINGS
             for namings in NAMINGS.values() for naming in namings for addition in ADDITIONS]
     own += [wording for wordings in letters._letter_wordings.values() for wording in wordings]
     own += [wording for _, wordings in letters._shop.values() for wording in wordings] + list(letters._total_wordings)

@@ -13,7 +13,7 @@ import numpy as np
 from .plots import ABOVE, BELOW, LEFT, Cell, Name, Table, draw_names, put
 from .practice import (fitting, make_amount, make_code, make_date, make_firm, make_mail, make_name,
                                   make_number,
-                                  make_person, make_phone, make_street, make_time, make_token)
+                                  make_person, make_phone, make_street, make_time, make_token, make_word)
 from .sheet import Pen, Sheet, draw_ink, pick, shade, whole
 from ..pages.rendering import Box
 
@@ -273,8 +273,9 @@ _letter_wordings = {
     "firm": ("Which business writes?", "Which name is on the letterhead?", "Whose letterhead is it?")}
 _jobs = ("Buyer", "Head of Sales", "Clerk", "Office Manager", "Owner", "Engineer", "Accountant", "Branch Manager",
          "Assistant")
+_closings = ("Kind regards,", "Best,", "Greetings,", "Regards,", "Thank you,", "Cordially,", "Until then,")
 _parts = {"firm": make_firm, "street": make_street, "date": make_date, "signer": make_person,
-          "job": lambda r: pick(r, _jobs)}
+          "job": lambda r: pick(r, _jobs), "closing": lambda r: pick(r, _closings)}
 
 # %% ../../nbs/nano/03_letters.ipynb #wrapped
 def _wrapped(text, width, pen):
@@ -287,49 +288,83 @@ def _wrapped(text, width, pen):
     return lines
 
 # %% ../../nbs/nano/03_letters.ipynb #letters
+def _draw_order(rng):
+    "The parts of a letter from top to bottom."
+    head, end = ["firm", "street"][:whole(rng, 1, 3)], ["signer", "job"][:whole(rng, 1, 3)]
+    if rng.random() < 0.5: end = ["closing", *["pen stroke"]*whole(rng, 0, 2), *end]
+    return pick(rng, ((*head, "date", "body", *end), ("date", *head, "body", *end), (*head, "body", *end, "date"),
+                      (*end, "date", "body", *head)))
+
 def write_letter(sheet: Sheet, box: Box, rng: np.random.Generator, pen: Pen) -> list[Table] | None:
     "A letter or a memo: letterhead, date, greeting, sentences, name and job of the writer; None in a small box."
     (x0, y, x1, y1), step = box, pen.size_px*(1.15 + 0.35*rng.random())
     lines = int((y1 - y)/step)
     if lines < 8 or x1 - x0 < 12*pen.size_px: return None
-    head, end = ["firm", "street"][:whole(rng, 1, 3)], ["signer", "job"][:whole(rng, 1, 3)]
-    order = pick(rng, ((*head, "date", "body", *end), ("date", *head, "body", *end), (*head, "body", *end, "date"),
-                       (*end, "date", "body", *head)))
-    body, room = [], lines - len(order) - 1
-    for i in rng.permutation(len(SENTENCES))[:whole(rng, 2, 8)]:
-        text, asks = say_sentence(rng, SENTENCES[i])
-        if (more := len(_wrapped(text, x1 - x0, pen))) <= room:
-            body, room = [*body, (text, asks, [*SENTENCES[i][1]])], room - more
-    anchor = pick(rng, (0, 0, 0, 0.5, 1))
+    order, anchor = _draw_order(rng), pick(rng, (0, 0, 0, 0.5, 1))
+    beside = anchor == 0 and x1 - x0 > 20*pen.size_px and rng.random() < 0.4  # the date stands on the firm's line
+    if beside: order = tuple(part for part in order if part != "date")
+    columns = 2 if x1 - x0 > 24*pen.size_px and rng.random() < 0.35 else 1
+    body = _draw_body(rng, columns*(lines - len(order) - 2), (x1 - x0)/columns - pen.size_px, pen)
     for part in order:
-        if part == "body": y = _write_body(sheet, (x0, y, x1, y1), rng, pen, step, body)
+        if part == "body": y = _write_body(sheet, (x0, y, x1, y1), rng, pen, step, body, columns)
+        elif part == "pen stroke": y = _write_stroke(sheet, (x0, y, x1, y + step), rng, anchor)
         else:
             strong = replace(pen, bold=pen.bold or part == "firm")
-            text = fitting(_parts[part], x1 - x0, rng, strong)
-            span = put(sheet, x0 + anchor*(x1 - x0), y, text, strong, anchor)
-            if part in _letter_wordings: sheet.ask(pick(rng, _letter_wordings[part]), text, span[0], "letter")
+            _write_part(sheet, (x0, y, x0 + (0.55 if beside else 1)*(x1 - x0)), rng, strong, part, anchor)
+            if part == "firm" and beside: _write_part(sheet, (x0 + 0.6*(x1 - x0), y, x1), rng, pen, "date", 1)
             y += step
     return []
 
+def _write_part(sheet, place, rng, pen, part, anchor):
+    "One line of a letter that is not its body, with a question."
+    x0, y, x1 = place
+    text = fitting(_parts[part], x1 - x0, rng, pen)
+    span = put(sheet, x0 + anchor*(x1 - x0), y, text, pen, anchor)
+    if part in _letter_wordings: sheet.ask(pick(rng, _letter_wordings[part]), text, span[0], "letter")
+
+
 # %% ../../nbs/nano/03_letters.ipynb #letter-body
-def _write_body(sheet, box, rng, pen, step, body):
-    "Greeting and sentences, as one paragraph or one each; returns where the next line goes."
+def _idle_sentence(rng):
+    "A sentence about which nothing is asked."
+    return " ".join([make_word(rng) for _ in range(whole(rng, 4, 13))]).capitalize() + "."
+
+def _draw_body(rng, room, width, pen):
+    "Sentences with their questions and slots that fit on `room` lines, some of them idle."
+    body, idle = [], pick(rng, (0, 0.5, 1))
+    for i in rng.permutation(len(SENTENCES))[:whole(rng, 2, 8)]:
+        drawn = [(*say_sentence(rng, SENTENCES[i]), [*SENTENCES[i][1]])]
+        if rng.random() < idle: drawn.insert(whole(rng, 0, 2), (_idle_sentence(rng), [], []))
+        for text, asks, slots in drawn:
+            if (more := len(_wrapped(text, width, pen)) + 0.5) <= room:
+                body, room = [*body, (text, asks, slots)], room - more
+    return body
+
+def _write_body(sheet, box, rng, pen, step, body, columns):
+    "Greeting and paragraphs in one column or two; returns where the next line goes."
     (x0, y, x1, _), reader = box, make_person(rng)
     reader, greeting = pick(rng, (reader, reader.split()[-1])), pick(rng, ("Dear ", "Hello ", "To ", "Attn. ", "Hi "))
-    if pen.width(greeting + reader) < x1 - x0 - pen.size_px:
-        start = put(sheet, x0, y, greeting + reader + pick(rng, (",", ":", "")), pen)[0] + len(greeting) - 1
-        sheet.ask(pick(rng, _letter_wordings["reader"]), reader, start, "letter")
-        y += step
-    slots = Counter(name for sentence in body for name in sentence[2])
-    if rng.random() < 0.5: body = _joined(body)
-    for text, asks, _ in body:
-        start = len(sheet.characters)
-        for line in _wrapped(text, x1 - x0, pen):
-            sheet.write(x0, y, line, pen)
-            y += step
-        for question, answer, before, slot in asks:
-            if not slot or slots[slot] == 1: sheet.ask(question, answer, start + before, "letter")
-    return y
+    greeting += pick(rng, ("", "", "Mr ", "Ms ", "Dr "))
+    slots, width = Counter(name for *_, names in body for name in names), (x1 - x0)/columns - pen.size_px
+    if (joined := rng.random()) < 0.6: body = [part for half in _halves(body, joined < 0.3) for part in _joined(half)]
+    if pen.width(f"{greeting}{reader},") < width:
+        asked = pick(rng, _letter_wordings["reader"]), reader, len(greeting.replace(" ", "")), ""
+        body = [(greeting + reader + pick(rng, (",", ":", "")), [asked], []), *body]
+    lines = [(line, asks if not i else [], not i) for text, asks, _ in body
+             for i, line in enumerate(_wrapped(text, width, pen))]
+    high, gap, ends = -(-len(lines)//columns), pick(rng, (0, 0, 0.4))*step, []
+    for column in range(columns):
+        left, at = x0 + column*(x1 - x0)/columns, y
+        for line, asks, begins in lines[column*high:(column + 1)*high]:
+            at += gap*(begins and at > y)
+            start = len(sheet.characters)
+            sheet.write(left, at, line, pen)
+            for question, answer, before, slot in asks:
+                if not slot or slots[slot] == 1: sheet.ask(question, answer, start + before, "letter")
+            at += step
+        ends.append(at)
+    return max(ends) + gap
+
+def _halves(body, once): return [body] if once or len(body) < 2 else [body[:len(body)//2], body[len(body)//2:]]
 
 def _joined(body):
     "All sentences as one."
@@ -338,4 +373,14 @@ def _joined(body):
         before = len("".join(texts).replace(" ", ""))
         all_asks += [(question, answer, before + at, slot) for question, answer, at, slot in asks]
         texts.append(text)
-    return [(" ".join(texts), all_asks, [])]
+    return [(" ".join(texts), all_asks, [])] if texts else []
+
+def _write_stroke(sheet, box, rng, anchor):
+    "A name in handwriting that cannot be read; returns where the next line goes."
+    (x0, y, x1, y1), high = box, box[3] - box[1]
+    wide = min(x1 - x0, high*(3 + 3*rng.random()))
+    turns = np.linspace(0, 1, 40)
+    xs, ys = x0 + anchor*(x1 - x0 - wide) + wide*turns, y + high*(0.5 + 0.35*np.sin(turns*whole(rng, 12, 40)))
+    sheet.draw.line(list(zip(xs.tolist(), ys.tolist())), draw_ink(rng, sum(sheet.paper) > 382), pick(rng, (1, 2, 2)))
+    return y1
+
