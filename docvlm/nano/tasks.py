@@ -14,9 +14,9 @@ from itertools import zip_longest
 import numpy as np
 
 from .letters import write_bill, write_fields, write_letter
-from .plots import (ABOVE, Table, draw_values, put, write_bars, write_facts, write_grid, write_lines,
+from .plots import (ABOVE, Table, put, write_bars, write_facts, write_grid, write_lines,
                                write_pie)
-from .practice import fitting, make_firm, make_name, make_token
+from .practice import draw_values, fitting, make_firm, make_name, make_token
 from ..pages.entities import plain_number
 from .sheet import SEEN_FONTS, Sheet, draw_pen, draw_sheet, draw_size, pick, whole
 
