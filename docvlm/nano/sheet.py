@@ -255,10 +255,11 @@ def draw_sheet(
 def draw_size(
     rng: np.random.Generator,  # decides
     sizes_px: tuple[float, float],  # smallest and largest em size
+    usual_px: tuple[float, float] = (12, 26),  # four in five are within, where `sizes_px` allows it
 ) -> float:
-    "An em size: four in five between 12 and 26 pixels, where `sizes_px` allows it."
-    low, high = sizes_px
-    if low < 26 and high > 12 and rng.random() < 0.8: low, high = max(low, 12), min(high, 26)
+    "An em size, small ones a little more often than large ones."
+    (low, high), (usual_low, usual_high) = sizes_px, usual_px
+    if low < usual_high and high > usual_low and rng.random() < 0.8: low, high = max(low, usual_low), min(high, usual_high)
     return low + (high - low)*rng.random()**1.3
 
 # %% ../../nbs/nano/00_sheet.ipynb #draw-pen

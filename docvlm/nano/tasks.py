@@ -320,7 +320,7 @@ _notes = ("Data: ", "By ", "Figures of ", "After ", "")
 def _draw_page(width, height, rng, families, sizes_px, layout):
     "One page, whatever number of questions it has."
     sheet, margin = draw_sheet(width, height, rng), 4 + 10*rng.random()
-    size_px = min(draw_size(rng, sizes_px), max(sizes_px[0], width/13))
+    size_px = min(draw_size(rng, sizes_px, (15, 30)), max(sizes_px[0], width/13))
     pen = draw_pen(rng, families, size_px, sheet.paper)
     top = margin
     if height > 14*size_px and rng.random() < 0.4:
