@@ -57,7 +57,7 @@ class Recipe:
     muon_learning_rate: float = 4e-3  # Muon: the weight matrices
     warmup_steps: int = 100  # of each stage
     steps_per_round: int = 100  # between checkpoints
-    questions_per_page: int = 16  # at most, and two of arithmetic beside them
+    questions_per_page: int = 16  # at most, and at most one of arithmetic beside them
     max_answer_characters: int = 48
 
     def rate(self, stage: int, step: int):
@@ -135,10 +135,10 @@ def asking_batch(
 TYPED_LAYOUTS = ("grid", "grid", "fields", "bill", "letter", "facts", "text")  # readable from characters alone
 
 def _asked(sheets, rng, recipe):
-    "Some questions of a document, with two of arithmetic."
+    "Some questions of a document, sometimes with one of arithmetic."
     found = document_questions(sheets, rng) if len(sheets) > 1 else [(*asked, 0) for asked in sheets[0].questions]
     fit = [asked for asked in found if len(asked[1]) <= recipe.max_answer_characters]
-    return fit[:recipe.questions_per_page] + [(*arithmetic_text(rng), -1, 0) for _ in range(2)]
+    return fit[:recipe.questions_per_page] + [(*arithmetic_text(rng), -1, 0) for _ in range(whole(rng, 0, 2))]
 
 # %% ../../nbs/nano/06_batches.ipynb #pack-questions
 def pack_questions(
