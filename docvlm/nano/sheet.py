@@ -258,8 +258,9 @@ def draw_size(
     usual_px: tuple[float, float] = (12, 26),  # four in five are within, where `sizes_px` allows it
 ) -> float:
     "An em size, small ones a little more often than large ones."
-    (low, high), (usual_low, usual_high) = sizes_px, usual_px
-    if low < usual_high and high > usual_low and rng.random() < 0.8: low, high = max(low, usual_low), min(high, usual_high)
+    low, high = sizes_px
+    if low < usual_px[1] and high > usual_px[0] and rng.random() < 0.8:
+        low, high = max(low, usual_px[0]), min(high, usual_px[1])
     return low + (high - low)*rng.random()**1.3
 
 # %% ../../nbs/nano/00_sheet.ipynb #draw-pen
