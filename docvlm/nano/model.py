@@ -65,7 +65,7 @@ def build_processor(
 
 # %% ../../nbs/nano/05_model.ipynb #model
 VISION = {"depth": 6, "embed_dim": 192, "num_heads": 4, "mlp_ratio": 4, "hidden_size": 320}
-TEXT = {"hidden_size": 320, "intermediate_size": 960, "num_hidden_layers": 6, "num_attention_heads": 5,
+TEXT = {"hidden_size": 320, "intermediate_size": 960, "num_hidden_layers": 8, "num_attention_heads": 5,
         "num_key_value_heads": 5, "max_position_embeddings": 4096, "rms_norm_eps": 1e-6,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1]*32}}
 
