@@ -19,6 +19,7 @@ from contextlib import nullcontext
 from fastcore.basics import patch
 from html import escape
 from pathlib import Path
+from peft import PeftModel
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
@@ -68,7 +69,7 @@ class Asker:
 def _answers_of(self: Asker, system, sets, vision, grids, asked, max_new_tokens):
     "Token ids and confidence of a system's answer to every question."
     merge_size, preset, found = self.processor.image_processor.merge_size, self.study.preset, {}
-    with self.model.disable_adapter() if system == "base" and len(self.systems) > 1 else nullcontext():
+    with self.model.disable_adapter() if system == "base" and isinstance(self.model, PeftModel) else nullcontext():
         for places, numbers in sets.items():
             shown = torch.cat([vision[place] for place in places]), [grids[place] for place in places]
             most, _ = questions_at_a_time([asked[number] for number in numbers], len(shown[0]),
