@@ -155,7 +155,8 @@ def pages_sentence(
                if cells[name] and cells[name]["ci95"][0] <= 0 <= cells[name]["ci95"][1]]
     told = [_change(name, cells[name]) for name in in_report_order(cells) if name not in unclear]
     if unclear: told.append(_no_clear_change(unclear, cells))
-    limits = f" This continues the line from {first:,} to {last:,} pages and says nothing beyond twice the pages."
+    limits = (f" The estimate extends a line through the scores at {first:,} to {last:,} pages and holds for no more "
+              "than twice the pages.")
     return f"Twice the {last:,} training pages {'; they '.join(told)}." + (limits if any(cells.values()) else "")
 
 # %% ../nbs/06_ablation.ipynb #curve-points
