@@ -150,8 +150,10 @@ def root() -> Path:
             if settings.is_file() and "lib_name = docvlm" in settings.read_text("utf-8", "replace"): return folder
     raise StudyError("No docvlm repository at or above the working directory; run inside a clone")
 
-def path_text(path) -> str:
-    "A path as text that any file can hold: bytes that are not UTF-8 become escapes."
+def path_text(
+    path,  # may hold bytes that are not UTF-8
+) -> str:
+    "A path as text that any file can hold: such bytes become escapes."
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 def existing_folder(

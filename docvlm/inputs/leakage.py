@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['HASH_SIDE', 'NEAR_BITS', 'pixel_digest', 'perceptual_bits', 'fingerprints', 'bit_distances', 'matching_pages',
-           'page_names', 'find_leaks', 'divide']
+           'page_names', 'find_leaks']
 
 # %% ../../nbs/inputs/06_leakage.ipynb #imports
 import hashlib
@@ -117,27 +117,3 @@ def find_leaks(
             "question_elsewhere": len(set(joined.question_id_test) - leaked),
             "test_pages": len(pages[1]), "train_pages": len(pages[0]), "test_questions": len(test),
             "near_bits": near_bits, "hash_bits": HASH_SIDE**2, "pairs": pairs.to_dict("records")}
-
-# %% ../../nbs/inputs/06_leakage.ipynb #divide
-def divide(
-    rows: list[dict],  # with `split` (or None) and `document`
-    test_share: float,  # of the documents, if a test split has to be made
-    seed: int,  # of the random choice
-) -> tuple[dict[str, list], list[str]]:  # {"train": rows, "test": rows}, what was decided
-    "Divide rows into training and test, as they say or else by documents."
-    splits = {}
-    for row in rows: splits.setdefault(row["split"], []).append(row)
-    if None in splits and len(splits) > 1:
-        raise ValueError(f"{len(splits[None])} rows name no split, but others do; name it in all")
-    notes, train, test, third = [], *(splits.get(name) for name in ("train", "test", "validation"))
-    if train and test and third: notes.append(f"validation: {len(third)} questions left out; there is a test split")
-    if train and third and not test: test, _ = third, notes.append("test/ is the validation split")
-    if test and third and not train: train, _ = third, notes.append("train/ is the validation split")
-    if train and test: return {"train": train, "test": test}, notes
-    documents = sorted({row["document"] for row in rows})
-    if len(documents) < 2: raise ValueError("all questions are about one document; training and test need one each")
-    count = min(max(1, round(test_share*len(documents))), len(documents) - 1)
-    chosen = set(np.random.default_rng(seed).permutation(documents)[:count])
-    notes.append(f"test/ was made: {count} of {len(documents)} documents, chosen at random (seed {seed})")
-    return {"train": [row for row in rows if row["document"] not in chosen],
-            "test": [row for row in rows if row["document"] in chosen]}, notes

@@ -24,7 +24,7 @@ from ..execution import check_question, clean_text, one_line
 from ..files import path_text, write_json
 from .folder import REPORT, DocumentPages, Documents, clean_record, read_metadata
 from .images import open_page
-from .leakage import divide
+from .sources import divide
 
 # %% ../../nbs/inputs/03_tables.ipynb #tables-csv
 DELIMITERS = ",;\t"
