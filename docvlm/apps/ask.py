@@ -304,8 +304,9 @@ class AskHandler(_Handler):
         try: question, document = check_question(self.get_body_argument("question", "", strip=False)), self._document()
         except ValueError as error: return self._refuse(str(error))
         ask = self.settings["asker"].ask
-        rows = await asyncio.get_running_loop().run_in_executor(self.settings["one_at_a_time"], ask,
-                                                                  document["images"], [question])
+        try: rows = await asyncio.get_running_loop().run_in_executor(self.settings["one_at_a_time"], ask,
+                                                                     document["images"], [question])
+        except (StudyError, ValueError, RuntimeError) as error: return self._refuse(str(error), 500)
         read = pages_read(document, rows, shown="name" in document)  # a browser shows no PDF as a picture
         self.write({"answers": rows, "target": document["answers"].get(question), "read": read})
 
@@ -318,8 +319,8 @@ class AskHandler(_Handler):
         if number.isdecimal() and int(number) < len(examples): return examples[int(number)]
         raise ValueError("no such example page; choose one from the list")
 
-    def _refuse(self, reason):
-        self.set_status(400)
+    def _refuse(self, reason, status=400):
+        self.set_status(status)
         self.finish({"error": reason})
 
 # %% ../../nbs/apps/00_ask.ipynb #e857edf4

@@ -3,12 +3,13 @@
 # %% auto #0
 __all__ = ['PAGE', 'ROW_FEATURES', 'TYPE_GROUPS', 'INVOICE_PROXY', 'NO_INVOICE', 'LAYOUTS', 'CHINESE_TASKS', 'language_name',
            'language_of', 'read_image', 'PageImage', 'rows_dataset', 'document_types', 'Source', 'read_sources',
-           'check_columns', 'read_ucsf', 'convert_hub']
+           'check_columns', 'read_ucsf', 'convert_hub', 'divide']
 
 # %% ../../nbs/inputs/02_sources.ipynb #cell-002
 import ast
 import csv
 import hashlib
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import re
@@ -326,3 +327,27 @@ def convert_hub(
         bad = {row: "no answers" for row, answers in enumerate(columns["answers"]) if not answers} | bad
     skipped = unread + [{"row": columns["question_id"][row], "reason": bad[row]} for row in sorted(bad)]
     return rows.select_columns(list(ROW_FEATURES)).select([n for n in range(len(rows)) if n not in bad]), skipped
+
+# %% ../../nbs/inputs/02_sources.ipynb #divide
+def divide(
+    rows: list[dict],  # with `split` (or None) and `document`
+    test_share: float,  # of the documents, if a test split has to be made
+    seed: int,  # of the random choice
+) -> tuple[dict[str, list], list[str]]:  # {"train": rows, "test": rows}, what was decided
+    "Divide rows into training and test, as they say or else by documents."
+    splits = {}
+    for row in rows: splits.setdefault(row["split"], []).append(row)
+    if None in splits and len(splits) > 1:
+        raise ValueError(f"{len(splits[None])} rows name no split, but others do; name it in all")
+    notes, train, test, third = [], *(splits.get(name) for name in ("train", "test", "validation"))
+    if train and test and third: notes.append(f"validation: {len(third)} questions left out; there is a test split")
+    if train and third and not test: test, _ = third, notes.append("test/ is the validation split")
+    if test and third and not train: train, _ = third, notes.append("train/ is the validation split")
+    if train and test: return {"train": train, "test": test}, notes
+    documents = sorted({row["document"] for row in rows})
+    if len(documents) < 2: raise ValueError("all questions are about one document; training and test need one each")
+    count = min(max(1, round(test_share*len(documents))), len(documents) - 1)
+    chosen = set(np.random.default_rng(seed).permutation(documents)[:count])
+    notes.append(f"test/ was made: {count} of {len(documents)} documents, chosen at random (seed {seed})")
+    return {"train": [row for row in rows if row["document"] not in chosen],
+            "test": [row for row in rows if row["document"] in chosen]}, notes
