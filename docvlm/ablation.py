@@ -221,7 +221,7 @@ def more_pixels(
     some = limit_questions(single, ENLARGED_QUESTIONS, preset.data_seed)
     folder = adapter_folder(study, preset.lora_rank, preset.seeds[0])
     found, _ = predict_systems(study, {folder.name: folder}, rows=some, mark="@pixels",
-                               pixels=(preset.max_pixels, 2*preset.max_pixels))
+                               pixels=(preset.max_pixels, 2*preset.max_pixels), base=False)
     usual, _ = predict_systems(study, {folder.name: folder})
     enlarged, same = (frames[name].set_index("question_id").loc[some["question_id"][:]].reset_index()
                       for frames, name in ((found, f"{folder.name}@pixels"), (usual, folder.name)))
