@@ -123,23 +123,24 @@ def plan_curve(
 # %% ../nbs/06_ablation.ipynb #pages-sentence
 WIDE = 0.1  # score between the ends of an interval that is too wide to plan by
 
+def _interval(cell):
+    "The interval of an expected change, and whether it is too wide to plan by, in words."
+    low, high = cell["ci95"]
+    return change_interval(cell) + (", too wide to plan by" if high - low > WIDE else "")
+
 def _change(name, cell):
     "The expected change of a benchmark's score, in words."
     if cell is None:
         return (f"would change the score on {benchmark_name(name)} by an unknown amount (a single test document, or "
                 "the same scores everywhere)")
-    wide = ", too wide to plan by" if cell["ci95"][1] - cell["ci95"][0] > WIDE else ""
     return (f"would change the score on {benchmark_name(name)} by about {points(cell['value'])} points "
-            f"({change_interval(cell)}{wide})")
+            f"({_interval(cell)})")
 
 def _no_clear_change(names, cells):
     "The benchmarks whose expected change has an interval that includes zero, in words."
-    def told(name):
-        low, high = cells[name]["ci95"]
-        return (f"{benchmark_name(name)} {points(cells[name]['value'])}, {change_interval(cells[name])}"
-                + (", too wide to plan by" if high - low > WIDE else ""))
+    told = [f"{benchmark_name(name)} {points(cells[name]['value'])}, {_interval(cells[name])}" for name in names]
     return (f"would bring no clear change on {listed(list(map(benchmark_name, names)))} (estimates in points: "
-            f"{'; '.join(map(told, names))})")
+            f"{'; '.join(told)})")
 
 def pages_sentence(
     curve: dict,  # the fields that `learning_curve` gives
@@ -154,7 +155,8 @@ def pages_sentence(
                if cells[name] and cells[name]["ci95"][0] <= 0 <= cells[name]["ci95"][1]]
     told = [_change(name, cells[name]) for name in in_report_order(cells) if name not in unclear]
     if unclear: told.append(_no_clear_change(unclear, cells))
-    limits = f" This continues the line from {first:,} to {last:,} pages and says nothing beyond twice the pages."
+    limits = (f" The estimate extends a line through the scores at {first:,} to {last:,} pages and holds for no more "
+              "than twice the pages.")
     return f"Twice the {last:,} training pages {'; they '.join(told)}." + (limits if any(cells.values()) else "")
 
 # %% ../nbs/06_ablation.ipynb #curve-points
@@ -219,7 +221,7 @@ def more_pixels(
     some = limit_questions(single, ENLARGED_QUESTIONS, preset.data_seed)
     folder = adapter_folder(study, preset.lora_rank, preset.seeds[0])
     found, _ = predict_systems(study, {folder.name: folder}, rows=some, mark="@pixels",
-                               pixels=(preset.max_pixels, 2*preset.max_pixels))
+                               pixels=(preset.max_pixels, 2*preset.max_pixels), base=False)
     usual, _ = predict_systems(study, {folder.name: folder})
     enlarged, same = (frames[name].set_index("question_id").loc[some["question_id"][:]].reset_index()
                       for frames, name in ((found, f"{folder.name}@pixels"), (usual, folder.name)))

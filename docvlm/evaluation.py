@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate.utils import gather_object
+from accelerate.utils.memory import clear_device_cache
 from datasets import concatenate_datasets
 
 from .analysis.extraction import extraction_scores
@@ -125,15 +126,19 @@ def predict_systems(
     rows=None,  # other questions to answer; None: the study's test questions
     mark: str = "",  # end of the system names for other questions or pixels, e.g. "@train"
     pixels: tuple[int, int] | None = None,  # smallest and largest page area in place of the preset's
+    base: bool = True,  # whether the base answers, too
 ) -> tuple[dict[str, pd.DataFrame], dict[str, dict]]:  # predictions, and throughput, each by system name
     "Predictions of the base and of each adapter, with a single copy of the base in memory."
+    systems = ({"base": None} if base else {}) | adapters
     bounds = dict(zip(("min_pixels", "max_pixels"), pixels or ()))
     shown = replace(study, preset=replace(study.preset, **bounds))  # the study with these pixels
     processor, loaded, others = load_processor(shown.preset), [], []
     if rows is None: rows = load_splits(study)["test"]
     else: others = [rows.remove_columns("images").to_pandas().to_json(), *(p["keys"] for p in pages_of(rows).values())]
     def system(folder):
-        if not loaded: loaded.append(hold_weights(load_base(study.preset, precision)))
+        if not loaded:
+            clear_device_cache(garbage_collection=True)  # the model trained last: accelerate ties it in a cycle
+            loaded.append(hold_weights(load_base(study.preset, precision)))
         if folder is None: return loaded[0]
         if hasattr(loaded[0], "unload"): loaded[0] = loaded[0].unload()
         loaded[0] = load_adapter(loaded[0], folder)
@@ -142,7 +147,7 @@ def predict_systems(
     key = lambda folder: digest_of(*decided, *bounds.values(), folder and adapter_digest(folder))
     mark = (precision and f"@{precision}") + mark
     done = {name + mark: predict(shown, name + mark, rows, processor, lambda: system(folder), key(folder))
-            for name, folder in ({"base": None} | adapters).items()}
+            for name, folder in systems.items()}
     return {name: frame for name, (frame, _) in done.items()}, {name: speed for name, (_, speed) in done.items()}
 
 # %% ../nbs/05_evaluation.ipynb #stored-predictions

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['JSON_TYPES', 'SCHEMA_HEAD', 'StudyError', 'digest_of', 'replacing', 'write_json', 'read_json', 'flush', 'set_seed',
-           'end_with_parent', 'in_library', 'check_started', 'process_pool', 'root', 'existing_folder',
+           'end_with_parent', 'in_library', 'check_started', 'process_pool', 'root', 'path_text', 'existing_folder',
            'free_disk_bytes', 'results_schema', 'schema_errors', 'schema_page']
 
 # %% ../nbs/study/00_files.ipynb #imports
@@ -147,8 +147,14 @@ def root() -> Path:
     for start in (Path.cwd(), here):
         for folder in (start, *start.parents):
             settings = folder/"settings.ini"
-            if settings.is_file() and "lib_name = docvlm" in settings.read_text(encoding="utf-8"): return folder
+            if settings.is_file() and "lib_name = docvlm" in settings.read_text("utf-8", "replace"): return folder
     raise StudyError("No docvlm repository at or above the working directory; run inside a clone")
+
+def path_text(
+    path,  # may hold bytes that are not UTF-8
+) -> str:
+    "A path as text that any file can hold: such bytes become escapes."
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 def existing_folder(
     path: Path,  # of a file or folder that need not exist

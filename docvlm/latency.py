@@ -105,8 +105,7 @@ def cost_per_1000_images(
 ) -> dict:  # cost_per_1000_images_usd and price_source; both None if no price is known
     "Cost of a thousand pages on a rented machine, in US dollars."
     prices = pd.read_csv(root()/"data"/"prices.csv")
-    known = prices[prices.device.map(
-        lambda name: name == device or device.replace(" ", "").startswith(name.replace(" ", "")))]
+    known = prices[prices.device.map(lambda name: name.split() == device.split())]
     if known.empty: return {"cost_per_1000_images_usd": None, "price_source": None}
     price = known.iloc[0]
     return {"cost_per_1000_images_usd": float(price.usd_per_hour/3600*1000/images_per_s),

@@ -57,7 +57,8 @@ def settings_table(
 LEAK_CHECKS = {
     "exact": "test pages identical to a training page", "near": "test pages nearly identical to a training page",
     "question": "test questions that occur with the same answers on one of these training pages",
-    "question_elsewhere": "test questions with the same answers on another training page (no leak: common answers)"}
+    "question_elsewhere": "test questions with the same answers on another training page "
+                          "(no leak, but answerable from memory)"}
 
 def data_tables(data: dict) -> dict:
     "Tables of the data sources, the split sizes and the leakage check."
@@ -136,7 +137,7 @@ def failure_table(
     failures: dict,  # result of the failures step
     tried: list[dict],  # from `remedies`
 ) -> Markup:
-    "Table of the kinds of error that occur: share before and after, an example, and what may help."
+    "Table of the types of error that occur: share before and after, an example, and what may help."
     found = {"pixels": NOT_MEASURED} | {row["key"]: VERDICT_NAMES[row["verdict"]] for row in tried}
     def helps(name):
         keys = REMEDIES_FOR.get(name, ("vote", "abstain"))
@@ -153,7 +154,7 @@ def failure_table(
              "example": example(kind["name"]), "what may help (assumed)": helps(kind["name"])}
             for kind in sorted(failures["types"], key=lambda kind: -kind["after"]["share"])
             if kind["before"]["count"] or kind["after"]["count"]]
-    return table(rows, "Kinds of error as shares of the test questions, with 95 % intervals")
+    return table(rows, "Types of error as shares of the test questions, with 95 % intervals")
 
 # %% ../nbs/09_report.ipynb #remedy-table
 def remedy_table(
@@ -167,7 +168,7 @@ def remedy_table(
 
 # %% ../nbs/09_report.ipynb #cell-013
 def answer_mark(error: str) -> Markup:
-    "Mark for an answer: a tick if it is right, else a cross and the kind of error."
+    "Mark for an answer: a tick if it is right, else a cross and the type of error."
     return Markup("[✓ correct]{.right}") if error == "correct" else Markup(f"[✗ {markdown(error)}]{{.wrong}}")
 
 def slug(text: str) -> str:

@@ -199,15 +199,16 @@ def inputs(self: Step, seen: dict | None = None):
     seen = {} if seen is None else seen
     preset, found, (_, earlier, patterns) = self.study.preset, {}, (STEPS | SEPARATE_STEPS)[self.name]
     found["base"] = base_digest(preset)
+    reads_own = self.name == ("evaluation" if self.study.documents else "data")  # evaluation, for what was forgotten
+    from_hub = reads_own and preset.source == "hub"
+    if from_hub: patterns = dict.fromkeys((*patterns, *STEPS["data"][2]))
     named = (pattern.format(study=glob.escape(self.study.name)) for pattern in patterns)
     files = [file for pattern in named for file in sorted(root().glob(pattern))]
-    from_hub = self.name == "data" and preset.source == "hub" and not self.study.documents
     if files: found["files"] = digest_of(*files, *([copies_digest()] if from_hub else []))
     if self.study.documents:
         if "documents" not in seen: seen["documents"] = documents_digest(root()/self.study.documents)
         found["documents"] = seen["documents"]
-    generates = "evaluation" if self.study.documents else "data"  # evaluation, for what was forgotten
-    if self.name == generates and preset.source == "generated": found["templates"] = templates_digest()
+    if reads_own and preset.source == "generated": found["templates"] = templates_digest()
     for step in earlier: found[step] = content_digest(Step(self.study, step).read(seen))
     return found
 
@@ -245,10 +246,11 @@ def _judge(self: Step, seen):
         if then not in (None, now): return f"computed in {then}, and the study now computes in {now}"
         return "inputs, code or parameters have changed"
     if result.get("content") != content_digest(result): return "the result file has been changed since it was written"
-    for artefact in result.get("artefacts", []):
+    digests = result.get("artefact_digests", {})
+    for artefact in (*result.get("artefacts", []), *digests):
         if not (root()/artefact).exists(): return f"{artefact} is missing"
-    for artefact, digest in result.get("artefact_digests", {}).items():
-        if digest_of(root()/artefact) != digest: return f"{artefact} has been changed since it was written"
+    for file, digest in digests.items():
+        if _digest_once(root()/file) != digest: return f"{file} has been changed since it was written"
     return "fresh"
 
 # %% ../nbs/study/03_steps.ipynb #step-read
@@ -281,6 +283,11 @@ def environment() -> dict:
             "cpu": cpu, "cpu_threads": torch.get_num_threads(), "gpu": gpu, "cuda": torch.version.cuda if gpu else None}
 
 # %% ../nbs/study/03_steps.ipynb #step-run
+def _files_of(artefact):
+    "The files of an artefact whose digests are recorded: itself, or an adapter's weights and configuration."
+    if (root()/artefact).is_file(): return [artefact]
+    return [f"{artefact}/{file.name}" for file in sorted((root()/artefact).glob("adapter_*"))]
+
 @patch
 def run(
     self: Step,
@@ -296,12 +303,11 @@ def run(
               "settings": self.study.settings, "params": asdict(self.study.preset), "inputs": self.inputs(seen),
               "key": self.key(seen=seen)}
     result = function()
-    # folders are described by their record.json
-    files = [a for a in result.get("artefacts", []) if (root()/a).is_file()]
+    files = [file for artefact in result.get("artefacts", []) for file in _files_of(artefact)]
     record |= {"code": git_state() | code_digests(self.notebook), "env": environment(),
                "started": started.isoformat(timespec="seconds"), "wall_s": time.perf_counter() - clock,
                "content": content_digest(result),
-               "artefact_digests": {a: digest_of(root()/a) for a in files}}
+               "artefact_digests": {file: _digest_once(root()/file) for file in files}}
     write_json(self.path, record | result)
     return read_json(self.path)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -147,9 +147,10 @@ def page_groups(
 
 # %% ../nbs/04_training.ipynb #cell-010
 class AnswerTrainer(Trainer):
-    "Trainer for ready-made batches with `answer_loss`; a batch that does not fit into memory is processed in parts."
+    "Trainer for ready-made batches with `answer_loss`; processes a batch in parts that fit into memory, stops at NaN."
     logits = staticmethod(answer_logits)
     pages_at_once = tokens_at_once = 2**20  # effectively unlimited
+    overflows = 3  # in fp16, losses in a row that are not finite when training stops; fewer may be steps that it skips
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         step, inputs = super().training_step, self._prepare_inputs(inputs)
@@ -162,6 +163,16 @@ class AnswerTrainer(Trainer):
         loss, enough = within_memory(run, pages, model.zero_grad)
         if enough < pages: self.pages_at_once = enough
         return loss
+
+    def log(self, logs, *args):
+        super().log(logs, *args)
+        if "loss" not in logs: return
+        self._tr_loss.zero_()  # the Trainer subtracts the sum from itself, which leaves NaN if it is
+        most = self.overflows if self.args.fp16 else 1
+        last = [row["loss"] for row in self.state.log_history if "loss" in row][-most:]
+        if len(last) < most or any(map(math.isfinite, last)): return
+        if self.is_world_process_zero(): shutil.rmtree(self.args.output_dir, ignore_errors=True)  # start anew next time
+        raise StudyError(f"The loss is NaN at step {self.state.global_step}; set precision=fp32 or lower learning_rate")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = answer_loss(model, inputs, inputs["answer_tokens"], self.logits)
@@ -201,13 +212,13 @@ class Clock(TrainerCallback):
 
 # %% ../nbs/04_training.ipynb #live-curve
 class LiveCurve(TrainerCallback):
-    "Redraws the loss curve in the notebook during training, using about 2 % of the time at most."
+    "Redraws the loss curve in the notebook, using about 2 % of the time at most, and has the last step logged."
     def __init__(
         self,
         title,  # of the figure
     ):
         self.title, self.handle, self.next = title, None, 0.0
-
+    def on_step_end(self, args, state, control, **kwargs): control.should_log |= state.global_step >= state.max_steps
     def on_log(self, args, state, control, logs=None, **kwargs):
         points, started = [(row["step"], row["loss"]) for row in state.log_history if "loss" in row], time.monotonic()
         early = started < self.next and state.global_step < state.max_steps
@@ -345,8 +356,8 @@ def _record(trainer, settings, seed, questions, seconds):
     trainable, total = trainer.model.get_nb_trainable_parameters()
     return {**settings, "seed": seed, "trainable_parameters": trainable, "total_parameters": total - trainable,
             "trainable_percent": 100*trainable/(total - trainable),
-            "loss": [{"step": r["step"], "loss": r["loss"], "learning_rate": r["learning_rate"]}
-                     for r in trainer.state.log_history if "loss" in r],
+            "loss": [{"step": r["step"], "loss": r["loss"] if math.isfinite(r["loss"]) else None,
+                      "learning_rate": r["learning_rate"]} for r in trainer.state.log_history if "loss" in r],
             "steps": len(batches.batches), "processes": batches.processes, "questions": questions, "train_s": seconds,
             "epochs": batches.epochs, "questions_per_s": questions*batches.epochs/seconds, **batches.means(),
             "tokens_at_once": trainer.tokens_at_once, "checkpointing": trainer.model.is_gradient_checkpointing,
@@ -370,6 +381,7 @@ def train_adapter(
             print(f"{folder.name} is trained already: nothing is sent to {report_to}", file=sys.stderr)
         return record
     check_reporting(report_to)
+    clear_device_cache(garbage_collection=True)  # the model trained last: accelerate ties it in a cycle
     peak_memory(reset=True)
     work = folder.with_name(f"{folder.name}.{key}")  # the key in the name keeps checkpoints of different runs apart
     trainer, questions = _trainer(study, lora_rank, seed, precision, work, report_to, doc_ids, variant)

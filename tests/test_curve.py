@@ -70,7 +70,7 @@ def test_gain_loss_and_nothing_are_told_apart(curve_of, rise, said, unsaid):
     low, high = found["doubling"]["docvqa"]["ci95"]
     text = found["pages_answer"]
     assert text.startswith("Twice the 64 training pages would ") and "95 % interval" in text
-    assert "says nothing beyond twice the pages" in text and "from 16 to 64 pages" in text
+    assert "holds for no more than twice the pages" in text and "at 16 to 64 pages" in text
     assert (low > 0) is (rise > 0) and (high < 0) is (rise < 0)
     assert said in text and unsaid not in text
 
@@ -159,7 +159,7 @@ def test_the_cost_is_said_beforehand_and_fractions_beyond_the_limit_are_left_out
     found, _, trained = curve_of(64, lambda count: .5, min_steps=150, curve_minutes=2)
     assert [p["documents"] for p in found["learning_curve"]] == [0, 16, 64] and len(trained) == 2
     assert found["fractions_left_out"] == [{"fraction": .5, "documents": 32, "reason": "about 2.4 minutes in all, more than the limit of 2"}]
-    assert "from 16 to 64 pages" in found["pages_answer"]
+    assert "at 16 to 64 pages" in found["pages_answer"]
 
 
 def test_no_time_no_curve(curve_of):

@@ -570,6 +570,21 @@ def test_copies_of_data_sets_are_inputs_of_the_data_step(tmp_path, monkeypatch):
     assert nano.step("data").inputs() == nano.step("data").inputs() and "documents" not in nano.step("data").inputs()
 
 
+def test_the_benchmarks_asked_beside_a_users_documents_are_inputs_of_the_evaluation(tmp_path, monkeypatch):
+    from docvlm import steps
+    (tmp_path/"data").mkdir()
+    (table := tmp_path/"data"/"sources.csv").write_text("name,split,hub_id,files\na,test,some/repository,*.parquet\n")
+    monkeypatch.setattr(steps, "root", lambda: tmp_path)
+    monkeypatch.setattr(steps, "documents_digest", lambda folder: "documents")
+    monkeypatch.setattr(steps.Step, "read", lambda *given: {})
+    monkeypatch.setattr(steps, "base_digest", lambda preset: "base")
+    of = lambda documents, step: Study(get_preset("qwen2-vl-2b"), documents).step(step).inputs()
+    before = {(documents, step): of(documents, step) for documents in ("", "mine") for step in ("data", "training", "evaluation")}
+    table.write_text(table.read_text().replace("some/", "another/"))
+    changed = {which for which, found in before.items() if of(*which) != found}
+    assert {("mine", "evaluation"), ("", "data")} <= changed and not {("", "evaluation"), ("mine", "training")} & changed
+
+
 def test_rows_decode_pages_alike_after_every_operation():
     content = FILES["RGB with a transparent colour"]
     record = {name: "x" for name in ROW_FEATURES} | {"answers": ["x"], "doc_types": [], "pages": [1], "page_count": 1, "evidence_pages": []}

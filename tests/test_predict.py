@@ -447,6 +447,12 @@ def test_only_the_files_of_this_output_are_not_told_as_left_out(folder, model):
     assert summary[1] == "Left out: a.csv.txt, a/a.csv, data.csv, notes.txt"
 
 
+def test_files_left_out_may_have_any_name(folder, model):
+    (folder/"caf\udce9.txt").touch()
+    for _ in range(2): summary = predict_documents(SMOKE, folder, FIELDS, folder/"caf\udce9.csv")
+    assert summary[1] == "Left out: caf\\xe9.txt" and "\n".join(summary).encode()
+
+
 def test_the_documents_are_those_of_subfolders_too(folder):
     found, errors, left_out = find_pages(folder)
     assert {name: len(pages) for name, pages in found.items()} == {"a.png": 1, "b.png": 1, "below/c.png": 1, "d.pdf": 2} and not errors

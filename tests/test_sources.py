@@ -20,7 +20,11 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
+from docvlm.analysis.errors import page_image
+from docvlm.data import limit_questions
 from docvlm.inputs import hub
+from docvlm.inputs.images import distinct_pages, pages_of
+from docvlm.inputs.leakage import find_leaks
 from docvlm.files import StudyError
 from docvlm.core import open_study
 from docvlm.inputs.sources import INVOICE_PROXY, ROW_FEATURES, convert_hub, document_types, read_sources
@@ -104,6 +108,23 @@ def test_every_source_becomes_rows_of_one_schema(tmp_path, name):
     if source.split != "submission": assert rows["doc_types"][:2] == expected
     first = hub.first_look(source, 2)
     assert first["question_id"][:] == rows["question_id"][:2] and first[0]["images"][0].size == (30, 20)
+
+
+@pytest.mark.parametrize("numbers", [["3", "3", "12", "12"], [3, 3, 12, 12]])
+def test_pages_of_one_document_are_asked_apart_and_count_as_one_document(tmp_path, numbers):
+    source = copy_of("DocVQA validation", tmp_path)
+    whole = hub.load_dataset("parquet", data_files=[str(path) for path in (tmp_path/"copy").rglob("*.parquet")], split="train")
+    changed = whole.remove_columns(["ucsf_document_id", "ucsf_document_page_no"])
+    for name, values in (("ucsf_document_id", ["abcd0000"]*4), ("ucsf_document_page_no", numbers)): changed = changed.add_column(name, values)
+    rows, skipped = convert_hub(changed, source)
+    name = "docvqa-test-abcd0000"
+    assert not skipped and set(rows["doc_id"][:]) == {name}, "one cluster of the bootstrap"
+    assert rows["pages"][:] == [[3], [3], [12], [12]] and set(rows["page_count"][:]) == {1}
+    read = pages_of(rows)
+    assert {key: page["rows"] for key, page in read.items()} == {f"{name} page 3": [0, 1], f"{name} page 12": [2, 3]}
+    assert len({page["keys"] for page in read.values()}) == 2 and list(distinct_pages(rows)) == list(read)
+    assert len(limit_questions(rows, 2, 0)) == 2 and find_leaks(rows, rows)["test_pages"] == 2
+    assert [page_image(row).size for row in (rows[0], rows[2])] == [(30, 20), (31, 20)]
 
 
 def test_invoices_from_the_librarys_table_else_by_a_proxy_that_says_so(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -102,7 +103,8 @@ def test_splits_by_folder_column_or_file_are_understood(tmp_path, names, note, h
         if how == "column":
             with (source/"all.jsonl").open("a") as file: file.write("".join(json.dumps(row | {"split": name}) + "\n" for row in rows))
     report = import_documents(source, tmp_path/"mine")
-    assert [note] == [found for found in report["notes"]] if note and "made" not in note else (not note or note in report["notes"][0])
+    found = [told for told in report["notes"] if not (how != "folders" and told.startswith(f"{5*len(names)} documents were found by name in another folder"))]
+    assert [note] == found if note and "made" not in note else (not note or note in found[0])
     assert not report["skipped"] and report["train"]["questions"] + report["test"]["questions"] == 5*min(len(names), 2)
     loaded(tmp_path/"mine", tmp_path)
 
@@ -132,7 +134,8 @@ def test_conversations_become_questions(desk, tmp_path, style):
         found.append({"id": f"talk {n}", "image": f"other/place/{n}.png", "conversations": talk} if style in ("LLaVA", "lines") else
                      {"images": [f"scans/{n}.png"], "messages": talk})
     found += [{"image": ["scans/1.png", "scans/2.png"], "conversations": []}, {"image": "none.png", "conversations": found[0].get("conversations", [])},
-              {"conversations": [{"from": "human", "value": "Hello?"}]}, {"image": "scans/1.png", "conversations": [{"from": "human", "value": "Who?"}]}, 7]
+              {"conversations": [{"from": "human", "value": "Hello?"}]}, {"image": "other/place/1.png" if style in ("LLaVA", "lines") else "scans/1.png",
+               "conversations": [{"from": "human", "value": "Who?"}]}, 7]
     if style == "lines": as_jsonl(desk/"talks", found)
     else: (desk/"talks.json").write_text(json.dumps(found))
     report = import_documents(desk, tmp_path/"mine")
@@ -203,6 +206,54 @@ def test_an_object_of_fields(desk, tmp_path, write):
 def test_documents_without_a_row_are_told(desk, tmp_path):
     as_csv(desk/"metadata", records(8))
     assert import_documents(desk, tmp_path/"mine")["notes"][0] == "2 documents have no usable row: scans/8.png, scans/9.png"
+
+
+def test_no_document_is_taken_by_the_name_of_another(tmp_path):
+    pages(tmp_path/"desk", *(f"2024/{n}.png" for n in range(6)), "new/7.png", "new/8.png", "new/9.png")
+    asked = [f"{year}/{n}.png" for year in (2023, 2024) for n in range(3)] + ["a/7.png", "b\\7.png", "C:\\old\\8.png", "9", "2.png", "2024\\1", "2024/3", "2024/4.PNG"]
+    as_csv(tmp_path/"desk"/"metadata", [{"file_name": name, "question": f"Total {n}?", "answers": f"{n}.00"} for n, name in enumerate(asked)])
+    report = import_documents(tmp_path/"desk", tmp_path/"mine")
+    found = {line["answers"][0]: line["file_name"] for split in ("train", "test") for line in lines(tmp_path/"mine", split)}
+    assert found == {"3.00": "2024/0.png", "4.00": "2024/1.png", "5.00": "2024/2.png", "8.00": "new/8.png", "9.00": "new/9.png", "11.00": "2024/1.png",
+                     "12.00": "2024/3.png", "13.00": "2024/4.png"}
+    reasons = {int(skip["row"].partition(":")[2]) - 2: skip["reason"] for skip in report["skipped"]}
+    assert reasons.keys() == {0, 1, 2, 6, 7, 10} and all("but other rows name that by another path; give the path from desk/" in reason for reason in reasons.values())
+    assert "2 documents were found by name in another folder, such as new/8.png for 'C:\\\\old\\\\8.png'" in report["notes"]
+
+
+def test_pages_of_one_split_are_not_those_of_another(tmp_path):
+    pages(tmp_path/"desk", *(f"train/{n}.png" for n in range(3)), "test/3.png")
+    for split, names in (("train", "012"), ("test", "123")): as_csv(tmp_path/"desk"/split/"metadata", [{"file_name": f"{n}.png", "question": "Total?", "answers": n} for n in names])
+    report = import_documents(tmp_path/"desk", tmp_path/"mine")
+    assert [line["file_name"] for line in lines(tmp_path/"mine", "test")] == ["3.png"] and len(report["skipped"]) == 2
+
+
+def test_numbers_and_dates_of_parquet_are_as_a_person_writes_them(desk, tmp_path):
+    (desk/"fields.csv").write_text("field,question\n" + "".join(f"{name},What is {name}?\n" for name in ("year", "day", "time", "part", "sum")))
+    table = pd.DataFrame({"file_name": [f"scans/{n}.png" for n in range(10)], "year": 2020., "day": pd.Timestamp("2024-01-05"), "time": pd.Timestamp("2024-01-05 10:30"),
+                          "part": np.float32(12.3), "sum": [[np.float64(1e15), 9.5]]*10})
+    table.to_parquet(desk/"values.parquet")
+    import_documents(desk, tmp_path/"mine")
+    assert [line["answers"] for line in lines(tmp_path/"mine")][:5] == [["2020"], ["2024-01-05"], ["2024-01-05 10:30:00"], ["12.3"], ["1000000000000000.0", "9.5"]]
+
+
+def test_names_that_are_not_utf8_cost_their_rows_alone(tmp_path):
+    desk = tmp_path/"d\udcffsk"
+    pages(desk, *(f"{n}.png" for n in range(3)), "caf\udce9/7.png", "caf\udce9/8.png")
+    as_jsonl(desk/"metadata", [{"file_name": f"{n}.png", "question": "Total?", "answers": "9"} for n in (0, 1, 2, 7)]
+             + [{"file_names": ["0.png", "1.png"], "document": "\ud800", "question": "Total?", "answers": "9"}, {"file_name": "none.png"}])
+    report = import_documents(desk, tmp_path/"mine")
+    assert report["train"]["questions"] + report["test"]["questions"] == 3 and report["source"].endswith("d\\xffsk")
+    assert [skip["reason"] for skip in report["skipped"]][1:] == ["the path caf\\xe9/7.png is not UTF-8; rename it", "document is not valid Unicode"]
+    assert "2 documents have no usable row: caf\\xe9/7.png, caf\\xe9/8.png" in report["notes"]
+    assert json.loads((tmp_path/"mine"/"import.json").read_text(encoding="utf-8"))["skipped"] == report["skipped"]
+
+
+def test_a_turn_without_a_speaker_costs_its_row_alone(desk, tmp_path):
+    talks = [{"image": f"scans/{n}.png", "conversations": [{"from": ["human"] if n == 3 else "human", "value": "Total?"}, {"from": "gpt", "value": "9"}]} for n in range(10)]
+    (desk/"talks.json").write_text(json.dumps(talks))
+    report = import_documents(desk, tmp_path/"mine")
+    assert [skip["row"] for skip in report["skipped"]] == ["desk/talks.json#4"] and "speaker" in report["skipped"][0]["reason"]
 
 
 def test_pages_in_folders_of_splits_and_one_table(tmp_path):

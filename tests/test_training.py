@@ -1,4 +1,7 @@
 "Sharing a page among its questions, caching it and stopping half-way change the cost, not the result."
+import gc
+import math
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -9,6 +12,8 @@ from docvlm.engine import answering
 from docvlm import evaluation, training
 from docvlm.engine.answering import answer_rows
 from docvlm.core import Study, open_study
+from docvlm.files import StudyError
+from docvlm.steps import Step
 from docvlm.data import load_splits
 from docvlm.engine.features import cache_features
 from docvlm.model import add_lora, load_base, load_processor
@@ -143,6 +148,51 @@ def test_a_batch_is_processed_in_the_parts_that_fit(parts, monkeypatch, tmp_path
     (whole, once), (split, several), (pages, each) = step(2000), step(1300), step(1)
     assert len(once) == 1 < len(several) < len(each) and max(several) <= 1300 and sum(several) == sum(each) == once[0]
     assert abs(split/whole - 1) < 1e-2 and abs(pages/whole - 1) < 1e-2  # autocast rounds
+
+
+@pytest.mark.parametrize("fp16, bad, stops", [(False, {3}, 3), (True, {2, 5}, None), (True, {2, 3, 4}, 4)])
+def test_a_loss_that_stays_nan_stops_training_without_a_checkpoint_and_one_overflow_does_not(parts, monkeypatch, tmp_path, fp16, bad, stops):
+    study, processor, _, rows, features = parts
+    batches = TrainingBatches(pack_rows(study, processor, rows.select(range(4)), features), features, replace(study.preset, min_steps=6), 3)
+    arguments, seen = training._arguments(study, 1, tmp_path/"work", 6, "none"), []
+    vars(arguments).update(save_steps=2, disable_tqdm=True)
+    trainer = AnswerTrainer(add_lora(load_base(study.preset, "fp32"), study.preset, 8, 1), arguments, train_dataset=batches,
+                            data_collator=lambda items: items[0], callbacks=[training.LiveCurve("test")])
+    vars(trainer.args).update(fp16=fp16)
+    def loss(model, *rest):
+        seen.append(1)
+        return sum(p.square().sum() for p in model.parameters() if p.requires_grad) + (math.nan if len(seen) in bad else 0)
+    monkeypatch.setattr(training, "answer_loss", loss)
+    if stops is None:
+        training._fit(trainer, tmp_path/"work")
+        logged = training._record(trainer, {}, 1, 4, 1.)["loss"]
+        assert [row["step"] for row in logged if row["loss"] is None] == [2, 5] and len(logged) == 6, "the window after one is finite again"
+        return
+    with pytest.raises(StudyError, match=f"The loss is NaN at step {stops}; set precision=fp32 or lower learning_rate"):
+        training._fit(trainer, tmp_path/"work")
+    assert len(seen) == stops and not (tmp_path/"work").exists(), "a rerun starts anew"
+
+
+def test_one_base_at_a_time_is_in_memory(parts, monkeypatch, tmp_path):
+    "accelerate ties a model that trains in mixed precision in a cycle, which only the garbage collector frees."
+    study = replace(parts[0], preset=replace(parts[0].preset, precision="bf16", min_steps=1, epochs=1))
+    bases, alive = [], []
+    def load(*given):
+        alive.append(sum(base() is not None for base in bases))
+        base = load_base(*given)
+        bases.append(weakref.ref(base))
+        return base
+    for module in (training, evaluation): monkeypatch.setattr(module, "load_base", load)
+    monkeypatch.setattr(Study, "run_dir", tmp_path/"run")
+    monkeypatch.setattr(training, "root", lambda: tmp_path)
+    monkeypatch.setattr(Step, "key", lambda step: "key")
+    monkeypatch.setattr(evaluation, "_decided", lambda *given: ())
+    gc.disable()
+    try:
+        for seed in (1, 2): training.train_adapter(study, 8, seed, doc_ids=(parts[3]["doc_id"][0],))
+        evaluation.predict_systems(study, {}, rows=parts[3].select(range(2)))
+    finally: gc.enable()
+    assert alive == [0, 0, 0]
 
 
 def test_an_interrupted_evaluation_keeps_the_parts_that_are_answered(parts, monkeypatch, tmp_path):

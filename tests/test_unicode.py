@@ -74,3 +74,10 @@ def test_seeds_that_say_the_same_vote_together():
 def test_a_question_leaks_in_either_form():
     rows = [Dataset.from_dict({"doc_id": ["d"], "pages": [[1]], "question_id": ["q"], "question": [f"Who is {name}?"], "answers": [[name]]}) for name in forms("Zoé")]
     assert _question_keys(rows[0]).key.tolist() == _question_keys(rows[1]).key.tolist()
+
+
+def test_a_settings_file_of_another_project_may_have_any_encoding(tmp_path, monkeypatch):
+    from docvlm.files import root
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/"settings.ini").write_bytes("author = Müller".encode("latin-1"))
+    assert root.__wrapped__() == root()

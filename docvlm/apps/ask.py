@@ -19,6 +19,7 @@ from contextlib import nullcontext
 from fastcore.basics import patch
 from html import escape
 from pathlib import Path
+from peft import PeftModel
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
@@ -68,7 +69,7 @@ class Asker:
 def _answers_of(self: Asker, system, sets, vision, grids, asked, max_new_tokens):
     "Token ids and confidence of a system's answer to every question."
     merge_size, preset, found = self.processor.image_processor.merge_size, self.study.preset, {}
-    with self.model.disable_adapter() if system == "base" and len(self.systems) > 1 else nullcontext():
+    with self.model.disable_adapter() if system == "base" and isinstance(self.model, PeftModel) else nullcontext():
         for places, numbers in sets.items():
             shown = torch.cat([vision[place] for place in places]), [grids[place] for place in places]
             most, _ = questions_at_a_time([asked[number] for number in numbers], len(shown[0]),
@@ -303,8 +304,9 @@ class AskHandler(_Handler):
         try: question, document = check_question(self.get_body_argument("question", "", strip=False)), self._document()
         except ValueError as error: return self._refuse(str(error))
         ask = self.settings["asker"].ask
-        rows = await asyncio.get_running_loop().run_in_executor(self.settings["one_at_a_time"], ask,
-                                                                  document["images"], [question])
+        try: rows = await asyncio.get_running_loop().run_in_executor(self.settings["one_at_a_time"], ask,
+                                                                     document["images"], [question])
+        except (StudyError, ValueError, RuntimeError) as error: return self._refuse(str(error), 500)
         read = pages_read(document, rows, shown="name" in document)  # a browser shows no PDF as a picture
         self.write({"answers": rows, "target": document["answers"].get(question), "read": read})
 
@@ -317,8 +319,8 @@ class AskHandler(_Handler):
         if number.isdecimal() and int(number) < len(examples): return examples[int(number)]
         raise ValueError("no such example page; choose one from the list")
 
-    def _refuse(self, reason):
-        self.set_status(400)
+    def _refuse(self, reason, status=400):
+        self.set_status(status)
         self.finish({"error": reason})
 
 # %% ../../nbs/apps/00_ask.ipynb #e857edf4

@@ -230,14 +230,14 @@ def _write_vllm(study, adapter, folder):
     write_json(folder/ADAPTER_FILES[0], config)
     shutil.copy(adapter/ADAPTER_FILES[1], folder)
 
-def _vllm_command(study, folder):
-    "The command that serves base and adapter; the adapter is the model `docvlm`."
+def _vllm_command(study, folder, digest):
+    "The command that serves base and adapter; the name has the adapter's digest, since answers are kept by the name."
     preset, rank = study.preset, read_json(folder/ADAPTER_FILES[0])["r"]
     source, revision = base_source(preset)
     limits = json.dumps({"min_pixels": preset.min_pixels, "max_pixels": preset.max_pixels})
     return shlex.join(["vllm", "serve", source, *(["--revision", revision] if revision else []),
                        "--enable-lora", "--max-lora-rank", str(next(most for most in VLLM_RANKS if most >= rank)),
-                       "--lora-modules", f"docvlm={folder}", "--mm-processor-kwargs", limits])
+                       "--lora-modules", f"docvlm-{digest[:8]}={folder}", "--mm-processor-kwargs", limits])
 
 # %% ../../nbs/apps/02_export.ipynb #gguf
 GGUF_TYPES = ("f16", "Q8_0", "Q4_K_M")
@@ -366,7 +366,7 @@ def _export(study, form, adapter, work, target, merged, rows, reference, about):
     folder.rename(target/form)
     add_entry(study, "export", "exports", form, record)
     lines = [_told(form, *item, about["reference"]["latency_ms"]["p50"]) for item in record["variants"].items()]
-    return lines + ([_vllm_command(study, target/form)] if form == "vllm" else [])
+    return lines + ([_vllm_command(study, target/form, about["adapter_digest"])] if form == "vllm" else [])
 
 # %% ../../nbs/apps/02_export.ipynb #export-adapter
 def export_adapter(

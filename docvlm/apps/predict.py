@@ -31,7 +31,7 @@ from ..engine.features import FeaturesInMemory, ahead
 from ..engine.packing import encode_text
 from ..evaluation import stored_predictions
 from ..execution import check_number, one_line
-from ..files import StudyError, digest_of, replacing
+from ..files import StudyError, digest_of, path_text, replacing
 from ..inputs.folder import MOST_TOGETHER, document_files
 from ..inputs.images import open_page, page_count
 from ..inputs.retrieval import page_sets, page_text
@@ -43,7 +43,7 @@ from ..steps import code_digests
 def _name(path, place):
     "A document's path within the folder, as text that any file can hold."
     relative = path.relative_to(place) if place.is_dir() else Path(path.name)
-    return os.fsencode(relative.as_posix()).decode("utf-8", "backslashreplace")
+    return path_text(relative)
 
 def find_pages(
     place: Path,  # folder of documents, or one document
@@ -354,7 +354,7 @@ def _summary(frame, documents, fields, left_out, output):
     "What the table holds, in lines."
     values, review, failed = len(frame)*len(fields), frame.review.map(len).sum(), (frame.error != "").sum()
     pages = sum(len(numbers) for listed in documents.values() for *_, numbers in listed)
-    yield (f"{output}: documents {len(frame):,}, pages {pages:,}, fields {len(fields):,}; "
+    yield (f"{path_text(output)}: documents {len(frame):,}, pages {pages:,}, fields {len(fields):,}; "
            f"for a person: {review:,} of {values:,} values ({100*review/values:.0f} %), see the column review")
     if failed: yield f"Documents with an error: {failed:,}, see the column error"
     more = [f"and {len(left_out) - 5:,} more"]*(len(left_out) > 5)
@@ -391,8 +391,8 @@ def predict_documents(
             raise StudyError(f"{error}, or close the file where it is open; the answers are kept in {kept.path.name}, "
                              "so running the same command again only writes the table") from error
     several = sum(len(listed) > 1 for listed in documents.values())
-    own = {path.resolve() for path in (output, _lock_of(output), kept.path, *kept.others)}
-    left_out = [name for name in left_out if (Path(place)/name).resolve() not in own]
+    own = {path_text(path.resolve()) for path in (output, _lock_of(output), kept.path, *kept.others)}
+    left_out = [name for name in left_out if path_text((Path(place)/name).resolve()) not in own]
     return [*_summary(frame, documents, fields, left_out, output), *(
         explain_promise(found, several) if found else
         ["Nothing is promised about the other values; --accept-error marks those of low confidence too"])]

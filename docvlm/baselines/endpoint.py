@@ -14,9 +14,11 @@ import os
 import re
 import socket
 import ssl
+import sys
 import threading
 import time
 import unicodedata
+from bisect import bisect
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ from tqdm.auto import tqdm
 
 from ..core import Study
 from ..execution import check_number
-from ..files import StudyError, digest_of
+from ..files import StudyError, digest_of, root
 from ..inputs.images import decode_page, pages_of, undecoded
 from ..presets import Preset
 
@@ -39,21 +41,36 @@ LONGEST = 300  # maximum length of a shown message, in characters
 NO_KEY = "none"  # sent in place of the API key if none is set
 LONGEST_PART = 7  # characters of a key that a message may contain; longer parts are masked
 
+_DOTS = re.compile(r"\s?(?:[*•·#]+|…|\.{2,}|x{3,})")  # what servers put in place of the middle of a key
+
+def _heads(text, key):
+    "Spans of the first three or more letters of a key with dots behind them."
+    lower = lambda text: "".join(letter.lower() if len(letter.lower()) == 1 else letter for letter in text)
+    (text, key), spans = map(lower, (text, key)), []
+    dots = {found.start(): found.end() for found in _DOTS.finditer(text)}
+    for start in (found.start() for found in re.finditer(f"(?={re.escape(key[:3])})", text)):
+        size = bisect(range(len(key)), False, 3, key=lambda size: not text.startswith(key[:size + 1], start))
+        spans += [(start, dots[end]) for end in range(start + 3, start + size + 1) if end in dots]
+    return spans
+
 def mask_key(
     text: str,  # may contain the key
     key: str,  # the API key; "" or `NO_KEY` if there is none
 ) -> str:
     "Replace the key by `(key)`: whole, split by white space, or a part of it, such as the ends that servers show."
     if key in ("", NO_KEY): return text
-    for whole in (key, quote(key)): text = re.sub(r"\s*".join(map(re.escape, whole)), "(key)", text, flags=re.I)
-    sizes = range(len(key) - 1, 2, -1)
-    heads = "|".join(re.escape(key[:size]) for size in sizes) or "(?!)"
-    tails = "|".join(re.escape(key[-size:]) for size in sizes) or "(?!)"
-    dots = r"(?:[*•·#]+|…|\.{2,}|x{3,})"
-    text = re.sub(rf"(?:{heads})\s?{dots}(?:\s?(?:{tails}))?|{dots}\s?(?:{tails})", "(key)", text, flags=re.I)
-    for size in range(len(key) - 1, LONGEST_PART, -1):
-        for start in range(len(key) - size + 1): text = text.replace(key[start:start + size], "(key)")
-    return text
+    for whole in {key, quote(key)}: text = re.sub(r"\s*".join(map(re.escape, whole)), "(key)", text, flags=re.I)
+    size = LONGEST_PART + 1
+    parts = {key[start:start + size] for start in range(len(key) - size + 1)}
+    spans = [(start, start + size) for start in range(len(text)) if text[start:start + size] in parts]
+    spans += _heads(text, key)
+    spans += [(len(text) - end, len(text) - start) for start, end in _heads(text[::-1], key[::-1])]
+    masked, done = "", 0
+    for start, end in sorted(spans):  # they may overlap
+        if start >= done: masked += f"{text[done:start]}(key)"
+        done = max(done, end)
+    return masked + text[done:]
+
 
 # %% ../../nbs/baselines/00_endpoint.ipynb #masked-line
 def masked_line(
@@ -383,6 +400,9 @@ def endpoint_answers(
     kept = AnswerFile(study.run_dir/"endpoints"/f"{name}-{digest_of(endpoint.url, endpoint.model)[:6]}.jsonl")
     known = {key for key, *_ in requests if key in kept.answers}
     if not any(kept.answers[key]["prediction"] for key in known): known = set()  # all are empty: ask again
+    if known:
+        print(f"docvlm: {len(known):,} answers are reused from {os.path.relpath(kept.path, root())}; "
+              "delete it if the server's model has changed", file=sys.stderr, flush=True)
     todo = {request[0]: request for request in requests if request[0] not in known}
     failures, stopped = _ask_all(endpoint, todo.values(), kept, bool(known))
     found = [failures.get(key) or kept.answers.get(key) for key, *_ in requests]

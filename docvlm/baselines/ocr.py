@@ -324,9 +324,7 @@ def _read_pages(study, rows, pages):
         try: lines, spent = page_lines(study, lambda: image(place), key)
         except StudyError: raise  # concerns every page: the engine cannot start, or the disk is full
         except Exception as error:
-            if not opened: return "unreadable page", reason_of(error)
-            width, height = opened[0].size
-            return "OCR error", f"{reason_of(error)} (page of {width}×{height} pixels)"
+            return "OCR error" if opened else "unreadable page", reason_of(error)
         found += [replace(line, y0=line.y0 + below, y1=line.y1 + below) for line in lines]
         below, seconds = max((line.y1 for line in found), default=below), seconds + spent
     return found, seconds

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
+from torch.autograd import DeviceType
 from tqdm.auto import tqdm
 from transformers import AttentionInterface
 
@@ -137,8 +138,10 @@ def _slowest_kernels(
     activities = ([torch.profiler.ProfilerActivity.CPU]
                   + [torch.profiler.ProfilerActivity.CUDA]*torch.cuda.is_available())
     with torch.profiler.profile(activities=activities) as profile: run()
-    spent = [(kernel.self_device_time_total if torch.cuda.is_available() else kernel.self_cpu_time_total, kernel)
-             for kernel in profile.key_averages()]
+    if torch.cuda.is_available():  # without the operators that launch the kernels, whose times are those of the kernels
+        spent = [(kernel.self_device_time_total, kernel) for kernel in profile.key_averages()
+                 if kernel.device_type == DeviceType.CUDA and not kernel.is_user_annotation]
+    else: spent = [(kernel.self_cpu_time_total, kernel) for kernel in profile.key_averages()]
     total = sum(us for us, _ in spent)
     return [{"kernel": kernel.key, "share": us/total, "calls": kernel.count}
             for us, kernel in sorted(spent, key=lambda pair: -pair[0])[:most]]

@@ -7,6 +7,7 @@ __all__ = ['MAX_LINE_BYTES', 'MAX_TEXTS', 'REQUIRED', 'MOST_TOGETHER', 'MAX_PAGE
 
 # %% ../../nbs/inputs/01_folder.ipynb #cell-002
 import json
+import ntpath
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from itertools import count
 from pathlib import Path, PureWindowsPath
 
 from ..execution import check_question, clean_text, one_line
-from ..files import digest_of
+from ..files import digest_of, path_text
 from .images import open_page, page_count, page_id, pages_id
 from ..presets import BENCHMARKS
 
@@ -234,7 +235,7 @@ def document_files(
     if place.is_file(): return [place], []
     if not place.is_dir():
         raise FileNotFoundError(f"{place} is neither a file nor a folder; give a document or a folder of them")
-    def leave(path, reason): left_out.append({"row": path.relative_to(place).as_posix(), "reason": reason})
+    def leave(path, reason): left_out.append({"row": path_text(path.relative_to(place)), "reason": reason})
     for folder, folders, names in os.walk(place, onerror=lambda error: leave(Path(error.filename), one_line(error))):
         for name in folders:
             if (path := Path(folder, name)).is_symlink(): leave(path, "a link to a folder; give that folder itself")
@@ -248,10 +249,12 @@ def document_files(
 REPORT = "import.json"  # marks a documents folder that `docvlm-import` has written
 
 def _called(name): return unicodedata.normalize("NFC", name).casefold()
+def _plain(path): return PureWindowsPath(ntpath.normpath(_called(str(path))))
 
 class Documents:
     "The documents in a folder and below, found as tables name them."
-    def __init__(self, folder: Path): self.folder = folder.resolve()
+    def __init__(self, folder: Path):
+        self.folder, self.listed, self.ways, self.guessed = folder.resolve(), {}, {}, {}
 
     @cached_property
     def by_name(self) -> dict[str, list[Path]]:
@@ -262,27 +265,48 @@ class Documents:
             for name in {_called(path.name), _called(path.stem)}: found.setdefault(name, []).append(path.resolve())
         return found
 
+    def _found(self, name, beside):
+        "The document, and the path that was meant if it is in another folder ('' without folders), else None."
+        if not isinstance(name, str) or not name.strip(): raise ValueError("no document; name its file")
+        for place in (beside, self.folder):
+            if not place.resolve().is_relative_to(self.folder): continue
+            try: return page_path(place, name, self.listed), None
+            except ValueError as error: reason = error
+        written = PureWindowsPath(name.strip())
+        alike = self.by_name.get(_called(written.name), [])
+        if not alike: raise ValueError(f"document {name!r} not found: {reason}")
+        if len(alike) > 1:
+            raise ValueError(f"{len(alike)} documents are called {name!r}; give the path from {self.folder.name}/")
+        meant = [_plain(PureWindowsPath(place.resolve(), written)) for place in (beside, self.folder)]
+        if _plain(alike[0].parent) in [path.parent for path in meant]: return alike[0], None
+        return alike[0], meant[0] if written.parent.name else ""
+
+    def note(self, name: str, beside: Path) -> None:
+        "Note for `find`, with its arguments, what a row names."
+        try: path, way = self._found(name, beside)
+        except ValueError: return
+        self.ways.setdefault(path, set()).add(way)
+
     def find(self,
         name: str,  # as a table gives it
         beside: Path,  # folder of the table
     ) -> Path:
-        "The document that a table means; ValueError if there is none, or more than one."
-        if not isinstance(name, str) or not name.strip(): raise ValueError("no document; name its file")
-        for place in (beside, self.folder):
-            if not place.resolve().is_relative_to(self.folder): continue
-            try: return page_path(place, name)
-            except ValueError as error: reason = error
-        alike = self.by_name.get(_called(PureWindowsPath(name.strip()).name), [])
-        if len(alike) == 1: return alike[0]
-        if not alike: raise ValueError(f"document {name!r} not found: {reason}")
-        raise ValueError(f"{len(alike)} documents are called {name!r}; give the path from {self.folder.name}/")
+        "The document that a table means; ValueError if there is none, several, or one that other rows name otherwise."
+        path, way = self._found(name, beside)
+        if way is None: return path
+        where, others = path_text(path.relative_to(self.folder)), self.ways.get(path, set()) - {way, ""}
+        if None in others or way and others:
+            raise ValueError(f"document {name!r} not found; {where} has its name, but other rows name that by another "
+                             f"path; give the path from {self.folder.name}/")
+        self.guessed[path] = f"{where} for {name!r}"
+        return path
 
     def all_but(self,
         used: set,  # documents that a table names
     ) -> list[str]:
         "Names of the other documents, from the folder, sorted."
         every = {path for paths in self.by_name.values() for path in paths}
-        return sorted(path.relative_to(self.folder).as_posix() for path in every - used)
+        return sorted(path_text(path.relative_to(self.folder)) for path in every - used)
 
 # %% ../../nbs/inputs/01_folder.ipynb #cell-013
 def store_page(

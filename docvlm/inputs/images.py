@@ -232,6 +232,8 @@ def _explained():
         raise ValueError("not an image (or one of 0 pixels) and not a PDF; "
                          f"save it as one of {', '.join(FORMATS)}, PDF") from error
     except UnfitPage: raise
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        raise ValueError(f"cannot be opened: {error.strerror}; check its path and permissions") from error
     except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, EOFError, struct.error, ...
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"unreadable image ({type(error).__name__}: {reason}); export the page again") from error

@@ -3,12 +3,13 @@
 # %% auto #0
 __all__ = ['PAGE', 'ROW_FEATURES', 'TYPE_GROUPS', 'INVOICE_PROXY', 'NO_INVOICE', 'LAYOUTS', 'CHINESE_TASKS', 'language_name',
            'language_of', 'read_image', 'PageImage', 'rows_dataset', 'document_types', 'Source', 'read_sources',
-           'check_columns', 'read_ucsf', 'convert_hub']
+           'check_columns', 'read_ucsf', 'convert_hub', 'divide']
 
 # %% ../../nbs/inputs/02_sources.ipynb #cell-002
 import ast
 import csv
 import hashlib
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import re
@@ -138,16 +139,18 @@ def read_sources() -> list[Source]:
                 for line in csv.DictReader(file)]
 
 # %% ../../nbs/inputs/02_sources.ipynb #cell-012
-# For each layout, docvlm's column: columns on the hub. Several are joined by "_" (doc_id), merged into one list
-# (doc_types), or hold one page each (images). Optional keys:
+# For each layout, docvlm's column: columns on the hub. Several are merged into one list (doc_types), or hold one page
+# each (images). Optional keys:
 #   language: a column whose last word is the language's code
 #   page_names: the names of the pages, each of which ends in the page's number, counted from 0
+#   page_number: the number of the only page within its document, counted from 1, as a number or as text
 #   evidence: the place of the page with the answer among the images, counted from 0
 #   written: columns that hold a Python list as text
 #   pairs: a column with all questions and answers of a page as text; it becomes `question` and `answer`
 LAYOUTS = {
-    "docvqa": {"question_id": ["questionId"], "doc_id": ["ucsf_document_id", "ucsf_document_page_no"],
-               "question": ["question"], "answers": ["answers"], "doc_types": ["question_types"], "images": ["image"]},
+    "docvqa": {"question_id": ["questionId"], "doc_id": ["ucsf_document_id"], "question": ["question"],
+               "answers": ["answers"], "doc_types": ["question_types"], "images": ["image"],
+               "page_number": ["ucsf_document_page_no"]},
     "infovqa": {"question_id": ["questionId"], "doc_id": ["image_url"], "question": ["question"],
                 "answers": ["answers"], "doc_types": ["answer_type", "operation/reasoning"], "images": ["image"]},
     "chartqa": {"question_id": [], "doc_id": [], "question": ["question"], "answers": ["answer"],
@@ -218,10 +221,11 @@ def _image_ids(lists) -> list:
             for row in undecoded(lists)]
 
 # %% ../../nbs/inputs/02_sources.ipynb #page-numbers
-def _page_numbers(names, count) -> list:
-    "The numbers of a row's pages, from their names (from 0) or as they come; ValueError if a page is missing."
+def _page_numbers(names, number, count) -> list:
+    """The numbers of a row's pages, from their names (from 0), from the only page's number, or as they come; ValueError
+    if a page is missing."""
     if not count: raise ValueError("no page")
-    if names is None: return list(range(1, count + 1))
+    if names is None: return list(range(1, count + 1)) if number is None else [int(float(number))]
     numbers = [int(re.search(r"\d+$", str(name))[0]) + 1 for name in names]
     if len(numbers) != count: raise ValueError(f"{count} images, but {len(numbers)} pages are named")
     return numbers
@@ -229,10 +233,10 @@ def _page_numbers(names, count) -> list:
 def _shown(theirs, counts) -> tuple[list, dict[int, str]]:
     "Numbers of each row's pages and of those with evidence, and by row the reason why it cannot be used."
     found, bad = [], {}
-    names, evidence = (theirs.get(name) or [(None,)]*len(counts) for name in ("page_names", "evidence"))
-    for row, ((named,), (place,), count) in enumerate(zip(names, evidence, counts)):
+    given = (theirs.get(name) or [(None,)]*len(counts) for name in ("page_names", "page_number", "evidence"))
+    for row, ((names,), (number,), (place,), count) in enumerate(zip(*given, counts)):
         try:
-            pages = _page_numbers(named, count)
+            pages = _page_numbers(names, number, count)
             if place is not None and not 0 <= int(place) < count:
                 raise ValueError(f"evidence on page {int(place) + 1} of {count}")
             found.append((pages, [] if place is None else [pages[int(place)]]))
@@ -274,7 +278,7 @@ def _hub_columns(dataset: Dataset, source: Source, lists: Dataset, asked: dict) 
     theirs = {ours: list(zip(*map(read, names))) for ours, names in layout.items()
               if ours not in ("images", "written", "pairs")}
     prefix = f"{source.benchmark}-{source.split}-"
-    documents = ["_".join(map(str, ids)) for ids in theirs["doc_id"]] or _image_ids(lists)
+    documents = [str(ids[0]) for ids in theirs["doc_id"]] or _image_ids(lists)
     questions = [str(ids[0]) for ids in theirs["question_id"]] or list(map(str, range(count)))
     counts = pa.compute.list_value_length(lists.data.column("images")).to_pylist()
     shown, bad = _shown(theirs, counts)
@@ -326,3 +330,27 @@ def convert_hub(
         bad = {row: "no answers" for row, answers in enumerate(columns["answers"]) if not answers} | bad
     skipped = unread + [{"row": columns["question_id"][row], "reason": bad[row]} for row in sorted(bad)]
     return rows.select_columns(list(ROW_FEATURES)).select([n for n in range(len(rows)) if n not in bad]), skipped
+
+# %% ../../nbs/inputs/02_sources.ipynb #divide
+def divide(
+    rows: list[dict],  # with `split` (or None) and `document`
+    test_share: float,  # of the documents, if a test split has to be made
+    seed: int,  # of the random choice
+) -> tuple[dict[str, list], list[str]]:  # {"train": rows, "test": rows}, what was decided
+    "Divide rows into training and test, as they say or else by documents."
+    splits = {}
+    for row in rows: splits.setdefault(row["split"], []).append(row)
+    if None in splits and len(splits) > 1:
+        raise ValueError(f"{len(splits[None])} rows name no split, but others do; name it in all")
+    notes, train, test, third = [], *(splits.get(name) for name in ("train", "test", "validation"))
+    if train and test and third: notes.append(f"validation: {len(third)} questions left out; there is a test split")
+    if train and third and not test: test, _ = third, notes.append("test/ is the validation split")
+    if test and third and not train: train, _ = third, notes.append("train/ is the validation split")
+    if train and test: return {"train": train, "test": test}, notes
+    documents = sorted({row["document"] for row in rows})
+    if len(documents) < 2: raise ValueError("all questions are about one document; training and test need one each")
+    count = min(max(1, round(test_share*len(documents))), len(documents) - 1)
+    chosen = set(np.random.default_rng(seed).permutation(documents)[:count])
+    notes.append(f"test/ was made: {count} of {len(documents)} documents, chosen at random (seed {seed})")
+    return {"train": [row for row in rows if row["document"] not in chosen],
+            "test": [row for row in rows if row["document"] in chosen]}, notes

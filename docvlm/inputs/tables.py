@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['DELIMITERS', 'READERS', 'COLUMN_NAMES', 'SPEAKERS', 'SPLITS', 'CHECK_PIXELS', 'read_csv', 'read_fields', 'read_table',
            'named', 'rows_of_conversation', 'rows_of_fields', 'unread_columns', 'rows_of_record', 'known_split',
-           'split_in', 'find_tables', 'divide', 'check_rows', 'import_documents']
+           'split_in', 'find_tables', 'check_rows', 'import_documents']
 
 # %% ../../nbs/inputs/03_tables.ipynb #tables-import
 import ast
@@ -12,16 +12,19 @@ import io
 import json
 import os
 import shutil
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from ..execution import check_question, clean_text, one_line
-from ..files import write_json
+from ..files import path_text, write_json
 from .folder import REPORT, DocumentPages, Documents, clean_record, read_metadata
 from .images import open_page
+from .sources import divide
 
 # %% ../../nbs/inputs/03_tables.ipynb #tables-csv
 DELIMITERS = ",;\t"
@@ -102,13 +105,24 @@ def _read_json(path):
         else: found.append((place, (chart if "imgname" in record else known) | record))
     return found, skipped
 
+def _as_written(value, kind):
+    "A value of an Arrow type as a person would write it: 2020, not 2020.0; 12.3 in 32 bits; no time if it is midnight."
+    if isinstance(value, dict): return {field.name: _as_written(value[field.name], field.type) for field in kind}
+    if isinstance(value, list) and hasattr(kind, "value_type"): return [_as_written(x, kind.value_type) for x in value]
+    if isinstance(value, datetime) and not any((value.hour, value.minute, value.second, value.microsecond)):
+        return str(value.date())
+    if not isinstance(value, (float, np.floating)): return value
+    value = float(str(kind.to_pandas_dtype()(value)) if pa.types.is_floating(kind) else value)
+    return int(value) if value.is_integer() and abs(value) < 1e15 else value
+
 def _read_parquet(path):
     "The records of a Parquet file; values that JSON does not know, such as dates, become texts."
     try: table = pq.read_table(path)
     except (OSError, ValueError) as error: raise ValueError(f"{path} is not Parquet ({one_line(error)})") from error
     _columns(path, table.column_names)
+    records = [_as_written(record, table.schema) for record in table.to_pylist()]
     return [(f"{path.parent.name}/{path.name}#{number}", json.loads(json.dumps(record, default=str)))
-            for number, record in enumerate(table.to_pylist(), 1)], []
+            for number, record in enumerate(records, 1)], []
 
 READERS = {".jsonl": read_metadata, ".csv": read_csv, ".tsv": read_csv, ".parquet": _read_parquet, ".json": _read_json}
 
@@ -138,7 +152,7 @@ def named(
     for ours in keys or COLUMN_NAMES:
         values = [record[name] for name in COLUMN_NAMES[ours] if record.get(name) is not None]
         if ours == "file_names": values = [_list(value) for value in values if value != ""]
-        if values: found[ours] = values[0]
+        if values: found[ours] = next((value for value in values if str(value).strip()), values[0])
     return found
 
 def _list(value):
@@ -156,6 +170,7 @@ def _said(turn):
     "Who speaks in a turn of a conversation, and the text without image marks."
     if not isinstance(turn, dict): raise ValueError("a conversation that is not a list of turns")
     who, text = turn.get("from") or turn.get("role"), turn.get("value", turn.get("content"))
+    if not isinstance(who, str | None): raise ValueError("a conversation with a turn whose speaker is not a text")
     if isinstance(text, list): text = " ".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
     return SPEAKERS.get(who, who), str(text or "").replace("<image>", " ").strip()
 
@@ -276,32 +291,10 @@ def find_tables(
     if len(here) == 1 or all(split_in(path.stem) for path in here): return [(None, table) for table in here]
     raise ValueError(f"{source} holds several tables ({', '.join(path.name for path in here)}); give one of them")
 
-# %% ../../nbs/inputs/03_tables.ipynb #tables-divide
-def divide(
-    rows: list[dict],  # with `split` (or None) and `document`
-    test_share: float,  # of the documents, if a test split has to be made
-    seed: int,  # of the random choice
-) -> tuple[dict[str, list], list[str]]:  # {"train": rows, "test": rows}, what was decided
-    "Divide rows into training and test, as they say or else by documents."
-    splits = {}
-    for row in rows: splits.setdefault(row["split"], []).append(row)
-    if None in splits and len(splits) > 1:
-        raise ValueError(f"{len(splits[None])} rows name no split, but others do; name it in all")
-    notes, train, test, third = [], *(splits.get(name) for name in ("train", "test", "validation"))
-    if train and test and third: notes.append(f"validation: {len(third)} questions left out; there is a test split")
-    if train and third and not test: test, _ = third, notes.append("test/ is the validation split")
-    if test and third and not train: train, _ = third, notes.append("train/ is the validation split")
-    if train and test: return {"train": train, "test": test}, notes
-    documents = sorted({row["document"] for row in rows})
-    if len(documents) < 2: raise ValueError("all questions are about one document; training and test need one each")
-    count = min(max(1, round(test_share*len(documents))), len(documents) - 1)
-    chosen = set(np.random.default_rng(seed).permutation(documents)[:count])
-    notes.append(f"test/ was made: {count} of {len(documents)} documents, chosen at random (seed {seed})")
-    return {"train": [row for row in rows if row["document"] not in chosen],
-            "test": [row for row in rows if row["document"] in chosen]}, notes
-
 # %% ../../nbs/inputs/03_tables.ipynb #tables-checker
 CHECK_PIXELS = 250_000  # of a PDF page that is drawn only to see that it can be
+
+def _files(line): return line["file_names"] if isinstance(line.get("file_names"), list) else [line.get("file_name")]
 
 class _Checker:
     "Checks rows as `docvlm-study` will and finds their documents; each page is opened once."
@@ -311,8 +304,9 @@ class _Checker:
 
     def row(self, line, split, beside):
         "A checked row with the paths of its files, `paths`; ValueError if it cannot be used."
-        names = line.get("file_names") if isinstance(line.get("file_names"), list) else [line.get("file_name")]
-        paths = [self.documents.find(name, beside) for name in names]
+        paths = [self.documents.find(name, beside) for name in _files(line)]
+        for path in (path.relative_to(self.documents.folder) for path in paths):
+            if path_text(path) != str(path): raise ValueError(f"the path {path_text(path)} is not UTF-8; rename it")
         known = clean_record(line | ({"file_names": [path.name for path in paths]} if "file_names" in line else
                                      {"file_name": paths[0].name}))
         folder, *inner = paths[0].relative_to(self.documents.folder).parts
@@ -322,7 +316,7 @@ class _Checker:
         if key in self.asked: raise ValueError("this question is there already, with the same " +
                                                (f"id {name!r}" if name else "document and page"))
         self.asked.add(key)
-        document = str(line.get("document") or paths[0])
+        document = clean_text(line.get("document"), "document") or str(paths[0])
         return known | {"paths": paths, "document": document, "split": split, "questionId": name}
 
 # %% ../../nbs/inputs/03_tables.ipynb #tables-check
@@ -332,21 +326,26 @@ def check_rows(
     documents: Documents,  # where the documents are
 ) -> tuple[list[dict], list[dict], list[str]]:  # usable rows, skipped {"row", "reason"}, notes
     "The rows of all tables that can be used, those that were skipped and why, and what nobody reads."
-    check, rows, skipped, notes = _Checker(documents), [], [], []
-    def skip(place, error): skipped.append({"row": place, "reason": one_line(error)})
+    check, lines, rows, skipped, notes = _Checker(documents), [], [], [], []
+    def skip(place, error): skipped.append({"row": one_line(place), "reason": one_line(error)})
     for split, table in tables:
         records, bad = read_table(table)
-        skipped += bad
+        for item in bad: skip(item["row"], item["reason"])
         unread = unread_columns([record for _, record in records], fields, table)
         if unread: notes.append(one_line(f"{table.parent.name}/{table.name}: not read: {', '.join(unread)}"))
-        for place, record in tqdm(records, desc=table.name, leave=False):
-            try: lines = rows_of_record(record, fields)
-            except ValueError as error: lines, _ = [], skip(place, error)
-            for line in lines:
-                asked = split or (known_split(line["split"], place) if line.get("split") else split_in(table.stem))
-                try: rows.append(check.row(line, asked, table.parent))
-                except ValueError as error: skip(f"{place} {line.get('field', '')}".strip(), error)
+        for place, record in records:
+            try: lines += [(place, line, split, table) for line in rows_of_record(record, fields)]
+            except ValueError as error: skip(place, error)
+    for _, line, _, table in lines:
+        for name in _files(line): documents.note(name, table.parent)
+    for place, line, split, table in tqdm(lines, desc="rows", leave=False):
+        asked = split or (known_split(line["split"], place) if line.get("split") else split_in(table.stem))
+        try: rows.append(check.row(line, asked, table.parent))
+        except ValueError as error: skip(f"{place} {line.get('field', '')}".strip(), error)
+    if guessed := list(documents.guessed.values()):
+        notes.append(one_line(f"{len(guessed)} documents were found by name in another folder, such as {guessed[0]}"))
     return rows, skipped, notes
+
 
 # %% ../../nbs/inputs/03_tables.ipynb #tables-write
 def _write_split(folder, rows, top):
@@ -409,4 +408,5 @@ def import_documents(
     splits, decided = divide(rows, test_share, seed)
     shared = {row["document"] for row in splits["train"]} & {row["document"] for row in splits["test"]}
     if shared: notes.append(f"{len(shared)} documents are in both train/ and test/; docvlm-study reports such leaks")
-    return _write(target, splits, documents.folder, dict(source=str(source), notes=notes + decided, skipped=skipped))
+    report = {"source": path_text(source), "notes": notes + decided, "skipped": skipped}
+    return _write(target, splits, documents.folder, report)

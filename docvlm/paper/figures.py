@@ -180,7 +180,7 @@ def curve_tables(
 def draw_failures(
     failures: dict,  # result of the failures step
 ):  # figure and its alternative text
-    "Draw the share of each kind of error before and after fine-tuning."
+    "Draw the share of each type of error before and after fine-tuning."
     types = sorted((t for t in failures["types"] if t["before"]["count"] or t["after"]["count"]),
                    key=lambda t: -t["before"]["share"])
     figure, axis = plt.subplots(figsize=(5.5, .36*len(types) + 1))

@@ -328,8 +328,10 @@ def takeaways(
         def told(name):
             return f"{name} ({amount(counts[name])} questions in training), {_change('', types[name]).lstrip()}"
         most = max(counts, key=lambda name: types[name]["delta"]["value"])
-        lines.append(("Imbalance of document types", f"the highest change is that of {told(most)}; the most frequent "
-                      f"type is {told(max(counts, key=counts.get))}, the rarest {told(min(counts, key=counts.get))}"))
+        frequent = max(counts, key=counts.get)
+        more = "" if most == frequent else "more training questions do not mean a larger gain: "
+        lines.append(("Imbalance of document types", f"{more}the highest change is that of {told(most)}; the most "
+                      f"frequent type is {told(frequent)}, the rarest {told(min(counts, key=counts.get))}"))
     for b in [b for b in ("docvqa", "infovqa") if b in evaluation["benchmarks"]][:1]:
         right = next((row["after"] for row in failures["by_benchmark"][b] if row["name"] == "correct"), None)
         scored = evaluation["benchmarks"][b]["ours"]["value"]
@@ -370,11 +372,11 @@ def _results(study, results, others):
     evaluation, gallery = results["evaluation"], results["failures"]["gallery"]
     figures, pages = study.figures_dir.relative_to(root()), answer_pages_needed(results["ablation"])
     code, seeds = evaluation["code"], len(evaluation["systems"]) - 1
-    state = f"code {code['git_sha'][:10] or 'not committed'}"
     parts = [github_table(headline(evaluation, others)),
+             *[f"*The rules were {told}.*" for found in others.values() if (told := found["settings"].get("rules"))],
              f"![Scores of base and fine-tuned model on each benchmark]({figures}/report_headline.svg)",
-             "*The interval also covers the choice of seeds and the test does not, so near zero either can be "
-             "significant without the other. A change counts as clear only if its interval excludes zero.*"]
+             "*p is from a sign-flip test by document. The interval also covers the choice of seeds and p does not, so "
+             "near zero the two can disagree. A change counts as clear only if its interval excludes zero.*"]
     if pages: parts.append(f"How many pages must I label? {pages}")
     if gallery:
         parts += [f"![Test pages, each with a question, the accepted answer, and the answers of base and adapter]"
@@ -382,7 +384,8 @@ def _results(study, results, others):
                   f"*Test pages and answers, chosen by rule from the {len(gallery)} in the report: one each that "
                   "fine-tuning fixed, left wrong or made wrong. An outline marks the printed answer.*"]
     means = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
-    return "\n\n".join([*parts, f"Preset `{study.preset.name}`, {means}, {evaluation['started'][:10]}, {state}"
+    return "\n\n".join([*parts, f"Preset `{study.preset.name}`, {means}, {evaluation['started'][:10]}, "
+                         f"code {code['git_sha'][:10] or 'not committed'}"
                          f"{' with uncommitted changes' if code['dirty'] else ''}."])
 
 # %% ../../nbs/paper/03_readme.ipynb #notebook-markdown

@@ -24,7 +24,8 @@ def latency_table(result: dict) -> Markup:
                    "images/s": amount(row.get("images_per_s"), 2),
                    "peak memory, MiB": mib(row.get("peak_memory_bytes")),
                    "USD per 1,000 images": amount(row.get("cost_per_1000_images_usd"), 4)}
-                  for row in result["rows"]], "Measured: time of a batch, throughput and cost")
+                  for row in result["rows"]],
+                 "Measured: time of a batch and throughput. The cost is at the list price of a comparable machine")
 
 def price_table() -> Markup:
     "Table of the hourly prices and their sources; whether a price was checked with its provider, if any was."
