@@ -207,7 +207,7 @@ PRESETS = {preset.name: preset for preset in (
            train_pages=dict(zip(_types, (48, 58, 54, 40, 54, 62, 44, 44, 72))) | dict.fromkeys(_several, 12),
            test_pages=dict(zip(_types, (32, 32, 32, 24, 20, 40, 30, 30, 50))) | dict.fromkeys(_several, 12),
            epochs=1, learning_rate=5e-3, tokens_per_page=1536, tokens_per_batch=2048, min_steps=120, latency_pages=8,
-           benchmark_pages=48, ablation_variants=("dora", "mlp"), ablation_precisions=("nf4",)),
+           benchmark_pages=48, ablation_variants=("mlp",), ablation_precisions=("nf4",)),
     Preset("qwen2-vl-2b", base="Qwen/Qwen2-VL-2B-Instruct",
            revision="895c3a49bc3fa70a340399125c650a463535e71c", **_hub),
     Preset("qwen2-vl-7b", base="Qwen/Qwen2-VL-7B-Instruct",

@@ -102,13 +102,14 @@ def draw_loss(
     ends = []
     for color, (seed, run) in zip(cycle(sns.color_palette()), sorted(training["seeds"].items())):
         log = pd.DataFrame(run["loss"]).dropna(subset=["loss"])
+        if log.empty: continue
         smooth = log.loss.rolling(max(1, len(log)//20), min_periods=1, center=True).mean()
         axis.plot(log.step, log.loss, color=color, alpha=.25, linewidth=.8)
         axis.plot(log.step, smooth, color=color, linewidth=1.5, label=f"seed {seed}")
         ends.append(f"seed {seed} from {log.loss.iloc[0]:.2f} to {log.loss.iloc[-1]:.2f}")
     axis.set(xlabel="optimizer step", ylabel="loss, nats per answer token", ylim=(0, None))
     axis.legend(loc="upper right")
-    return figure, "; ".join(ends)
+    return figure, "; ".join(ends) or "no logged loss is finite"
 
 # %% ../../nbs/paper/01_figures.ipynb #draw-ablation
 MARKERS = "os^Dv<>P"
