@@ -176,14 +176,14 @@ def _curve_frames(study, parts):
 
 def _curve_points(records, frames, rows, parts, seed, resamples):
     "The points of the curve, from the base up."
-    points = []
+    curve = []
     for count, frame in frames.items():
         ids = parts.get(count) or rows.doc_id  # no ids: all documents
         asked, record = rows[rows.doc_id.isin(ids)] if count else rows[:0], records.get(count, {})
-        points.append({"documents": count, "pages": len(distinct_pages(asked)), "questions": len(asked),
-                       **{name: record.get(name, 0) for name in ("steps", "epochs", "train_s")},
-                       **scores_by_benchmark(frames[0], frame, seed, resamples)})
-    return points
+        curve.append({"documents": count, "pages": len(distinct_pages(asked)), "questions": len(asked),
+                      **{name: record.get(name, 0) for name in ("steps", "epochs", "train_s")},
+                      **scores_by_benchmark(frames[0], frame, seed, resamples)})
+    return curve
 
 # %% ../nbs/06_ablation.ipynb #learning-curve
 def learning_curve(
@@ -198,13 +198,13 @@ def learning_curve(
     _announce(planned, len(order))
     parts = {count: tuple(order[:count]) for count in planned} | {len(order): ()}
     records, frames = _curve_frames(study, parts)
-    points = _curve_points(records, frames, rows.select_columns(["doc_id", "pages"]).to_pandas(), parts,
-                           preset.seeds[0], preset.resamples)
-    found["learning_curve"] = [point | {"estimated_s": 60*planned.get(point["documents"], 0)} for point in points]
+    curve = _curve_points(records, frames, rows.select_columns(["doc_id", "pages"]).to_pandas(), parts,
+                          preset.seeds[0], preset.resamples)
+    found["learning_curve"] = [point | {"estimated_s": 60*planned.get(point["documents"], 0)} for point in curve]
     for name, cell in study.result("evaluation")["benchmarks"].items():
         asked = frames[0].benchmark == name
         found["doubling"][name] = gain_of_doubling(
-            [point["pages"] for point in points[1:]], [frames[count].score[asked] for count in parts],
+            [point["pages"] for point in curve[1:]], [frames[count].score[asked] for count in parts],
             frames[0].doc_id[asked], list(cell["ours"]["per_seed"].values()), preset.resamples)
     return found | {"pages_answer": pages_sentence(found)}, [record["adapter"] for record in records.values()]
 
@@ -235,8 +235,9 @@ def power(
     folders = [adapter_folder(study, study.preset.lora_rank, seed) for seed in study.preset.seeds]
     frames, _ = predict_systems(study, {folder.name: folder for folder in folders})
     base, ours = frames["base"], np.stack([frames[folder.name].score for folder in folders])
-    return {name: smallest_difference(base.score[asked], ours[:, asked], base.doc_id[asked], study.preset.resamples)
-            for name in sorted(set(base.benchmark)) for asked in [(base.benchmark == name).to_numpy()]}
+    asked = {name: (base.benchmark == name).to_numpy() for name in sorted(set(base.benchmark))}
+    return {name: smallest_difference(base.score[mask], ours[:, mask], base.doc_id[mask], study.preset.resamples)
+            for name, mask in asked.items()}
 
 # %% ../nbs/06_ablation.ipynb #cell-010
 def ablate(
@@ -245,10 +246,11 @@ def ablate(
     "With the first seed, train and evaluate every rank and variant, and the study's own rank on each quantized base."
     seed, resamples = study.preset.seeds[0], study.preset.resamples
     ranks = sorted({*study.preset.ablation_ranks, study.preset.lora_rank})
-    records = {folder.name: (folder, train_adapter(study, rank, seed)) for rank in ranks
-               for folder in [adapter_folder(study, rank, seed)]}
-    frames, _ = predict_systems(study, {name: folder for name, (folder, _) in records.items()})
-    rows = [ablation_row(record, frames["base"], frames[name], resamples) for name, (_, record) in records.items()]
+    folders = [adapter_folder(study, rank, seed) for rank in ranks]
+    records = [train_adapter(study, rank, seed) for rank in ranks]
+    frames, _ = predict_systems(study, {folder.name: folder for folder in folders})
+    rows = [ablation_row(record, frames["base"], frames[folder.name], resamples)
+            for record, folder in zip(records, folders)]
     quantized, notes = [], []
     for precision in study.preset.ablation_precisions:
         if precision == study.preset.precision: continue  # the study itself
@@ -259,4 +261,4 @@ def ablate(
     curve, adapters = learning_curve(study)
     return {"rows": rows, "variants": variants, "quantized": quantized, "notes": notes, **curve, "power": power(study),
             "more_pixels": more_pixels(study),
-            "artefacts": [record["adapter"] for _, record in records.values()] + varied + adapters}
+            "artefacts": [record["adapter"] for record in records] + varied + adapters}

@@ -266,7 +266,7 @@ def breakdowns(
     seeds: list[int],  # training seeds, in the order of `ours`
     resamples: int,  # number of bootstrap and permutation resamples
 ) -> dict:  # fields of evaluation.json; those about pages or fields only where the questions have them
-    "Compare the scores by what the questions say of themselves: document type, language, answer length, pages, field."
+    "Compare the scores by document type, language, answer length, number of pages and field."
     groups = lambda values, metric=None: compare_groups(base, ours, seeds, resamples, values, metric)
     rows, languages = base.to_dict("records"), base.language.where(base.language != "")
     in_anls = languages.where(base.benchmark.map(BENCHMARK_METRICS) == "anls")

@@ -209,7 +209,7 @@ def what_helps(
     total = sum(row["after"]["lost"] for row in types)
     lost = lambda row: f"‘{row['name']}’ costs {percent(row['after']['lost'])}"
     told = [f"The mean score over all questions is {percent(total)} points below 100. Of these, {lost(first)} and "
-            f"{lost(second)}; a remedy for one kind could gain no more than that."]
+            f"{lost(second)}; a remedy for one type could gain no more than that."]
     told += [f"Answering only the most confident {100*part['coverage']:.0f} % of questions gives a mean score "
              f"of {_told(part)}, against {_told(abstentions[-1])} on all." for part in abstentions[:-1]]
     return told + (_seed_sentences(signals) if signals else [])

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['ADAPTER_FILES', 'QWEN_SPECIAL_TOKENS', 'FIRST_SPECIAL', 'base_source', 'open_base', 'load_processor', 'load_base',
-           'hold_weights', 'add_lora', 'parameter_table', 'adapter_digest', 'load_adapter', 'qwen2_vl_2b_config',
-           'byte_ranks', 'qwen_tokenizer', 'with_layers', 'save_random_base', 'meta_qwen2_vl_2b']
+           'hold_weights', 'add_lora', 'parameter_table', 'qwen2_vl_2b_config', 'meta_qwen2_vl_2b', 'adapter_digest',
+           'load_adapter', 'byte_ranks', 'qwen_tokenizer', 'with_layers', 'save_random_base']
 
 # %% ../nbs/03_model.ipynb #cell-002
 import base64
@@ -174,6 +174,21 @@ def parameter_table(
     table = pd.DataFrame(rows, columns=["part", "parameters", "trainable"]).groupby("part").sum()
     return pd.concat([table, table.sum().to_frame("total").T])
 
+# %% ../nbs/03_model.ipynb #config-2b
+def qwen2_vl_2b_config() -> Qwen2VLConfig:
+    "The architecture of Qwen2-VL-2B-Instruct, as in the config.json of Qwen/Qwen2-VL-2B-Instruct."
+    return Qwen2VLConfig(
+        text_config={"vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
+                     "num_attention_heads": 12, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "max_window_layers": 28,
+                     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}},
+        vision_config={"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_size": 1536},
+        tie_word_embeddings=True)
+
+# %% ../nbs/03_model.ipynb #cell-020
+def meta_qwen2_vl_2b() -> Qwen2VLForConditionalGeneration:
+    "A model of that architecture on the meta device, without weights."
+    with torch.device("meta"): return Qwen2VLForConditionalGeneration(qwen2_vl_2b_config())
+
 # %% ../nbs/03_model.ipynb #cell-018-x20
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -222,16 +237,6 @@ def load_adapter(
         raise StudyError(f"Adapter {folder.name} does not fit its base, {len(faults)} faults: {min(faults)}")
     set_peft_model_state_dict(adapted, weights)
     return adapted.requires_grad_(False).eval()
-
-# %% ../nbs/03_model.ipynb #config-2b
-def qwen2_vl_2b_config() -> Qwen2VLConfig:
-    "The architecture of Qwen2-VL-2B-Instruct, as in the config.json of Qwen/Qwen2-VL-2B-Instruct."
-    return Qwen2VLConfig(
-        text_config={"vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
-                     "num_attention_heads": 12, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "max_window_layers": 28,
-                     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}},
-        vision_config={"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_size": 1536},
-        tie_word_embeddings=True)
 
 # %% ../nbs/03_model.ipynb #qwen-tokenizer
 QWEN_SPECIAL_TOKENS = (
@@ -292,8 +297,3 @@ def save_random_base(
     Qwen2VLProcessor(Qwen2VLImageProcessor(), qwen_tokenizer(byte_ranks()), Qwen2VLVideoProcessor(),
                      chat_template=CHAT_TEMPLATE).save_pretrained(folder)
     return model.num_parameters()
-
-# %% ../nbs/03_model.ipynb #cell-020
-def meta_qwen2_vl_2b() -> Qwen2VLForConditionalGeneration:
-    "A model of that architecture on the meta device, without weights."
-    with torch.device("meta"): return Qwen2VLForConditionalGeneration(qwen2_vl_2b_config())

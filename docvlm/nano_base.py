@@ -214,7 +214,8 @@ open font families, then degraded. Nothing from the study's generator: of {overl
 {overlap[exact]} are among {overlap[train_pages]} practice pages pixel for pixel, {overlap[near]} nearly; of \
 {overlap[test_questions]} questions {overlap[question_elsewhere]} are asked in the same words with the same answer.
 
-**Recipe.** {recipe}
+**Recipe.** {recipe} The weights that docvlm ships were made in several runs, with changes to the recipe in between; \
+`nbs/nano/LOG.md` tells which.
 
 **Measured on held-out pages** (`data/results/nano/pretraining.json`). Unseen fonts occur on no page of practice.
 
