@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from papermill.cli import papermill
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from docvlm import cli, steps, training
@@ -29,21 +30,18 @@ def test_every_notebook_with_parameters_checks_them_first():
         assert f'validate_parameters("{name}", globals())' in "".join(CODE[name][at + 1]["source"]), name
 
 
-@pytest.fixture
-def given(tmp_path):
-    "What a notebook makes of papermill's options: its parameters, the check below them, a cell that prints one of them."
-    def run(name, parameter, *options):
-        own = CODE[name][AT[name]:AT[name] + 2]
-        head = [nbformat.v4.new_code_cell("".join(c["source"]), metadata=c["metadata"]) for c in own]
-        if name == "04_training": head.insert(0, nbformat.v4.new_code_cell("from docvlm.training import check_reporting"))
-        nb = nbformat.v4.new_notebook(cells=[*head, nbformat.v4.new_code_cell(f"print(repr({parameter}))")])
-        nb.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3"}
-        nbformat.write(nb, tmp_path/"in.ipynb")
-        command = [BIN/"papermill", tmp_path/"in.ipynb", tmp_path/"out.ipynb", *options]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        if done.returncode: return done.stderr
-        return "".join(read_json(tmp_path/"out.ipynb")["cells"][-1]["outputs"][0]["text"]).strip()
-    return run
+def notebook_of(name, folder):
+    "A notebook of only the cell with the parameters and the check below it, as a file."
+    cells = [nbformat.v4.new_code_cell("".join(c["source"]), metadata=c["metadata"]) for c in CODE[name][AT[name]:AT[name] + 2]]
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), folder/"in.ipynb")
+    return folder/"in.ipynb"
+
+
+def test_papermill_says_what_is_wrong_with_an_option(tmp_path):
+    done = subprocess.run([BIN/"papermill", notebook_of("02_data", tmp_path), tmp_path/"out.ipynb", "-p", "preset", "2"], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and "02_data.ipynb: preset must be text, not 2; leave it out" in done.stderr
 
 
 @pytest.mark.parametrize("name, parameter, options, outcome", [
@@ -62,8 +60,16 @@ def given(tmp_path):
     ("06_ablation", "settings", ("-p", "settings", "lora_rank=32"), "settings must be names with values, not 'lora_rank=32'"),
     ("06_ablation", "settings", ("-y", "settings: [lora_rank]"), "settings must be names with values"),
     ("04_training", "report_to", (), "'none'")])
-def test_papermill_s_options_are_typed_and_known(given, name, parameter, options, outcome):
-    said = given(name, parameter, *options)
+def test_papermill_s_options_are_typed_and_known(tmp_path, name, parameter, options, outcome):
+    papermill.main(["--prepare-only", str(notebook_of(name, tmp_path)), str(tmp_path/"out.ipynb"), *options], standalone_mode=False)
+    cells = read_json(tmp_path/"out.ipynb")["cells"]
+    namespace = {"In": [""], "check_reporting": training.check_reporting}  # 04_training has made the latter
+    try:
+        for source in ("".join(cell["source"]) for cell in cells):
+            namespace["In"].append(source)
+            exec(source, namespace)
+        said = repr(namespace[parameter])
+    except StudyError as error: said = str(error)
     assert said == outcome if said in ("True", "False") else outcome in said
 
 
