@@ -36,7 +36,7 @@ prepare: install  ## before a commit: export the library, clean the notebooks, l
 	$(BIN)/nbdev_clean
 	$(BIN)/ruff check nbs docvlm tests paper setup.py
 	$(BIN)/vulture --config vulture.toml
-	$(BIN)/nbdev_test --n_workers 1
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 
 audit: install  ## known vulnerabilities of the installed packages
 	$(BIN)/uv tool run pip-audit --skip-editable --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
@@ -62,7 +62,7 @@ bench: install  ## how much faster this is than the usual recipes
 
 test: export HF_HUB_OFFLINE = 1
 test: install  ## all notebooks and tests; no network
-	$(BIN)/nbdev_test --n_workers 1 --do_print
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -m "not slow and not soak" -n 2 --no-loadscope-reorder
 
 soak: export HF_HUB_OFFLINE = 1

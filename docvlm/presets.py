@@ -194,20 +194,19 @@ _hub = dict(source="hub", train_pages={}, test_pages={}, max_train_questions=Non
             learning_rate=1e-4, tokens_per_page=4096, tokens_per_document=16384, tokens_per_batch=8192,
             tokens_in_flight=65536, **PROTOCOLS["lmms-eval"].settings())
 _nano = dict(base="data/nano", revision="", source="generated", max_train_questions=None, max_test_questions=None,
-             tokens_per_document=4096, tokens_in_flight=16384, patches_per_batch=4096,
-             curve_fractions=(1/4, 1/2), curve_minutes=10, **PROTOCOLS["docvlm"].settings())
+             epochs=1, tokens_per_page=1536, tokens_per_document=4096, tokens_per_batch=2048, tokens_in_flight=16384,
+             patches_per_batch=4096, curve_fractions=(1/4, 1/2), curve_minutes=10, ablation_variants=("mlp",),
+             ablation_precisions=("nf4",), **PROTOCOLS["docvlm"].settings())
 PRESETS = {preset.name: preset for preset in (
     Preset("smoke", **_nano, train_pages=dict.fromkeys(_types, 2) | dict.fromkeys(_several, 1),
-           test_pages=dict.fromkeys(_types, 2) | dict.fromkeys(_several, 1), epochs=1, learning_rate=1e-3,
-           tokens_per_page=1536, tokens_per_batch=2048, min_steps=1, seeds=(42, 43), ablation_ranks=(16, 32),
-           ablation_variants=tuple(VARIANTS), resamples=200, latency_pages=2, latency_repeats=2,
+           test_pages=dict.fromkeys(_types, 2) | dict.fromkeys(_several, 1), learning_rate=1e-3, min_steps=1,
+           seeds=(42, 43), ablation_ranks=(16, 32), resamples=200, latency_pages=2, latency_repeats=2,
            benchmark_pages=2, benchmark_repeats=1),
     # one epoch; the learning curve says what more pages would bring
     Preset("nano", **_nano,
            train_pages=dict(zip(_types, (48, 58, 54, 40, 54, 62, 44, 44, 72))) | dict.fromkeys(_several, 12),
            test_pages=dict(zip(_types, (32, 32, 32, 24, 20, 40, 30, 30, 50))) | dict.fromkeys(_several, 12),
-           epochs=1, learning_rate=5e-3, tokens_per_page=1536, tokens_per_batch=2048, min_steps=120, latency_pages=8,
-           benchmark_pages=48, ablation_variants=("mlp",), ablation_precisions=("nf4",)),
+           learning_rate=5e-3, min_steps=120, latency_pages=8, benchmark_pages=48),
     Preset("qwen2-vl-2b", base="Qwen/Qwen2-VL-2B-Instruct",
            revision="895c3a49bc3fa70a340399125c650a463535e71c", **_hub),
     Preset("qwen2-vl-7b", base="Qwen/Qwen2-VL-7B-Instruct",

@@ -33,11 +33,17 @@ def run(folder, processes, command):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    found = {processes: copy_sources(open_study("smoke"), tmp_path_factory.mktemp(f"with-{processes}")) for processes in (1, 2)}
+    found = {processes: copy_sources(open_study("smoke"), tmp_path_factory.mktemp(f"with-{processes}")) for processes in (2, 1)}
     for processes, folder in found.items():
         in_fp32(folder)
+        if processes == 1: with_pages_of(found[2], folder)
         run(folder, processes, "train")
     return found
+
+
+def with_pages_of(folder, other):
+    "Copy drawn pages and results to another copy of the repository."
+    for part in ("cache", "results"): shutil.copytree(folder/"data"/part, other/"data"/part, dirs_exist_ok=True)
 
 
 def in_fp32(folder):
@@ -92,7 +98,7 @@ def test_a_model_spread_by_fsdp_takes_the_steps_of_one_process(folders, tmp_path
     folder, script = copy_sources(open_study("smoke"), tmp_path/"spread"), tmp_path/"spread.py"
     script.write_text(SPREAD)
     in_fp32(folder)
-    for part in ("cache", "results"): shutil.copytree(folders[1]/"data"/part, folder/"data"/part, dirs_exist_ok=True)
+    with_pages_of(folders[1], folder)
     done = launch(folder, BIN/"accelerate", "launch", "--config_file", folder/"data"/"fsdp.yaml", "--num_processes", "2",
                   "--mixed_precision", "no", script, "--preset", "smoke")
     assert "all spread" in done.stderr

@@ -91,8 +91,8 @@ def test_a_long_question_is_asked_whole(asker, page, widget, post, monkeypatch):
     assert post(urlencode({"question": question, "example": 0}))[0] == (200, f'{{"answers": [{{"question": "{question}", "answer": "{question}"}}], "target": null, "read": ""}}')
 
 
-@pytest.mark.parametrize("question", [b"\xff\xfe", b"w "*28_500, b"", b" "])
-def test_the_command_says_it_in_one_line(page, question):
+def test_the_command_says_it_in_one_line(page):
+    question = b"\xff\xfe"  # what no signature can refuse: bytes of the command line that are no text
     done = subprocess.run([Path(sys.executable).parent/"docvlm-ask", page, question, "--preset", "smoke"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and not done.stdout
     said = [line for line in done.stderr.splitlines() if "gemm_4bit" not in line]  # bitsandbytes looks for a kernel

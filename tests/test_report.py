@@ -2,7 +2,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -350,11 +349,6 @@ def test_builds_html_and_pdf_and_readme(study):
     card = report.write_model_card(study, 42).read_text()
     meta = json.loads(card.split("---\n")[1])
     assert meta["model-index"][0]["results"][0]["metrics"][0]["value"] == cell(.31, .22)["ours"]["per_seed"]["42"]
-
-
-def test_report_does_not_import_torch():
-    code = "import sys, docvlm.report; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_readme_shows_the_published_results():
