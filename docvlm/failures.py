@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['COVERAGES', 'PLANTED_SHARE', 'PLANTINGS', 'SUSPECTS_SHOWN', 'Knowledge', 'read_knowledge', 'add_types',
-           'failure_shares', 'transitions', 'draw_transitions', 'risk_coverage', 'abstain', 'draw_risk_coverage',
-           'vote', 'seed_signals', 'what_helps', 'label_classes', 'find_suspects', 'plant_wrong_labels',
-           'measure_detection', 'suspect_entries', 'read_predictions', 'failure_report', 'analyse_failures']
+           'failure_shares', 'transitions', 'risk_coverage', 'abstain', 'draw_risk_coverage', 'vote', 'seed_signals',
+           'what_helps', 'label_classes', 'find_suspects', 'plant_wrong_labels', 'measure_detection', 'suspect_entries',
+           'read_predictions', 'failure_report', 'analyse_failures']
 
 # %% ../nbs/07_failures.ipynb #cell-002
 import json
@@ -15,7 +15,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 
 from .analysis.errors import (Case, classify, COMPUTED, is_format, make_gallery, normalized_text, outcomes,
                                     page_image, page_to_show, PageFacts, save_page, TYPES, UNKNOWN_PAGE)
@@ -110,20 +109,6 @@ def transitions(
     shares = {name: mean_ci(changed == name, base.doc_id, resamples) for name in ("fixed", "broken")}
     return {"pairs": [{"before": before, "after": after, "questions": float(count)}
                       for (before, after), count in counts.items()], **shares}
-
-# %% ../nbs/07_failures.ipynb #cell-015
-def draw_transitions(
-    pairs: list[dict],  # the "pairs" of `transitions`
-):
-    "Heat map of types before (rows) and after fine-tuning (columns); unchanged types are on the diagonal."
-    table = pd.DataFrame(pairs).pivot(index="before", columns="after", values="questions").fillna(0)
-    names = [name for name in TYPES if name in {*table.index, *table.columns}]
-    table = table.reindex(index=names, columns=names, fill_value=0)
-    figure, axis = plt.subplots(figsize=(1.6 + .48*len(names), 1.2 + .36*len(names)))
-    sns.heatmap(np.log1p(table), annot=table, fmt=".0f", cmap="Blues", cbar=False, square=True, linewidths=.5,
-                annot_kws={"fontsize": 7}, ax=axis)
-    axis.set(xlabel="after fine-tuning (questions, mean over seeds)", ylabel="before")
-    return figure
 
 # %% ../nbs/07_failures.ipynb #cell-007b
 COVERAGES = tuple(np.linspace(.05, 1, 20).round(2).tolist())

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['ADAPTER_FILES', 'QWEN_SPECIAL_TOKENS', 'FIRST_SPECIAL', 'base_source', 'open_base', 'load_processor', 'load_base',
-           'hold_weights', 'add_lora', 'parameter_table', 'qwen2_vl_2b_config', 'meta_qwen2_vl_2b', 'adapter_digest',
-           'load_adapter', 'byte_ranks', 'qwen_tokenizer', 'with_layers', 'save_random_base']
+           'hold_weights', 'add_lora', 'qwen2_vl_2b_config', 'adapter_digest', 'load_adapter', 'byte_ranks',
+           'qwen_tokenizer', 'with_layers', 'save_random_base']
 
 # %% ../nbs/03_model.ipynb #cell-002
 import base64
@@ -12,7 +12,6 @@ import logging
 import warnings
 from pathlib import Path
 
-import pandas as pd
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
@@ -163,17 +162,6 @@ def add_lora(
         raise StudyError(f"LoRA reached {strays[:3] or 'no layer'}; check target_modules {preset.target_modules}")
     return model
 
-# %% ../nbs/03_model.ipynb #parameter-table
-def parameter_table(
-    model,  # with or without LoRA
-) -> pd.DataFrame:  # index: part of the model; columns: parameters, trainable
-    "Total and trainable parameters by part of the model; tied weights count once."
-    part = lambda name: ("LoRA" if "lora_" in name else "vision tower" if ".visual." in name else
-                         "embeddings" if "embed_tokens" in name else "language layers")
-    rows = [(part(name), p.numel(), p.numel()*p.requires_grad) for name, p in model.named_parameters()]
-    table = pd.DataFrame(rows, columns=["part", "parameters", "trainable"]).groupby("part").sum()
-    return pd.concat([table, table.sum().to_frame("total").T])
-
 # %% ../nbs/03_model.ipynb #config-2b
 def qwen2_vl_2b_config() -> Qwen2VLConfig:
     "The architecture of Qwen2-VL-2B-Instruct, as in the config.json of Qwen/Qwen2-VL-2B-Instruct."
@@ -183,11 +171,6 @@ def qwen2_vl_2b_config() -> Qwen2VLConfig:
                      "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}},
         vision_config={"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_size": 1536},
         tie_word_embeddings=True)
-
-# %% ../nbs/03_model.ipynb #cell-020
-def meta_qwen2_vl_2b() -> Qwen2VLForConditionalGeneration:
-    "A model of that architecture on the meta device, without weights."
-    with torch.device("meta"): return Qwen2VLForConditionalGeneration(qwen2_vl_2b_config())
 
 # %% ../nbs/03_model.ipynb #cell-018-x20
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")

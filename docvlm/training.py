@@ -26,7 +26,7 @@ from .data import load_splits
 from .engine.attention import last_layer_at, peak_memory, recompute_layers, team, within_memory
 from .engine.features import PageFeatures, cache_features
 from .engine.packing import PackedPages, chat_template, collate_pages, encode_text, pack_pages
-from .files import StudyError, digest_of, flush, read_json, root, set_seed, write_json
+from .files import StudyError, digest_of, flush, read_json, root, write_json
 from .inputs.images import pages_of
 from .model import adapter_digest, add_lora, hold_weights, load_base, load_processor
 from .presets import Preset, base_digest, computes_in, device_kind, shown_precision, with_variant
@@ -310,7 +310,6 @@ def training_rows(
 
 def _trainer(study, lora_rank, seed, precision, work, report_to, doc_ids=(), variant=""):
     "The Trainer of one adapter, ready to start or resume in the folder `work`, and its number of questions."
-    set_seed(seed)
     used = replace(study.preset, precision=precision or study.preset.precision)
     setting = training_setting(replace(study, preset=used))
     processor, base = load_processor(study.preset), hold_weights(load_base(study.preset, precision))

@@ -13,7 +13,7 @@ from docvlm.core import Study, open_study
 from docvlm.data import load_splits
 from docvlm.bench.throughput import exact_features
 from docvlm.engine.attention import ATTENTION, autocast, cannot_run
-from docvlm.model import add_lora, hold_weights, load_adapter, load_base, load_processor, parameter_table
+from docvlm.model import add_lora, hold_weights, load_adapter, load_base, load_processor
 from docvlm.engine.packing import collate_pages
 from docvlm.bench.throughput import generate_answers, load_plain, question_batch
 from docvlm.engine.features import PageFeatures, cache_features
@@ -219,11 +219,11 @@ def test_a_variant_s_adapter_is_saved_loaded_and_answers_as_plain_peft_does(rows
     with made.disable_adapter(): plain = generate_answers(made, processor, study.preset, some, 1, "fp32")
     assert sum(a != b for a, b in zip(want, plain)) > len(want)//10, "an adapter that changes nothing proves little"
     made.save_pretrained(tmp_path, save_embedding_layers=False)
-    fresh, whole = load_base(study.preset, "fp32"), parameter_table(made)
+    fresh = load_base(study.preset, "fp32")
     features = exact_features(fresh, processor, some)
     model = load_adapter(fresh, tmp_path)
     assert answer_rows(study, model, processor, some, features, "fp32").prediction.tolist() == want
-    assert whole.trainable["LoRA"] == whole.parameters["LoRA"] == made.get_nb_trainable_parameters()[0] == whole.trainable["total"]
+    assert made.get_nb_trainable_parameters()[0] == sum(p.numel() for name, p in made.named_parameters() if "lora_" in name)
     with model.disable_adapter(): assert answer_rows(study, model, processor, some, features, "fp32").prediction.tolist() == plain
     assert answer_rows(study, model.unload(), processor, some, features, "fp32").prediction.tolist() == plain
 

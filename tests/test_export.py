@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from schema import schema_errors
 
 from docvlm import cli
 from docvlm.apps import export
 from docvlm.core import Study, open_study
-from docvlm.files import StudyError, read_json, results_schema, schema_errors
+from docvlm.files import StudyError, read_json, results_schema
 from docvlm.inputs.sources import rows_dataset
 from docvlm.model import add_lora, load_base, qwen2_vl_2b_config, save_random_base, with_layers
 from docvlm.paper.serving import export_table

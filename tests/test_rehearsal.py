@@ -5,6 +5,7 @@ from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
+from schema import schema_errors
 from test_report import fill, html_of, no_figures, study  # noqa: F401, fixtures among them
 
 from docvlm import cli, model
@@ -14,7 +15,7 @@ from docvlm.bench.rehearsal import rehearsal_of, rehearsal_parts, run_parts
 from docvlm.core import Study, open_study
 from docvlm.files import read_json, write_json
 from docvlm.model import byte_ranks, qwen2_vl_2b_config
-from docvlm.files import results_schema, schema_errors
+from docvlm.files import results_schema
 from docvlm.presets import PRESETS
 from docvlm.steps import content_digest
 

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 from PIL import Image
+from schema import JSON_TYPES, schema_errors
 
 from docvlm.core import Study
 from docvlm.engine import answering
-from docvlm.files import JSON_TYPES, results_schema, schema_errors, schema_page
+from docvlm.files import results_schema, schema_page
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = results_schema()

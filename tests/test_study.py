@@ -10,13 +10,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from schema import schema_errors
 
 from docvlm import steps
 from docvlm.apps.ask import Asker
-from docvlm.files import StudyError, read_json, root, write_json
+from docvlm.files import StudyError, read_json, results_schema, root, write_json
 from docvlm.core import open_study
 from docvlm.analysis.metrics import score
-from docvlm.files import results_schema, schema_errors
 from docvlm.provenance import copy_sources
 from docvlm.steps import STEPS, study_lock, run_study
 
