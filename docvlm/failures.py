@@ -68,8 +68,8 @@ def add_types(
            for tokens, benchmark in zip(frame.answer_tokens, frame.benchmark)]
     facts = [known.pages.get(doc, UNKNOWN_PAGE) for doc in frame.doc_id]
     evidence = map(list, frame.evidence_pages)
-    cases = zip(frame.prediction, frame.answers, frame.score, frame.benchmark, facts, kinds, cut, evidence)
-    return frame.assign(kind=kinds, type=[classify(*case) for case in cases])
+    cases = zip(frame.prediction, frame.answers, frame.score, facts, kinds, cut, evidence)
+    return frame.assign(kind=kinds, type=[classify(Case(*case)) for case in cases])
 
 # %% ../nbs/07_failures.ipynb #cell-009
 def _part(frames, name, resamples):
@@ -218,9 +218,9 @@ def label_classes(
     "The class of each question for judging its label: its field, or its benchmark if it is not a field."
     return frame.field.where(frame.field != "", frame.benchmark)
 
-def _disagrees(prediction, answers, benchmark):
+def _disagrees(prediction, answers):
     "How far the prediction is from every label, from 0 to 1; 0 also for the same value in another format."
-    case = Case(prediction, answers, 0, benchmark)
+    case = Case(prediction, answers, 0)
     if case.text in map(normalized_text, answers) or is_format(case): return 0.0
     return 1 - case.similarity
 
@@ -234,7 +234,7 @@ def find_suspects(
     class_mean = lambda values: values.groupby(classes).transform("mean")
     confidence = pd.Series(np.mean([frame.confidence for frame in frames], 0), first.index)
     distance = pd.Series([_disagrees(*case) if same else 0.0 for same, *case in
-                          zip(agreed, first.prediction, first.answers, first.benchmark)], first.index, dtype=float)
+                          zip(agreed, first.prediction, first.answers)], first.index, dtype=float)
     equal = agreed & (distance == 0)
     sure = agreed & (confidence >= class_mean(confidence.where(equal)) - 1e-9)  # rounding can raise a mean of equals
     trust = class_mean(equal.astype(float).where(sure))

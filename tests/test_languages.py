@@ -17,7 +17,7 @@ from PIL import Image as PILImage, ImageDraw
 
 import datasets.config
 from docvlm import core, evaluation, report
-from docvlm.analysis.errors import classify, printable_line
+from docvlm.analysis.errors import Case, classify, printable_line
 from docvlm.analysis.extraction import anls_star, count_values, parts_of
 from docvlm.analysis.metrics import anls, anls_by_character, characters, relaxed_accuracy, relaxed_accuracy_strict
 from docvlm.apps.ask import answers_html
@@ -52,7 +52,7 @@ def test_a_text_is_itself_in_every_form_and_direction(text):
     for form in ("NFC", "NFD"):
         marked = f"\u2067\u200f{unicodedata.normalize(form, text)}\u200e\u2069"
         assert anls(marked, [text]) == anls_by_character(text, [marked]) == relaxed_accuracy(marked, [text]) == 1
-        assert relaxed_accuracy_strict(marked, [text]) == 1 and classify(marked, [text], 1.0, "docvqa") == "correct"
+        assert relaxed_accuracy_strict(marked, [text]) == 1 and classify(Case(marked, [text], 1.0)) == "correct"
     frame = pd.DataFrame({"prediction": [text], "answers": [[marked]]})
     assert count_values(frame).tolist() == [[1, 1, 1]] and anls_star(frame) == 1
 
@@ -69,7 +69,7 @@ def test_characters_are_what_a_reader_counts():
     ("١٢٬٥٠٠", "12,500", "format"), ("12,000원", "12000", "format"), ("￥１２", "12", "format"), ("किताप", "किताब", "misread characters"),
     ("कि", "का", "other"), ("שלום", "שלומ", "misread characters"), ("น้ำดื่มเย็น", "น้ำดื่ม", "extra words"), ("नई किताब", "किताब", "extra words")])
 def test_errors_have_their_kind_in_any_script(answer, target, kind):
-    assert classify(answer, [target], 0.0, "docvqa") == kind
+    assert classify(Case(answer, [target], 0.0)) == kind
 
 
 def test_lists_and_lines_of_other_scripts():

@@ -9,7 +9,7 @@ from docvlm.inputs.leakage import _question_keys
 from docvlm.analysis.metrics import anls, parse_number, relaxed_accuracy, relaxed_accuracy_strict, score, squeezed
 from docvlm.baselines.ocr import letters_and_digits
 from docvlm.failures import vote
-from docvlm.analysis.errors import classify, normalized_text
+from docvlm.analysis.errors import Case, classify, normalized_text
 
 WORDS = ["Zoé", "Müller & Söhne", "김민수", "Việt Nam", "Ångström", "ÇALIŞMA", "がぎぐげご", "Ёлка", "naïve café", "ΐ"]
 
@@ -24,7 +24,7 @@ def test_every_comparison_takes_both_forms_for_one(word):
     for a, b in ((one, two), (two, one)):
         assert anls(a, [b]) == relaxed_accuracy(a, [b]) == relaxed_accuracy_strict(a, [b]) == 1
         assert all(score(benchmark, a, ["other", b.upper().lower()]) in (0, 1) for benchmark in ("docvqa", "chartqa"))
-        assert classify(a, [b], anls(a, [b]), "docvqa") == "correct"
+        assert classify(Case(a, [b], anls(a, [b]))) == "correct"
     assert squeezed(one) == squeezed(two) and normalized_text(one) == normalized_text(two) and letters_and_digits(one) == letters_and_digits(two)
 
 
@@ -63,7 +63,7 @@ def test_the_headline_reads_numbers_as_the_harnesses_do():
 
 
 def test_a_typeset_number_is_the_right_value_in_another_format():
-    assert classify("−3", ["-3"], 0.0, "chartqa") == "format" and classify("1\u2009234", ["1234"], 0.0, "chartqa") == "format"
+    assert classify(Case("−3", ["-3"], 0.0)) == "format" and classify(Case("1\u2009234", ["1234"], 0.0)) == "format"
 
 
 def test_seeds_that_say_the_same_vote_together():

@@ -32,7 +32,7 @@ from pathlib import Path
 from rapidfuzz import process
 from rapidfuzz.distance import Levenshtein
 
-from .metrics import BENCHMARK_METRICS, characters, composed, similarity, typed
+from .metrics import characters, composed, similarity, typed
 from ..files import digest_of, root
 from ..inputs.sources import TYPE_GROUPS
 
@@ -78,7 +78,6 @@ class Case:
     prediction: str
     answers: Sequence[str]  # accepted answers, the first as printed on the page
     score: float  # by the benchmark's metric, between 0 and 1
-    benchmark: str
     page: PageFacts = PageFacts()
     kind: str = ""  # kind of question, see `docvlm.pages.questions.Question` and `COMPUTED`; "" if unknown
     cut: bool = False  # generation stopped at the token limit
@@ -249,20 +248,9 @@ UNKNOWN_PAGE = PageFacts()
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-027
 def classify(
-    prediction: str,  # the model's answer
-    answers: Sequence[str],  # accepted answers, the first as printed on the page
-    score: float,  # by the benchmark's metric, between 0 and 1
-    benchmark: str,  # one of `BENCHMARK_METRICS`
-    page: PageFacts = UNKNOWN_PAGE,  # what is known about the page
-    kind: str = "",  # kind of question, see `Case`; "" if unknown
-    cut: bool = False,  # generation stopped at the token limit
-    evidence_pages: Sequence[int] = (),  # numbers of the pages that answer the question; empty if unknown
+    case: Case,
 ) -> str:  # one of `TYPES`
-    "The first type in `TYPES` whose rule matches; ValueError for an unknown benchmark."
-    if benchmark not in BENCHMARK_METRICS:
-        raise ValueError(f"Unknown benchmark {benchmark!r}; use one of {', '.join(BENCHMARK_METRICS)}")
-    case = Case(str(prediction), [str(answer) for answer in answers], float(score), benchmark, page, kind, cut,
-                evidence_pages)
+    "The first type in `TYPES` whose rule matches."
     return next(name for name, rule in TYPE_RULES.items() if rule(case))
 
 # %% ../../nbs/analysis/01_errors.ipynb #cell-004b
