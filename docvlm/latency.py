@@ -19,6 +19,7 @@ from .engine.attention import autocast, cannot_run, encode_pages, peak_memory, p
 from .engine.packing import chat_template, encode_text
 from .files import StudyError, in_library, process_pool, root
 from .inputs.images import pages_of
+from .inputs.retrieval import image_tokens
 from .model import load_base, load_processor
 from .presets import PRECISIONS, QUANTIZED, device_kind, has_units
 
@@ -62,10 +63,10 @@ def _chosen(study, processor):
     return chosen, [encode_text(processor.tokenizer, row["question"] + study.preset.prompt_suffix[row["benchmark"]])
                     for row in chosen]
 
-def _image_tokens(processor, images):
-    "Mean number of image tokens of a page."
-    grids = processor.image_processor(images=images, return_tensors="pt")["image_grid_thw"]
-    return float(grids.prod(1).float().mean()/processor.image_processor.merge_size**2)
+def _mean_image_tokens(study, rows):
+    "Mean number of image tokens of the rows' pages."
+    limits = study.preset.min_pixels, study.preset.max_pixels
+    return float(np.mean([image_tokens(*page.size, *limits) for row in rows for page in row["images"]]))
 
 # %% ../nbs/08_latency.ipynb #measure
 def _measure(study, processor, model, chosen, questions, precision, size):
@@ -80,7 +81,7 @@ def _measure(study, processor, model, chosen, questions, precision, size):
     first = [once(*group, 1) for _ in range(study.preset.latency_repeats) for group in groups]
     whole = [once(*group, limit) for _ in range(study.preset.latency_repeats) for group in groups]
     return {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU", "precision": precision,
-            "batch_size": size, "image_tokens": _image_tokens(processor, sum((row["images"] for row in chosen), [])),
+            "batch_size": size, "image_tokens": _mean_image_tokens(study, chosen),
             "ttft_ms": quantiles(first), "latency_ms": quantiles(whole), "images_per_s": pages/float(np.mean(whole)),
             "peak_memory_bytes": peak_memory(), "kind": "measured"}
 

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from docvlm import steps
 from docvlm.files import digest_of, read_json, write_json
 from docvlm.core import open_study
-from docvlm.analysis.metrics import (BENCHMARK_METRICS, METRICS, anls, clustered_mean_ci, paired_delta,
-                                     parse_number, score)
+from docvlm.analysis.metrics import BENCHMARK_METRICS, METRICS, anls, mean_ci, paired_delta, parse_number, score
 from docvlm.engine.attention import text_attention
 from docvlm.engine.packing import Template, block_mask, collate_pages, pack_pages, rope_positions
 from docvlm.steps import PROVENANCE, Step, content_digest
@@ -88,7 +87,7 @@ def test_intervals_are_ordered_within_bounds_and_the_same_each_time(case):
     assert found["value"] == pytest.approx(ours.mean() - base.mean())
     swapped = paired_delta(ours.mean(0), base, clusters, resamples=60)
     assert swapped["value"] == pytest.approx(-found["value"]) and swapped["p_value"] == pytest.approx(found["p_value"], abs=.15)
-    whole = clustered_mean_ci(ours, clusters, resamples=60)
+    whole = mean_ci(ours, clusters, resamples=60)
     assert 0 <= whole["ci95"][0] <= whole["ci95"][1] <= 1 and whole["value"] == pytest.approx(ours.mean())
 
 

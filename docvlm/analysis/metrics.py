@@ -3,8 +3,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'BENCHMARK_METRICS', 'LEVEL', 'POWER', 'LAST_POINTS', 'composed', 'squeezed', 'anls', 'characters',
            'similarity', 'anls_by_character', 'relaxed_accuracy', 'typed', 'parse_number', 'relaxed_accuracy_strict',
-           'score', 'clustered_mean_ci', 'mean_ci', 'paired_delta', 'compare_scores', 'smallest_difference',
-           'gain_of_doubling']
+           'score', 'mean_ci', 'paired_delta', 'compare_scores', 'smallest_difference', 'gain_of_doubling']
 
 # %% ../../nbs/analysis/00_metrics.ipynb #cell-002
 import re
@@ -177,7 +176,6 @@ def _resampled(
     scores,  # shape (questions,), or (seeds, questions) for one model trained with several seeds
     clusters,  # the page of each question, shape (questions,)
     resamples: int,  # number of bootstrap draws
-    seed: int,  # random seed of the draws
 ) -> tuple:  # mean score, and scipy's bootstrap result
     """Bootstrap the mean score: each draw samples whole pages with replacement and, independently, seeds with
     replacement (the pigeonhole bootstrap, Owen 2007). Its mean is the sum of the drawn scores divided by the number
@@ -192,33 +190,23 @@ def _resampled(
     drawn_over = (pages, seeds) if len(seeds) > 1 else (pages,)
     return float(mean(pages, seeds)), stats.bootstrap(
         drawn_over, mean, vectorized=True, axis=-1, method="percentile", batch=200, n_resamples=resamples,
-        rng=np.random.default_rng(seed))
+        rng=np.random.default_rng(0))
 
-def clustered_mean_ci(
+def mean_ci(
     scores,  # shape (questions,), or (seeds, questions) for one model trained with several seeds
     clusters,  # the page of each question, shape (questions,)
     resamples: int = 2000,  # number of bootstrap draws
-    seed: int = 0,  # random seed of the draws
-) -> dict:  # {"value", "ci95": [low, high]}
+) -> dict | None:  # {"value", "ci95": [low, high]}; ci95 is None on a single page; None without questions
     """Mean score with a 95 % percentile bootstrap interval over pages, and over seeds if there are several.
 
     With n seeds, the between-seed variance is underestimated by the fraction 1/n. Constant scores give an
     interval of width 0. For Boolean scores the mean is a share.
     """
-    value, drawn = _resampled(scores, clusters, resamples, seed)
+    scores = np.asarray(scores, float)
+    if scores.size == 0: return None
+    if len(set(clusters)) < 2: return {"value": float(scores.mean()), "ci95": None}
+    value, drawn = _resampled(scores, clusters, resamples)
     return {"value": value, "ci95": [float(end) for end in drawn.confidence_interval]}
-
-# %% ../../nbs/analysis/00_metrics.ipynb #mean-ci
-def mean_ci(
-    values,  # shape (questions,) or (seeds, questions)
-    pages,  # the page of each question, shape (questions,)
-    resamples: int = 2000,  # number of bootstrap draws
-) -> dict | None:  # {"value", "ci95"}; ci95 is None on a single page; None without questions
-    "Mean with its bootstrap interval over pages and seeds (`clustered_mean_ci`), where one can be computed."
-    values = np.asarray(values, float)
-    if values.size == 0: return None
-    if len(set(pages)) < 2: return {"value": float(values.mean()), "ci95": None}
-    return clustered_mean_ci(values, pages, resamples)
 
 # %% ../../nbs/analysis/00_metrics.ipynb #cell-024
 def paired_delta(
@@ -239,7 +227,7 @@ def paired_delta(
     page_gain = _page_sums(gain.mean(0), clusters)[0][0]
     test = stats.permutation_test((page_gain,), np.sum, permutation_type="samples", vectorized=True,
                                   batch=200, n_resamples=resamples, rng=np.random.default_rng(0))
-    return clustered_mean_ci(gain, clusters, resamples) | {"p_value": float(test.pvalue)}
+    return mean_ci(gain, clusters, resamples) | {"p_value": float(test.pvalue)}
 
 # %% ../../nbs/analysis/00_metrics.ipynb #compare-scores
 def compare_scores(
@@ -270,7 +258,7 @@ def smallest_difference(
 
     By Bloom 1995 and Card et al. 2020; the standard error is that of the paired bootstrap over pages and seeds."""
     if len(set(clusters)) < 2: return None
-    _, drawn = _resampled(np.asarray(our_scores, float) - np.asarray(base_scores, float), clusters, resamples, 0)
+    _, drawn = _resampled(np.asarray(our_scores, float) - np.asarray(base_scores, float), clusters, resamples)
     if drawn.standard_error < 1e-9: return None
     errors = stats.norm.ppf(1 - LEVEL/2) + stats.norm.ppf(POWER)  # 2.80
     return {"standard_error": float(drawn.standard_error), "smallest_difference": float(errors*drawn.standard_error)}
@@ -292,7 +280,7 @@ def gain_of_doubling(
     weights = (x - x.mean())/np.sum((x - x.mean())**2)
     slopes = np.round(weights @ scores, 12)
     if len(set(clusters)) < 2 or not slopes.any(): return None
-    value, drawn = _resampled(slopes, clusters, resamples, 0)
+    value, drawn = _resampled(slopes, clusters, resamples)
     of_pages, of_runs, freedom = drawn.standard_error**2, 0.0, np.inf
     if len(seed_scores) > 1:
         of_runs = np.var(seed_scores, ddof=1)*np.sum(weights**2)

@@ -3,12 +3,13 @@
 # %% auto #0
 __all__ = ['PAGE', 'ROW_FEATURES', 'TYPE_GROUPS', 'INVOICE_PROXY', 'NO_INVOICE', 'LAYOUTS', 'CHINESE_TASKS', 'language_name',
            'language_of', 'read_image', 'PageImage', 'rows_dataset', 'document_types', 'Source', 'read_sources',
-           'check_columns', 'read_ucsf', 'convert_hub', 'divide']
+           'check_columns', 'as_list', 'read_ucsf', 'convert_hub', 'divide']
 
 # %% ../../nbs/inputs/02_sources.ipynb #cell-002
 import ast
 import csv
 import hashlib
+import json
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
@@ -189,10 +190,13 @@ def _texts(*values) -> list:
     flat = [item for value in values for item in (value if isinstance(value, list) else [value])]
     return [str(item) for item in flat if item is not None and str(item).strip()]
 
-def _written(value):
-    "A Python list that a column holds as text."
-    try: return ast.literal_eval(value) if isinstance(value, str) else value
-    except (ValueError, SyntaxError): return value
+def as_list(value):
+    "The list that a column or a text table holds as text, written as JSON or as Python does; other values as they are."
+    if isinstance(value, str) and value.strip().startswith("["):
+        for read in (json.loads, ast.literal_eval):
+            try: return read(value.strip())
+            except (ValueError, SyntaxError, RecursionError, MemoryError): pass
+    return value
 
 # %% ../../nbs/inputs/02_sources.ipynb #image-lists
 def _in_lists(dataset, name) -> Dataset:
@@ -274,7 +278,7 @@ def _hub_columns(dataset: Dataset, source: Source, lists: Dataset, asked: dict) 
     layout, count = LAYOUTS[source.layout], len(dataset)
     def read(name):
         values = asked[name] if name in asked else dataset[name][:]
-        return [*map(_written, values)] if name in layout.get("written", ()) else values
+        return [*map(as_list, values)] if name in layout.get("written", ()) else values
     theirs = {ours: list(zip(*map(read, names))) for ours, names in layout.items()
               if ours not in ("images", "written", "pairs")}
     prefix = f"{source.benchmark}-{source.split}-"

@@ -6,7 +6,6 @@ __all__ = ['DELIMITERS', 'READERS', 'COLUMN_NAMES', 'SPEAKERS', 'SPLITS', 'CHECK
            'split_in', 'find_tables', 'check_rows', 'import_documents']
 
 # %% ../../nbs/inputs/03_tables.ipynb #tables-import
-import ast
 import csv
 import io
 import json
@@ -24,7 +23,7 @@ from ..execution import check_question, clean_text, one_line
 from ..files import path_text, write_json
 from .folder import REPORT, DocumentPages, Documents, clean_record, read_metadata
 from .images import open_page
-from .sources import divide
+from .sources import as_list, divide
 
 # %% ../../nbs/inputs/03_tables.ipynb #tables-csv
 DELIMITERS = ",;\t"
@@ -151,17 +150,9 @@ def named(
     found = {}
     for ours in keys or COLUMN_NAMES:
         values = [record[name] for name in COLUMN_NAMES[ours] if record.get(name) is not None]
-        if ours == "file_names": values = [_list(value) for value in values if value != ""]
+        if ours == "file_names": values = [as_list(value) for value in values if value != ""]
         if values: found[ours] = next((value for value in values if str(value).strip()), values[0])
     return found
-
-def _list(value):
-    "The value of a record. In a text table, a list is written as JSON or as Python does."
-    if isinstance(value, str) and value.strip().startswith("["):
-        for read in (json.loads, ast.literal_eval):
-            try: return read(value.strip())
-            except (ValueError, SyntaxError, RecursionError, MemoryError): pass
-    return value
 
 # %% ../../nbs/inputs/03_tables.ipynb #tables-turns
 SPEAKERS = {"human": "user", "gpt": "assistant"}  # LLaVA's names for the roles of a conversation
@@ -239,7 +230,7 @@ def rows_of_record(
     "The questions of a table's row; ValueError if it holds none."
     if "conversations" in record or "messages" in record: return rows_of_conversation(record)
     found = named(record)
-    if "question" in found: return [found | ({"answers": _list(found["answers"])} if "answers" in found else {})]
+    if "question" in found: return [found | ({"answers": as_list(found["answers"])} if "answers" in found else {})]
     if fields: return rows_of_fields(record, fields)
     raise ValueError("no question; give the table a column question, or write fields.csv (field, question) beside it")
 

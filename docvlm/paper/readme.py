@@ -256,10 +256,6 @@ def unchanged(
         raise StudyError(f"{name} has been changed since it was written; {how_to_redo}")
     return result
 
-def _failures_apart(found):
-    "Whether a system's scores exclude the questions it failed on; earlier versions scored those as zero."
-    return all("answered" in cell or not cell["failed"] for cell in found["benchmarks"].values())
-
 def current_systems(
     study: Study,
     results: dict,  # results by step
@@ -269,7 +265,7 @@ def current_systems(
     if not file.exists(): return {}, []
     systems = read_json(file)["systems"]
     now = {"questions": results["data"]["digest"]["test"], "evaluation": content_digest(results["evaluation"])}
-    current = {name: found for name, found in systems.items() if found["inputs"] == now and _failures_apart(found)}
+    current = {name: found for name, found in systems.items() if found["inputs"] == now}
     return ({name: unchanged(found, f"{study.name}/systems: {name}", "run docvlm-measure again")
              for name, found in current.items()}, [name for name in systems if name not in current])
 
