@@ -40,7 +40,7 @@ def time_answers(
         pages = encode_pages(model, [patches.to(model.dtype) for patches in pixels], grids)
         features = [torch.cat(pages[start:end]) for start, end in pairwise(ends)]
         answer(model, template, features, [grids[start:end] for start, end in pairwise(ends)], questions,
-               list(range(len(images))), max_new_tokens, processor.image_processor.merge_size)
+               list(range(len(images))), max_new_tokens)
     if torch.cuda.is_available(): torch.cuda.synchronize()
     return time.perf_counter() - started
 

@@ -25,7 +25,7 @@ from .core import Study
 from .data import load_splits
 from .engine.attention import last_layer_at, peak_memory, recompute_layers, team, within_memory
 from .engine.features import PageFeatures, cache_features
-from .engine.packing import PackedPages, chat_template, collate_pages, encode_text, pack_pages
+from .engine.packing import MERGE_SIZE, PackedPages, chat_template, collate_pages, encode_text, pack_pages
 from .files import StudyError, digest_of, flush, read_json, root, write_json
 from .inputs.images import pages_of
 from .model import adapter_digest, add_lora, hold_weights, load_base, load_processor
@@ -70,18 +70,18 @@ def pack_rows(
 ) -> list[PackedPages]:
     "Pack the pages of each document with their questions and target answers, ready for `collate_pages`."
     encode = lambda text: encode_text(processor.tokenizer, text)
-    template, merge, packed = chat_template(processor), processor.image_processor.merge_size, []
+    template, packed = chat_template(processor), []
     table = rows.select_columns(["question", "answers", "benchmark"])[:]
     for pages in pages_of(rows).values():
         grids = list(map(features.grid, pages["keys"]))
         asked = [(encode(table["question"][i] + study.preset.prompt_suffix[table["benchmark"][i]]),
                   encode(table["answers"][i][0])) for i in pages["rows"]]
-        image_tokens = sum(map(math.prod, grids))//merge**2
+        image_tokens = sum(map(math.prod, grids))//MERGE_SIZE**2
         room = max(study.preset.tokens_per_page - image_tokens, image_tokens, 64)  # at least the pages' own size
         lengths = np.cumsum([len(q) + len(a) + len(template.closing) for q, a in asked])
         for part in np.split(np.arange(len(asked)), np.flatnonzero(np.diff(lengths//room)) + 1):
             packed.append(pack_pages(template, grids, [asked[i][0] for i in part], [asked[i][1] for i in part],
-                                     merge, pages["keys"]))
+                                     pages["keys"]))
     return packed
 
 # %% ../nbs/04_training.ipynb #cell-008

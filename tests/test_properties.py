@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from docvlm import steps
 from docvlm.files import digest_of, read_json, write_json
 from docvlm.core import open_study
 from docvlm.analysis.metrics import BENCHMARK_METRICS, METRICS, anls, mean_ci, paired_delta, parse_number, score
+from docvlm.engine import attention
 from docvlm.engine.attention import text_attention
 from docvlm.engine.packing import Template, block_mask, collate_pages, pack_pages, rope_positions
 from docvlm.steps import PROVENANCE, Step, content_digest
@@ -124,20 +126,22 @@ def test_a_row_holds_every_token_once_and_each_token_sees_what_it_may(pages):
 def test_pages_of_a_row_are_attended_as_if_alone(pages):
     layer, width = SimpleNamespace(num_key_value_groups=2, training=False, is_causal=True), 4
     query, key, value = (torch.randn(1, heads, sum(map(len, pages)), width) for heads in (4, 2, 2))
+    def attend(products, *given):
+        with patch.object(attention, "by_products", lambda *_: products): return text_attention(layer, *given, .5)[0]
     for products in (True, False):
-        row, _ = text_attention(layer, query, key, value, collate_pages(pages)["attention_mask"]["full_attention"], .5, products=products)
+        row = attend(products, query, key, value, collate_pages(pages)["attention_mask"]["full_attention"])
         start = 0
         for page in pages:
             span = slice(start, start := start + len(page))
             mask = block_mask(page.question[None])
-            alone, _ = text_attention(layer, query[:, :, span], key[:, :, span], value[:, :, span], mask, .5, products=True)
+            alone = attend(True, query[:, :, span], key[:, :, span], value[:, :, span], mask)
             torch.testing.assert_close(row[:, span], alone)
 
 
 @given(packed_pages())
 def test_positions_restart_after_the_page_and_labels_are_answers_only(pages):
     for page in pages:
-        after = int(rope_positions(TEMPLATE, page.grids, 2).max()) + 1
+        after = int(rope_positions(TEMPLATE, page.grids).max()) + 1
         for number in range(1, int(page.question.max()) + 1):
             own = page.question == number
             assert page.position_ids[:, own].tolist() == [list(range(after, after + int(own.sum())))]*3

@@ -11,6 +11,7 @@ from PIL import Image
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 
 from docvlm.apps import ask as asking
+from docvlm.engine import answering
 from docvlm.engine.answering import questions_at_a_time
 from docvlm.engine.packing import encode_text
 from docvlm.apps.ask import Asker, AskWidget, ask_page
@@ -100,11 +101,11 @@ def test_the_command_says_it_in_one_line(page):
 
 
 def test_many_questions_are_answered_in_shares_and_alike(asker, monkeypatch):
-    questions, sizes, answer = [f"What is number {n}?" for n in range(9)], [], asking.answer
+    questions, sizes, answer = [f"What is number {n}?" for n in range(9)], [], answering.answer
     def counted(model, template, vision, grids, asked, *more):
         sizes.append(len(asked))
         return answer(model, template, vision, grids, asked, *more)
-    monkeypatch.setattr(asking, "answer", counted)
+    monkeypatch.setattr(answering, "answer", counted)
     told = lambda found: [(row["question"], row["system"], row["answer"]) for row in found]
     whole = told(asker.ask([PAGE], questions))
     assert [question for question, system, _ in whole if system == "base"] == questions

@@ -23,12 +23,14 @@ from peft import PeftModel
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
+from tqdm.auto import tqdm
 
 from ..core import Study
 from ..data import load_splits
-from ..engine.answering import answer, questions_at_a_time, read_answer
+from ..engine.answering import answer_pages
 from ..engine.attention import autocast, encode_pages, prepare_images
-from ..engine.packing import chat_template, encode_text
+from ..engine.features import FeaturesInMemory
+from ..engine.packing import encode_text
 from ..execution import check_question
 from ..files import root, StudyError
 from ..inputs.folder import page_numbers
@@ -55,7 +57,7 @@ class Asker:
     ):
         self.study, self.processor, self.precision = study, load_processor(study.preset), quick_precision(study)
         self.model = hold_weights(load_base(study.preset, self.precision))
-        self.template, self.systems = chat_template(self.processor), ["base"]
+        self.systems = ["base"]
         folder = adapter_folder(study, study.preset.lora_rank, study.preset.seeds[0])
         if (folder/"adapter_model.safetensors").exists():
             check_base(study, folder)
@@ -63,22 +65,6 @@ class Asker:
             self.systems.append("LoRA")
 
     def __repr__(self): return f"Asker({self.study.name}: {', '.join(self.systems)})"
-
-# %% ../../nbs/apps/00_ask.ipynb #answers-of
-@patch
-def _answers_of(self: Asker, system, sets, vision, grids, asked, max_new_tokens):
-    "Token ids and confidence of a system's answer to every question."
-    merge_size, preset, found = self.processor.image_processor.merge_size, self.study.preset, {}
-    with self.model.disable_adapter() if system == "base" and isinstance(self.model, PeftModel) else nullcontext():
-        for places, numbers in sets.items():
-            shown = torch.cat([vision[place] for place in places]), [grids[place] for place in places]
-            most, _ = questions_at_a_time([asked[number] for number in numbers], len(shown[0]),
-                                          preset.tokens_in_flight, preset.tokens_per_batch)
-            for some in (numbers[start:start + most] for start in range(0, len(numbers), most)):
-                answers = answer(self.model, self.template, *([part] for part in shown),
-                                 [asked[number] for number in some], [0]*len(some), max_new_tokens, merge_size)
-                found |= dict(zip(some, zip(*answers)))
-    return [found[number] for number in range(len(asked))]
 
 # %% ../../nbs/apps/00_ask.ipynb #a43dad8f
 @patch
@@ -98,14 +84,20 @@ def ask(self: Asker,
                          preset.tokens_per_document)
         shown = {number: [place + 1 for place in places] for places, numbers in sets.items() for number in numbers}
         encoded_s = time.perf_counter() - started
+        features = FeaturesInMemory(enumerate(zip(vision, grids)))
+        parts = [{"keys": places, "rows": numbers} for places, numbers in sets.items()]
+        limits = [preset.max_new_tokens[benchmark]]*len(asked)
+        keep = lambda number, text, confidence, tokens: (text, confidence)
         for system in self.systems:
             started = time.perf_counter()
-            answers = self._answers_of(system, sets, vision, grids, asked, preset.max_new_tokens[benchmark])
+            without_adapter = system == "base" and isinstance(self.model, PeftModel)
+            with self.model.disable_adapter() if without_adapter else nullcontext(), tqdm(disable=True) as bar:
+                answers = answer_pages(self.study, self.model, self.processor, parts, asked, limits, features, keep,
+                                       bar, self.precision)
             seconds = encoded_s + time.perf_counter() - started
-            read = [read_answer(tokenizer, ids, *answered) for ids, answered in zip(asked, answers)]
             found += [{"question": question, "system": system, "confidence": confidence, "seconds": seconds,
                        "answer": text, "pages": shown[number]}
-                      for number, (question, (text, confidence)) in enumerate(zip(questions, read))]
+                      for number, (question, (text, confidence)) in enumerate(zip(questions, answers))]
     return found
 
 # %% ../../nbs/apps/00_ask.ipynb #8fee9821

@@ -28,7 +28,7 @@ from ..data import load_splits
 from ..engine.answering import answer_pages
 from ..engine.attention import autocast, encode_pages, prepare_images, within_memory
 from ..engine.features import FeaturesInMemory, ahead
-from ..engine.packing import encode_text
+from ..engine.packing import MERGE_SIZE, encode_text
 from ..evaluation import stored_predictions
 from ..execution import check_number, one_line
 from ..files import StudyError, digest_of, path_text, replacing
@@ -90,7 +90,7 @@ def _read(study, processor, questions, path, numbers):
     try:
         for place in range(len(numbers)):
             page = prepared(place)
-            tokens.append(math.prod(page[1])//processor.image_processor.merge_size**2)
+            tokens.append(math.prod(page[1])//MERGE_SIZE**2)
             if sum(tokens) <= budget: held[place] = page
         sets = page_sets(tokens, lambda: [page_text(image(place)) for place in range(len(numbers))], questions, budget)
         shown = sorted(set().union(*sets))

@@ -10,16 +10,15 @@ import io
 import tempfile
 import time
 from contextlib import redirect_stderr
-from functools import partial
 from operator import ne
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from torch.autograd import DeviceType
 from tqdm.auto import tqdm
-from transformers import AttentionInterface
 
 from ..apps.predict import BENCHMARK, answer_pages_of, find_pages
 from .cost import Ledger, matmul_rate, modelled_rows
@@ -29,8 +28,9 @@ from .throughput import (BATCH_SIZE, DOCUMENT_PAGES, DOCUMENT_QUESTIONS, FreshFe
                                      one_question_a_page, some_pages, train_fast, train_plain, with_lengths)
 from ..core import Study
 from ..data import load_splits
+from ..engine import attention
 from ..engine.answering import answer_rows
-from ..engine.attention import ATTENTION, DTYPES, autocast, peak_memory, plain_model, text_attention
+from ..engine.attention import DTYPES, autocast, peak_memory
 from ..engine.features import cache_features
 from ..files import StudyError
 from ..inputs.images import distinct_pages, pages_of
@@ -69,19 +69,11 @@ def ratio(
     return spread([a/b for a, b in zip(rates["ours"], rates[other])])
 
 # %% ../../nbs/bench/02_speedup.ipynb #234ef3ce
-AttentionInterface.register("other_attention", partial(text_attention, products=not has_bf16("cpu")))
-
-def _other_attention(model, run):
-    "Run with the attention implementation that `text_attention` did not choose: fused kernel or matrix products."
-    base = plain_model(model)
-    base.set_attn_implementation({"text_config": "other_attention"})
-    try: return run()
-    finally: base.set_attn_implementation(ATTENTION)
-
 def _also_with_other_attention(model, runs):
-    "On a CPU, add ours with the other attention implementation to the runs."
-    other = {"chosen attention": lambda: _other_attention(model, runs["ours"])} if model.device.type == "cpu" else {}
-    return runs | other
+    "On a CPU, add ours with the attention that `by_products` did not choose: fused kernel or matrix products."
+    def other():
+        with patch.object(attention, "by_products", lambda *_: not has_bf16("cpu")): return runs["ours"]()
+    return runs | ({"chosen attention": other} if model.device.type == "cpu" else {})
 
 def training_runs(
     study: Study,  # base model and settings

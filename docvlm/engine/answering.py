@@ -21,7 +21,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from ..core import Study
 from .attention import autocast, last_layer_at, plain_model, within_memory
 from .features import PageFeatures
-from .packing import Template, chat_template, collate_pages, encode_text, pack_pages, page_features
+from .packing import (MERGE_SIZE, Template, chat_template, collate_pages, encode_text, pack_pages,
+                                   page_features)
 from ..files import StudyError
 from ..inputs.images import page_ids, pages_of
 
@@ -85,12 +86,11 @@ def ask_pages(
     grids: list[list[tuple[int, int, int]]],  # per document and page, in patches: time, height, width
     questions: list[list[int]],  # token ids of each question, prompt suffix included
     document_of: list[int],  # index of the document of each question, of one page or several
-    merge_size: int = 2,  # one image token covers merge_size × merge_size patches
 ) -> tuple[torch.Tensor, Cache, torch.Tensor, torch.Tensor]:  # last logits, cache, its mask, next position
     """Prefill all documents and questions as one row without padding; row q of the returned cache holds question q and
     its pages. The logits are (Q, vocabulary), the mask is (Q, T) and the positions are (Q, 1)."""
     about = [[q for q, document in enumerate(document_of) if document == number] for number in range(len(grids))]
-    packed = [pack_pages(template, pages, [questions[q] for q in asked], merge_size=merge_size)
+    packed = [pack_pages(template, pages, [questions[q] for q in asked])
               for pages, asked in zip(grids, about)]
     logits, cache = _prefill(model, packed, features)
     begins, seen, position = np.cumsum([0, *map(len, packed)]), [None]*len(questions), [None]*len(questions)
@@ -154,10 +154,9 @@ def answer(
     questions: list[list[int]],  # token ids of each question, prompt suffix included
     document_of: list[int],  # index of the document of each question, of one page or several
     max_new_tokens: int | list[int],  # most tokens of an answer, the same for all questions or one number for each
-    merge_size: int = 2,  # one image token covers merge_size × merge_size patches
 ) -> tuple[list[list[int]], list[float]]:  # answer ids without the end token; least probability of an answer's tokens
     "Decode greedy answers to questions about documents."
-    asked = ask_pages(model, template, features, grids, questions, document_of, merge_size)
+    asked = ask_pages(model, template, features, grids, questions, document_of)
     ends = end_tokens(model, template)
     limit = torch.tensor(max_new_tokens, device=model.device).expand(len(questions))
     answers, probabilities = [[] for _ in questions], [[] for _ in questions]
@@ -213,13 +212,13 @@ def count_unknown(
                for name in ("confidence", "score")}}
 
 # %% ../../nbs/engine/03_answering.ipynb #batches-of-pages
-def _batches(pages, features, found, budget, merge_size, asks, tokens_per_batch):
+def _batches(pages, features, found, budget, asks, tokens_per_batch):
     """Yield batches of (pages, unanswered rows), sorted by the size of the pages, of similar cost, with at most
     `budget` cached tokens (or one question)."""
     todo = []
     for each in pages:
         waiting = [row for row in each["rows"] if found[row] is None]
-        on_pages = sum(int(np.prod(features.grid(key))) for key in each["keys"])//merge_size**2
+        on_pages = sum(int(np.prod(features.grid(key))) for key in each["keys"])//MERGE_SIZE**2
         most, tokens = questions_at_a_time([asks[row] for row in waiting], on_pages, budget, tokens_per_batch)
         todo += [(tokens, each, waiting[i:i + most]) for i in range(0, len(waiting), most)]
     batch, used, before, closed, whole = [], 0, 0, 0, sum(tokens*len(part) for tokens, _, part in todo)
@@ -255,16 +254,16 @@ def answer_pages(
     precision: str = "",  # one of `PRECISIONS`; "" uses the study's
 ) -> list:  # what `keep` returned, by question
     "Answer all questions of pages, in batches that fit into memory."
-    template, merge_size, preset = chat_template(processor), processor.image_processor.merge_size, study.preset
+    template, preset = chat_template(processor), study.preset
     found = [None]*len(asks)
 
     def run(tokens_in_flight):
-        for batch in _batches(pages, features, found, tokens_in_flight, merge_size, asks, preset.tokens_per_batch):
+        for batch in _batches(pages, features, found, tokens_in_flight, asks, preset.tokens_per_batch):
             cached = [page_features(features, each["keys"]) for each, _ in batch]
             asked = [(number, row) for number, (_, some) in enumerate(batch) for row in some]
             with torch.no_grad(), autocast(model.device.type, precision or preset.precision):
                 answered = answer(model, template, *zip(*cached), [asks[row] for _, row in asked],
-                                  [number for number, _ in asked], [limits[row] for _, row in asked], merge_size)
+                                  [number for number, _ in asked], [limits[row] for _, row in asked])
             for (_, row), ids, confidence in zip(asked, *answered):
                 found[row] = keep(row, *read_answer(processor.tokenizer, asks[row], ids, confidence), len(ids))
             bar.update(len(asked))

@@ -112,7 +112,7 @@ def _page_and_questions(query, key, value, mask):
     if first: yield query[:, :, :first], key[:, :, :first], value[:, :, :first], None
     if first < mask.shape[-1]: yield query[:, :, first:], key, value, mask
 
-def _attend_at(module, wanted, pages, scaling, products):
+def _attend_at(module, wanted, pages, scaling):
     """Attention at the positions where `wanted` (T,) is True, zeros elsewhere; processes the pages of a row one after
     the other."""
     out = []
@@ -121,22 +121,22 @@ def _attend_at(module, wanted, pages, scaling, products):
         if not here.any(): continue
         first = mask.shape[-1] - mask.shape[-2]  # these tokens have no row in the mask: they are causal
         if first: mask = torch.cat([mask.new_ones(first, mask.shape[-1]).tril()[None, None], mask], 2)
-        some = text_attention(module, query[:, :, here], key, value, mask[:, :, here], scaling, products=products)[0]
+        some = text_attention(module, query[:, :, here], key, value, mask[:, :, here], scaling)[0]
         out[-1] = out[-1].index_copy(1, here.nonzero()[:, 0], some)
     return torch.cat(out, 1)
 
 # %% ../../nbs/engine/00_attention.ipynb #text-attention
-def text_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, products=None, **_):
+def text_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **_):
     """Attention of the language model; `query` is (B, heads, T, width). The mask is boolean (True: may attend),
     additive, None (causal), or a list with one boolean mask per page of a row. If a page's mask has fewer rows than
     columns, it covers the page's last tokens, and earlier tokens are causal."""
     if isinstance(attention_mask, list):
         pages = list(zip(*(x.split([mask.shape[-1] for mask in attention_mask], 2) for x in (query, key, value)),
                          attention_mask))
-        if hasattr(module, "wanted"): return _attend_at(module, module.wanted[0], pages, scaling, products), None
+        if hasattr(module, "wanted"): return _attend_at(module, module.wanted[0], pages, scaling), None
         parts = [part for page in pages for part in _page_and_questions(*page)]
-        return torch.cat([text_attention(module, *part, scaling, products=products)[0] for part in parts], 1), None
-    if not (by_products(module, query.device.type) if products is None else products):
+        return torch.cat([text_attention(module, *part, scaling)[0] for part in parts], 1), None
+    if not by_products(module, query.device.type):
         if query.device.type == "cuda" and not has_bf16("cuda"):
             return _repeated(query, key, value, attention_mask, scaling), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling,
