@@ -1,6 +1,7 @@
 "One rule for a question at every door, nothing cut off in silence, and no number of questions that takes all memory."
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,9 +103,9 @@ def test_the_command_says_it_in_one_line(page):
 
 def test_many_questions_are_answered_in_shares_and_alike(asker, monkeypatch):
     questions, sizes, answer = [f"What is number {n}?" for n in range(9)], [], answering.answer
-    def counted(model, template, vision, grids, asked, *more):
-        sizes.append(len(asked))
-        return answer(model, template, vision, grids, asked, *more)
+    def counted(model, template, vision, grids, asked, page_of, *more):
+        sizes.extend(Counter(page_of).values())
+        return answer(model, template, vision, grids, asked, page_of, *more)
     monkeypatch.setattr(answering, "answer", counted)
     told = lambda found: [(row["question"], row["system"], row["answer"]) for row in found]
     whole = told(asker.ask([PAGE], questions))
