@@ -48,7 +48,7 @@ class Recipe:
     stages: tuple[Stage, ...] = (
         Stage("read", 6_000, (1.0, 0.1), READ_SIZES),
         Stage("look up", 7_200, (0.5, 0.5), LOOK_UP_SIZES, 0.85, 0.5, 0.1, (1.0, 0.4), sight=0.2),
-        Stage("mix", 4_600, (0.5, 0.15), LOOK_UP_SIZES + MIX_SIZES, 0.9, 0.55, 0.15, (0.4, 0.2), sight=0.3),
+        Stage("mix", 4_400, (0.5, 0.15), LOOK_UP_SIZES + MIX_SIZES, 0.9, 0.55, 0.15, (0.4, 0.2), sight=0.3),
         Stage("cool down", 800, (0.15, 0.0), MIX_SIZES, 0.9, 0.0, 0.2, (0.2, 0.0), sight=0.5))
     patches_per_batch: int = 6144
     tokens_per_batch: int = 4096
