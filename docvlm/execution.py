@@ -208,7 +208,8 @@ def progress(
         else:
             line.set_description_str(f"{label}, {progress_line(*state, 0, last_s)}")
             watcher.start()
-        try: yield lambda *now: state.__setitem__(slice(None), now)
+        def at(*now): state[:] = now
+        try: yield at
         finally:
             done.set()
             if watcher.is_alive(): watcher.join()

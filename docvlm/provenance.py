@@ -49,7 +49,7 @@ COMMANDS = {"benchmark": "docvlm-bench", "systems": "docvlm-measure", "pretraini
             "plan": "docvlm-plan", "rehearsal": "docvlm-rehearse"}
 
 def _other_files(study):
-    "Those files, by the first part of their names in `origin_of`; plan and rehearsal are the full-size study's."
+    "Paths of the existing result files of `COMMANDS`, by name; plan and rehearsal belong to the full-size study."
     full_size = Study(PRESETS["qwen2-vl-2b"])
     found = {name: (full_size if name in ("plan", "rehearsal") else study).results_dir/f"{name}.json"
              for name in COMMANDS}

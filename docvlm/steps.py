@@ -199,7 +199,8 @@ def inputs(self: Step, seen: dict | None = None):
     seen = {} if seen is None else seen
     preset, found, (_, earlier, patterns) = self.study.preset, {}, (STEPS | SEPARATE_STEPS)[self.name]
     found["base"] = base_digest(preset)
-    reads_own = self.name == ("evaluation" if self.study.documents else "data")  # evaluation, for what was forgotten
+    # of a study of own documents, the evaluation reads the preset's own test questions, too
+    reads_own = self.name == ("evaluation" if self.study.documents else "data")
     from_hub = reads_own and preset.source == "hub"
     if from_hub: patterns = dict.fromkeys((*patterns, *STEPS["data"][2]))
     named = (pattern.format(study=glob.escape(self.study.name)) for pattern in patterns)

@@ -126,10 +126,10 @@ def test_a_row_holds_every_token_once_and_each_token_sees_what_it_may(pages):
 def test_pages_of_a_row_are_attended_as_if_alone(pages):
     layer, width = SimpleNamespace(num_key_value_groups=2, training=False, is_causal=True), 4
     query, key, value = (torch.randn(1, heads, sum(map(len, pages)), width) for heads in (4, 2, 2))
-    def attend(products, *given):
-        with patch.object(attention, "by_products", lambda *_: products): return text_attention(layer, *given, .5)[0]
-    for products in (True, False):
-        row = attend(products, query, key, value, collate_pages(pages)["attention_mask"]["full_attention"])
+    def attend(matmuls, *given):
+        with patch.object(attention, "uses_matmuls", lambda *_: matmuls): return text_attention(layer, *given, .5)[0]
+    for matmuls in (True, False):
+        row = attend(matmuls, query, key, value, collate_pages(pages)["attention_mask"]["full_attention"])
         start = 0
         for page in pages:
             span = slice(start, start := start + len(page))

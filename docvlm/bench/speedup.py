@@ -70,9 +70,9 @@ def ratio(
 
 # %% ../../nbs/bench/02_speedup.ipynb #234ef3ce
 def _also_with_other_attention(model, runs):
-    "On a CPU, add ours with the attention that `by_products` did not choose: fused kernel or matrix products."
+    "On a CPU, add ours with the attention that `uses_matmuls` did not choose: fused kernel or matrix products."
     def other():
-        with patch.object(attention, "by_products", lambda *_: not has_bf16("cpu")): return runs["ours"]()
+        with patch.object(attention, "uses_matmuls", lambda *_: not has_bf16("cpu")): return runs["ours"]()
     return runs | ({"chosen attention": other} if model.device.type == "cpu" else {})
 
 def training_runs(

@@ -266,7 +266,7 @@ class Documents:
         return found
 
     def _found(self, name, beside):
-        "The document, and the path that was meant if it is in another folder ('' without folders), else None."
+        "The document, and how it was found: None by its path, '' by its name alone, else the path that the row gave."
         if not isinstance(name, str) or not name.strip(): raise ValueError("no document; name its file")
         for place in (beside, self.folder):
             if not place.resolve().is_relative_to(self.folder): continue
@@ -282,7 +282,7 @@ class Documents:
         return alike[0], meant[0] if written.parent.name else ""
 
     def note(self, name: str, beside: Path) -> None:
-        "Note for `find`, with its arguments, what a row names."
+        "Record how a row refers to a document; call it for every row before `find`."
         try: path, way = self._found(name, beside)
         except ValueError: return
         self.ways.setdefault(path, set()).add(way)
@@ -351,7 +351,7 @@ def load_split(
 
 # %% ../../nbs/inputs/01_folder.ipynb #row
 class DocumentPages:
-    "The pages of documents, each used once; what is wrong with a file is raised for every line that names it."
+    "Call `use` once for each page; an error is raised again for every line that names the file."
     def __init__(self, use): self.use, self.done = use, {}  # function (name of the file, path, page)
 
     def _once(self, function, name, path, *page):

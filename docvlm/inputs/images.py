@@ -66,7 +66,7 @@ def _grey(
     values = samples.astype(np.float32)
     known = np.isfinite(values)
     if not known.any(): return PILImage.new("L", image.size, "white")
-    low, high = (float(find(values[known])) for find in (np.min, np.max))
+    low, high = float(values[known].min()), float(values[known].max())
     black, white = sample_range(low, high, samples.dtype.kind == "f", tags)
     if _tag(tags, _PHOTOMETRIC) == 0: black, white = white, black
     values = (values - black)*(255/(white - black or 1))

@@ -348,8 +348,8 @@ def divide(
         raise ValueError(f"{len(splits[None])} rows name no split, but others do; name it in all")
     notes, train, test, third = [], *(splits.get(name) for name in ("train", "test", "validation"))
     if train and test and third: notes.append(f"validation: {len(third)} questions left out; there is a test split")
-    if train and third and not test: test, _ = third, notes.append("test/ is the validation split")
-    if test and third and not train: train, _ = third, notes.append("train/ is the validation split")
+    elif third and train: test, notes = third, ["test/ is the validation split"]
+    elif third and test: train, notes = third, ["train/ is the validation split"]
     if train and test: return {"train": train, "test": test}, notes
     documents = sorted({row["document"] for row in rows})
     if len(documents) < 2: raise ValueError("all questions are about one document; training and test need one each")

@@ -27,7 +27,7 @@ from PIL import Image
 
 from .chart_data import Chart
 from .entities import plain_number
-from .rendering import PATCH_PX, SMALL_TEXT_SHARE, DoesNotFit, Drawn, font_bytes, join_boxes
+from .rendering import TOKEN_PX, SMALL_TEXT_SHARE, DoesNotFit, Drawn, font_bytes, join_boxes
 
 # %% ../../nbs/pages/05_charts.ipynb #look
 _TABLEAU = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#9c755f")
@@ -106,6 +106,10 @@ def _extent(text, family, px, bold):
     "Width, height and descent of a text in pixels, as matplotlib draws it."
     return RendererAgg(1, 1, DPI).get_text_width_height_descent(text, _font(family, px, bold), False)
 
+# %% ../../nbs/pages/05_charts.ipynb #touch
+def _touch(a, b, gap=3): return a[0] < b[2] + gap and b[0] < a[2] + gap and a[1] < b[3] and b[1] < a[3]
+def _contrast(color): return "black" if np.dot(to_rgb(color), (0.3, 0.59, 0.11)) > 0.5 else "white"
+
 # %% ../../nbs/pages/05_charts.ipynb #sketch
 class _Sketch:
     "A figure in the making: coordinates are pixels of the image, and no text may touch another."
@@ -131,7 +135,7 @@ class _Sketch:
     def text(self, x, y, text, key=None, align=0.0, scale=1.0, bold=False, color=None, up=False, ground=None):
         "Print a line whose middle is at `y`; `align` 0, 0.5 and 1 has `x` at its left, middle and right. Its box."
         px = round(self.px*scale)
-        (wide, *_), (_, high, descent) = (_extent(part, self.family, px, bold) for part in (text, "lp"))
+        wide, (_, high, descent) = self.width(text, scale, bold), _extent("lp", self.family, px, bold)
         x0, y0 = (x - high/2, y - wide/2) if up else (x - align*wide, y - high/2)
         box = (x0, y0, x0 + high, y0 + wide) if up else (x0, y0, x0 + wide, y0 + high)
         self.check(min(box) > 1 and box[2] < self.size[0] - 1 and box[3] < self.size[1] - 1
@@ -151,10 +155,6 @@ class _Sketch:
         stop = self.width(text[:match.end()], scale, bold)
         start, (x0, y0, x1, y1) = stop - self.width(match[0], scale, bold), box
         return (x0, y1 - stop, x1, y1 - start) if up else (x0 + start, y0, x0 + stop, y1)
-
-# %% ../../nbs/pages/05_charts.ipynb #touch
-def _touch(a, b, gap=3): return a[0] < b[2] + gap and b[0] < a[2] + gap and a[1] < b[3] and b[1] < a[3]
-def _contrast(color): return "black" if np.dot(to_rgb(color), (0.3, 0.59, 0.11)) > 0.5 else "white"
 
 # %% ../../nbs/pages/05_charts.ipynb #title
 def _title(s):
@@ -384,7 +384,7 @@ def draw_chart(
     with rc_context(rcParamsDefault):
         for grown in range(5):
             px, wide = round(px - (px - small)*grown/4), min(20, columns + grown//2)
-            size = (PATCH_PX*wide, PATCH_PX*min(16, max(10, round(wide*ratio))))
+            size = (TOKEN_PX*wide, TOKEN_PX*min(16, max(10, round(wide*ratio))))
             try: return _finish(_draw(chart, look, colors, family, px, size), f"{chart.kind}_{style}")
             except DoesNotFit as error: failed = error
     raise failed

@@ -106,9 +106,9 @@ def make_form(
 def _integers(cast, low, high): return count(cast.rng.randint(low, high))
 def _words(words, cast, number): return [Value(word) for word in cast.pick(words, number)]
 def _many(make, cast, number):
-    found = {}
-    while len(found) < number: found.update({value.text: value for value in [make(cast)]})
-    return list(found.values())
+    found = {}  # a dict keeps the order
+    while len(found) < number: found[make(cast)] = None
+    return list(found)
 
 _ints = lambda low, high: partial(_integers, low=low, high=high)
 TABLES = (  # titles, what a row is, row names, columns with ranges, what stands above all columns

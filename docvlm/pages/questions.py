@@ -19,7 +19,7 @@ class Question:
     question: str
     answers: tuple[str, ...]  # all acceptable forms, the first as printed on the page
     doc_types: tuple[str, ...]  # the benchmark's labels
-    kind: str  # lookup, cell, maximum, difference, ratio, count, yes/no, span, comparison or arithmetic
+    kind: str  # lookup, cell, maximum (or minimum), difference, ratio, count, yes/no, span, comparison or arithmetic
     evidence: Box | None = None  # of the answer, in pixels of the final image; None where it is not printed
     where: tuple | None = None  # key of the mark that holds the answer, until it is looked up
     pages: tuple[int, ...] = ()  # of a document of several pages: those that must be read, counted from 1
@@ -344,9 +344,8 @@ def _reason_chart(cast, chart, name, values):
                                                    "How many times as large as {b} is {a}{of}?")),
                    ("arithmetic", high + low, ("What is the sum of {a} and {b}{of}?",
                                                "How much are {a} and {b} together{of}?")))
-        found += [thinking(cast, asked, plain_number(result), labels, sort, **names) for sort, result,
-                  asked in results
-                  if sort != "ratio" or high/low > 1.1]
+        found += [thinking(cast, asked, plain_number(result), labels, sort, **names)
+                  for sort, result, asked in results if sort != "ratio" or high/low > 1.1]
     return found
 
 # %% ../../nbs/pages/03_questions.ipynb #cell-020
