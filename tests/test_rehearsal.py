@@ -90,7 +90,7 @@ def test_a_part_that_stops_is_begun_again_and_those_before_it_are_not(tmp_path, 
 
 
 @pytest.mark.parametrize("changes, layers, said", [
-    ({"no_gpu": "The NVIDIA driver on your system is too old (found version 11040)"}, 0, "too old (found version 11040)). To try the way on a CPU, add --layers 2"),
+    ({"no_gpu": "The NVIDIA driver on your system is too old (found version 11040)"}, 0, "too old (found version 11040)). To try it on a CPU, add --layers 2"),
     ({"no_gpu": "Torch not compiled with CUDA enabled"}, 0, "needs a GPU for 4.4 GB of weights"),
     ({"gpu_bytes": 1e9}, 0, "take a larger GPU"),
     ({"memory_bytes": 2e9}, 0, "of memory, and 2.0 GB are free"), ({"memory_bytes": 2e9, "no_gpu": "none"}, 2, "of memory, and 2.0 GB are free"),

@@ -186,9 +186,9 @@ def choose_threshold(
     passed = stats.beta.sf(accept_error, errors + 1, worth - errors) <= level  # NaN, and so False, if all are wrong
     ends = np.flatnonzero(np.append(confidence[1:] < confidence[:-1], len(order) > 0))  # equal ones go together
     accepted = 0
-    for start in (np.flatnonzero(worth[ends] >= needed*2**k)[:1] for k in range(STARTS)):
-        run = passed[ends][int(start[0]):] if len(start) else []
-        held = len(run) if np.all(run) else int(np.argmin(run))
-        if held: accepted = max(accepted, int(ends[int(start[0]) + held - 1]) + 1)
+    for k in range(STARTS):  # begin with the fewest answers that can pass, with twice and with four times as many
+        for first in np.flatnonzero(worth[ends] >= needed*2**k)[:1]:
+            held = int(np.argmin(np.append(passed[ends][first:], False)))  # passed before the first failure
+            if held: accepted = max(accepted, int(ends[first + held - 1]) + 1)
     return {"threshold": float(confidence[accepted - 1]) if accepted else None, "accepted": accepted,
             "wrong": int(wrong[:accepted].sum()), "worth": float(worth[-1]) if len(order) else 0, "needed": needed}

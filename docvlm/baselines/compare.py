@@ -58,10 +58,10 @@ def system_cells(
     for benchmark, asked in frame.groupby("benchmark"):
         part, keep = asked[asked.failure.isna()], frame.failure.isna() & (frame.benchmark == benchmark)
         cell = compare(frame, ours or [frame], seeds if ours else [0], resamples, keep)
-        scored = cell["baseline"] if cell else {"value": float(part.score.mean()) if len(part) else None, "ci95": None}
+        total = cell["baseline"] if cell else {"value": float(part.score.mean()) if len(part) else None, "ci95": None}
         found[benchmark] = {"metric": BENCHMARK_METRICS[benchmark], "questions": len(asked),
                             "images": len(distinct_pages(asked)), "answered": len(part),
-                            "failed": len(asked) - len(part), "empty": int((part.prediction == "").sum()), **scored,
+                            "failed": len(asked) - len(part), "empty": int((part.prediction == "").sum()), **total,
                             "delta": cell["delta"] if cell and ours else None}
     return found
 

@@ -106,7 +106,7 @@ def check_box(
     if box["no_gpu"] and not layers:
         raise StudyError(f"The rehearsal of {name} needs a GPU for {gb(2*parameters)} of weights and a training step "
                          f"(docvlm-plan lists the cards that fit), {gb(memory)} of memory and {gb(disk)} of disk, and "
-                         f"torch finds no GPU ({box['no_gpu']}). To try the way on a CPU, add --layers 2")
+                         f"torch finds no GPU ({box['no_gpu']}). To try it on a CPU, add --layers 2")
     for what, needed, remedy in (("memory", memory, "end other programs"),
                                  ("disk", disk, "free space, or link data/runs to a larger disk")):
         if box[f"{what}_bytes"] < needed and not (run.folder/"base").exists():

@@ -272,7 +272,8 @@ def _all_equal(study, processor, rows, found, what, test):
 
 def _predict_memory(study, model, processor, pages):
     "Seconds and peak memory of asking every field on every page."
-    started, _ = time.perf_counter(), peak_memory(reset=True)
+    peak_memory(reset=True)
+    started = time.perf_counter()
     questions = len(predicted(study, model, processor, pages))
     return {"pages": len(pages), "questions": questions, "seconds": time.perf_counter() - started,
             "peak_memory_bytes": peak_memory()}

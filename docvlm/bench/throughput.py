@@ -108,7 +108,8 @@ def exact_features(
 # %% ../../nbs/bench/00_throughput.ipynb #summed
 def _summed(model, losses):
     "Sum the losses; return the sum and its gradient for each trainable parameter, by name."
-    total, _ = 0.0, model.zero_grad()
+    model.zero_grad()
+    total = 0.0
     for loss in losses:
         loss.backward()
         total += loss.item()

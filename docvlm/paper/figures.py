@@ -138,11 +138,11 @@ def draw_learning_curve(
     ablation: dict,  # result of the ablation step
 ):  # figure and its alternative text
     "Draw the scores against the number of training pages, one panel per benchmark; the base is a dashed line."
-    base, *points = ablation["learning_curve"]
-    names, told, pages = in_report_order(ablation["doubling"]), [], [point["pages"] for point in points]
+    base, *trained = ablation["learning_curve"]
+    names, told, pages = in_report_order(ablation["doubling"]), [], [point["pages"] for point in trained]
     figure, axes = plt.subplots(1, len(names), figsize=(1.5 + 2*len(names), 2.4), squeeze=False, layout="constrained")
     for axis, name, color in zip(axes[0], names, cycle(sns.color_palette())):
-        values, errors = _errors(points, name)
+        values, errors = _errors(trained, name)
         sns.lineplot(x=pages, y=values, marker="o", color=color, ax=axis, label="fine-tuned")
         axis.fill_between(pages, values - errors[0], values + errors[1], color=color, alpha=.2, linewidth=0)
         axis.axhline(100*base[name]["value"], color=BASE, linestyle="--", label="base")
@@ -152,7 +152,7 @@ def draw_learning_curve(
         axis.minorticks_off()
         axis.legend_.remove()
         told.append(f"{benchmark_name(name)}: base {percent(base[name]['value'])}, " + ", ".join(
-            f"{percent(point[name]['value'])} with {amount(point['pages'])} pages" for point in points))
+            f"{percent(point[name]['value'])} with {amount(point['pages'])} pages" for point in trained))
     axes[0, 0].set_ylabel("score, percent")
     axes[0, -1].legend()
     return figure, "; ".join(told)
@@ -244,7 +244,7 @@ def draw_difficulty(
 def draw_examples(
     failures: dict,  # result of the failures step
 ):  # figure and its alternative text
-    "Draw the first gallery page of each outcome (fixed, wrong, broken, right) with its question and answers."
+    "Draw the first gallery page of each outcome (fixed, wrong, regressed) with its question and answers."
     found = {}
     for entry in failures["gallery"]:
         found.setdefault((entry["error_before"] == "correct", entry["error_after"] == "correct"), entry)
@@ -342,31 +342,31 @@ def _ratios(axis, names, spreads, color, label):
 def draw_benchmark(
     benchmark: dict,  # contents of benchmark.json
 ):  # figure and its alternative text
-    "Draw the speed-up over each recipe, and over the same code with one optimization switched off."
+    "Draw the speedup over each recipe, and over the same code with one optimization switched off."
     use_style()
     switches = sorted(benchmark["switches"], key=lambda s: -s["speedup"]["median"])
     figure, axes = plt.subplots(2, 1, figsize=(5.5, 1.7 + .27*(4 + len(switches))), height_ratios=(4, len(switches)),
                                 layout="constrained")
     _ratios(axes[0], RECIPES.values(), [benchmark[field] for field in RECIPES], OURS,
-            "speed-up over this recipe (questions per second)")
+            "speedup over this recipe (questions per second)")
     _ratios(axes[1], [f"{s['part']}: {s['switch']}" for s in switches], [s["speedup"] for s in switches], BASE,
-            "speed-up over the same code without this optimization")
+            "speedup over the same code without this optimization")
     return figure, "; ".join(f"{name}: {benchmark[field]['median']:.1f} times" for field, name in RECIPES.items())
 
 # %% ../../nbs/paper/01_figures.ipynb #76f7c1d8
 def speed_tables(
     benchmark: dict,  # contents of benchmark.json
 ) -> dict:  # Markdown tables by name
-    "Tables of rates and speed-ups, of scaling, and of the modelled full-size speed-up."
+    "Tables of rates and speedups, of scaling, and of the modelled full-size speedup."
     rate = lambda part: amount(benchmark["rates"][part]["ours"]["median"], 1)
-    ratios = [{"compared with": name, "speed-up": f"{benchmark[field]['median']:.1f}",
+    ratios = [{"compared with": name, "speedup": f"{benchmark[field]['median']:.1f}",
                "range of the rounds": f"{benchmark[field]['min']:.1f} to {benchmark[field]['max']:.1f}",
                "with an empty cache": f"{benchmark['with_first_fill'][field]:.1f}",
                "ours, questions per second": rate(field.partition("_")[0])} for field, name in RECIPES.items()]
     for part, name in {"predict": "docvlm-predict", "documents": "documents of 8 pages"}.items():
         if part not in benchmark: continue  # measured by an earlier version
         told, ours, filled = (benchmark[part].get(key) for key in ("vs_loop", "rates", "with_first_fill"))
-        ratios.append({"compared with": f"{name}, one question at a time", "speed-up": f"{told['median']:.1f}",
+        ratios.append({"compared with": f"{name}, one question at a time", "speedup": f"{told['median']:.1f}",
                        "range of the rounds": f"{told['min']:.1f} to {told['max']:.1f}",
                        "with an empty cache": f"{filled:.1f}" if filled else "not measured",
                        "ours, questions per second": amount(ours["ours"]["median"], 1)})
@@ -379,7 +379,7 @@ def speed_tables(
                  "TFLOP": amount(row["flops"]/1e12, 2), "minimum, ms": amount(row["least_ms"], 2),
                  "ratio of the minimum times": amount(row["speedup"], 1)}
                 for row in benchmark["modelled"]]
-    return {"ratios": table(ratios, "Speed-up over common recipes: medians of alternating runs"),
+    return {"ratios": table(ratios, "Speedup over common recipes: medians of alternating runs"),
             "growth": table(growth, "From an empty cache to the last answer, by pages and by questions per page"),
             "modelled": table(modelled, "Modelled, not measured: work and minimum time per question of Qwen2-VL-2B")}
 

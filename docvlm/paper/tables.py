@@ -148,8 +148,8 @@ def table_with_sources(
     if not numbers: return table(rows, caption)
     shown = [{**{column: value for column, value in row.items() if column not in SOURCE_COLUMNS},
               "source": f"[{numbers[told(row)]}]" if told(row) else "–"} for row in rows]
-    listed = "; ".join([f"[{number}] {text}" for text, number in numbers.items()])
-    return Markup(f"{table(shown, caption)}\n::: sources\nSources: {markdown(listed)}\n:::\n")
+    sources = "; ".join([f"[{number}] {text}" for text, number in numbers.items()])
+    return Markup(f"{table(shown, caption)}\n::: sources\nSources: {markdown(sources)}\n:::\n")
 
 # %% ../../nbs/paper/00_tables.ipynb #github-table
 def github_table(text: str) -> str:
