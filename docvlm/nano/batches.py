@@ -36,7 +36,7 @@ class Stage:
     asking: float = 0.0  # share of the batches that ask questions; the others only spell
     typed: float = 0.0  # share of the asking batches whose pages are typed, not seen
     several: float = 0.0  # share of the asking batches whose documents have two to four pages, of `LOOK_UP_SIZES`
-    pointing: tuple[float, float] = (0.0, 0.0)  # weight of the pointing loss at the start and at the end
+    pointing: tuple[float, float] = (0.0, 0.0)  # weight of the pointing and linking losses, at the start and the end
     sight: float = 1.0  # share of the learning rate for the vision tower, the merger and the speller
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def scan_tensors(
     scans: list[tuple],  # from `scan_page`, all of one size
     width: int,  # of the pages in pixels
     height: int,  # of the pages in pixels
-) -> dict:  # pixels uint8 (B, height, width, 3), targets uint8 (B, rows, columns, slots)
+) -> dict:  # pixels uint8 (B, height, width, 3), targets int64 (B, rows, columns, slots)
     "Scanned pages as tensors."
     return {"pixels": torch.from_numpy(np.stack([pixels for pixels, _ in scans])),
             "targets": target_tensor([written for _, written in scans], width, height)}
@@ -123,11 +123,12 @@ def asking_batch(
     "Scanned or typed task pages with packed questions."
     width, height = 2*PATCH*size[0], 2*PATCH*size[1]
     sheets = [draw_task_page(width, height, rng, families, layout=pick(rng, layouts)) for _ in range(documents*pages)]
-    if typed: batch, written = {}, [sheet.characters for sheet in sheets]
+    if typed:
+        written = [sheet.characters for sheet in sheets]
+        batch = {"targets": target_tensor(written, width, height)}
     else:
         scans = [scan_page(sheet, rng) for sheet in sheets]
         batch, written = scan_tensors(scans, width, height), [characters for _, characters in scans]
-    if typed: batch["targets"] = target_tensor(written, width, height)
     cut = lambda found: [found[i:i + pages] for i in range(0, len(found), pages)]
     return batch | pack_questions([_asked(some, rng, recipe) for some in cut(sheets)], cut(written), size, processor,
                                   [[sheet.links for sheet in some] for some in cut(sheets)])

@@ -249,8 +249,8 @@ def linking_loss(
 @dataclass
 class PackedRow:
     "The layout of a row: the prefixes of all documents, then the questions of the first, of the second, and so on."
-    pages: int  # number of documents, each of one page or more
-    prefix: int  # tokens of each document's prefix, in all `pages * prefix`
+    documents: int  # number of documents, each of one page or more
+    prefix: int  # tokens of each document's prefix, in all `documents * prefix`
     places: torch.Tensor  # (documents, strips, L): place of each token behind the prefixes, -1 for padding
     numbers: torch.Tensor  # (documents, strips, L): the question of each token
 
@@ -264,8 +264,8 @@ def row_attention(module, query, key, value, attention_mask, scaling, dropout=0.
     row = attention_mask
     if not hasattr(row, "places"):  # a tensor, list or None
         return text_attention(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
-    behind, at = row.pages*row.prefix, row.places.clamp_min(0)
-    parts = [(x[0, :, :behind].unflatten(1, (row.pages, -1)).transpose(0, 1),  # documents, heads, prefix, width
+    behind, at = row.documents*row.prefix, row.places.clamp_min(0)
+    parts = [(x[0, :, :behind].unflatten(1, (row.documents, -1)).transpose(0, 1),  # documents, heads, prefix, width
               x[0, :, behind:].index_select(1, at.flatten()).unflatten(1, at.shape).transpose(0, 1))  # the same
              for x in (query*scaling, key, value)]
     (page_q, asked_q), (page_k, asked_k), (page_v, asked_v) = parts
@@ -287,7 +287,7 @@ AttentionInterface.register("row_attention", row_attention)
 
 # %% ../../nbs/nano/05_model.ipynb #watched
 class Looks(threading.local):
-    "Attention weights that some heads of a layer hand out, apart for each thread."
+    "Attention weights recorded from some heads of a layer; each thread has its own list."
     def __init__(self, heads): self.heads, self.seen = heads, []
     def append(self, weights): self.seen.append(weights)
 
@@ -295,7 +295,7 @@ class Looks(threading.local):
 def watched(
     model,  # from `build_model`
 ):
-    "Train on rows of packed questions; some layers hand out their attention weights, for `answer_losses`."
+    "Switch to `row_attention` and record the weights of the pointing and linking heads, for `answer_losses`."
     model.model.language_model.config._attn_implementation = "row_attention"
     layers = model.model.language_model.layers
     heads = {layer: (NAMING_HEAD,) for _, layer, _ in LINKS.values()} | POINTING
@@ -313,12 +313,12 @@ def row_logits(
 ) -> tuple[torch.Tensor, list[torch.Tensor], dict[str, torch.Tensor]]:
     "Logits of the answer tokens; where each looks, a pointing head a tensor; where the links look, by name."
     labels, places = batch["labels"], batch["places"]
-    pages, behind = len(places), labels.shape[1] - int((places >= 0).sum())
+    documents, behind = len(places), labels.shape[1] - int((places >= 0).sum())
     logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"],
-                   attention_mask={"full_attention": PackedRow(pages, behind//pages, places, batch["numbers"])},
+                   attention_mask={"full_attention": PackedRow(documents, behind//documents, places, batch["numbers"])},
                    logits_to_keep=labels != -100, use_cache=False,
                    mm_encoder_outputs={"image": BaseModelOutputWithPooling(
-                       pooler_output=tuple(tokens.chunk(pages)))}).logits.float()
+                       pooler_output=tuple(tokens.chunk(documents)))}).logits.float()
     answered = labels[0, behind:] != -100
     layers = {layer for _, layer, _ in LINKS.values()} | {*POINTING}
     seen = {i: model.model.language_model.layers[i].self_attn.watch.seen.pop() for i in layers}
@@ -344,8 +344,8 @@ def answer_losses(
     kinds, linked = batch["links"][:, 0], batch["linked"]
     linking = {name: linking_loss(rows, linked[kinds == LINKS[name][0]]) for name, rows in links.items()}
     right = (logits.argmax(-1) == wanted).float()
-    told = sum(part*each for (part, _), each in zip(pointing, share)) + sum(part for part, _ in linking.values())
-    return loss, told, {name: found for name, (_, found) in linking.items()} | {
+    auxiliary = sum(part*each for (part, _), each in zip(pointing, share)) + sum(part for part, _ in linking.values())
+    return loss, auxiliary, {name: found for name, (_, found) in linking.items()} | {
         "answers": right.mean().item(), "first": right[weight > 1].mean().item(), "answer_loss": loss.item(),
         "looks": max(share for _, share in pointing),
         "first looks": max((look[first].argmax(1) == cells[first]).float().mean().item() for look in looks)}
@@ -354,7 +354,7 @@ def answer_losses(
 def practice_losses(
     model,  # from `build_model`, with its speller as `model.speller`; `watched` if the batch asks questions
     batch: dict,  # from `docvlm.nano.batches`; typed if it has no pixels
-    pointing: float = 0.0,  # weight of the pointing loss
+    pointing: float = 0.0,  # weight of the pointing and linking losses
 ) -> tuple[torch.Tensor, dict]:  # loss to minimise and figures of the batch
     "Spelling losses if the batch has pixels, and the answer and pointing losses if it asks questions."
     targets = merge_order(batch["targets"]).flatten(0, 1)

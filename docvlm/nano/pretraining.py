@@ -62,8 +62,9 @@ def build_optimizers(
     named = dict(model.named_parameters())
     matrices = [n for n, p in named.items() if p.ndim == 2 and ("layers." in n or "blocks." in n or "merger" in n)]
     rest = [n for n in named if n not in set(matrices)]
-    sees = lambda n: "visual." in n or "speller." in n
-    def groups(names): return [{"params": [(n, named[n]) for n in names if sees(n) == eyes]} for eyes in (False, True)]
+    is_vision = lambda n: "visual." in n or "speller." in n
+    def groups(names):
+        return [{"params": [(n, named[n]) for n in names if is_vision(n) == vision]} for vision in (False, True)]
     muons = {f"muon{i}": torch.optim.Muon(groups(matrices[i::2]), lr=recipe.muon_learning_rate, weight_decay=0.01,
                                           adjust_lr_fn="match_rms_adamw") for i in range(2)}
     return muons | {"adamw": torch.optim.AdamW(groups(rest), lr=recipe.learning_rate, betas=(0.9, 0.95),
@@ -139,8 +140,8 @@ def train_step(
     "One step of all optimizers."
     for name, optimizer in optimizers.items():
         rate = recipe.rate(stage, step)*(recipe.learning_rate if name == "adamw" else recipe.muon_learning_rate)
-        thinks, sees = optimizer.param_groups
-        thinks["lr"], sees["lr"] = rate, rate*recipe.stages[stage].sight
+        language, vision = optimizer.param_groups
+        language["lr"], vision["lr"] = rate, rate*recipe.stages[stage].sight
     figures = add_gradients(model, parts, recipe.pointing(stage, step), pool)
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     list(pool.map(lambda optimizer: optimizer.step(), optimizers.values()))

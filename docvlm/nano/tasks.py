@@ -357,8 +357,8 @@ FOUND = ("field", "value", "cell", "reverse", "position", "title", "unlabelled",
 _RECKONED = ("sum", "difference", "total", "mean", "ratio", "share", "years")  # their answers are not on the page
 
 def _keep_some(sheet, rng, count):
-    """Keep `count` questions that occur once: four in five looked up, the others worked out; kinds take turns. Few are
-    reckoned, since practice has not taught it so far."""
+    """Keep `count` questions that occur once: up to four in five looked up, the others worked out; kinds take turns.
+    Few are reckoned, since practice has not taught it so far."""
     answers, by_kind = Counter(question.lower() for question, *_ in sheet.questions), {}
     for i in rng.permutation(len(sheet.questions)).tolist():
         if sheet.kinds[i] in _RECKONED and rng.random() < 0.85: continue
