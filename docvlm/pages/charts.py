@@ -27,7 +27,8 @@ from PIL import Image
 
 from .chart_data import Chart
 from .entities import plain_number
-from .rendering import TOKEN_PX, SMALL_TEXT_SHARE, DoesNotFit, Drawn, font_bytes, join_boxes
+from .rendering import SMALL_TEXT_SHARE, DoesNotFit, Drawn, font_bytes, join_boxes
+from ..presets import TOKEN_PX
 
 # %% ../../nbs/pages/05_charts.ipynb #look
 _TABLEAU = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#9c755f")
