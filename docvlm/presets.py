@@ -173,7 +173,7 @@ class Preset:
     patches_per_batch: int = 16384  # most patches in one vision-encoder batch, of pages with equal patch grids
     precision: str = "auto"  # one of `PRECISIONS`, see `core.in_precision`
     benchmark_pages: int = 24
-    benchmark_repeats: int = 5
+    benchmark_repeats: int = 3
 
     def one_pass(self):
         "The same preset with exactly one epoch, without a minimum number of steps."

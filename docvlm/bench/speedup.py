@@ -287,7 +287,7 @@ def measure_predict(
     folder: Path,  # empty, for the pages
 ) -> dict:  # the field `predict` of benchmark.json
     "Check that answers are equal, then measure `docvlm-predict` against a loop of `generate`, and its memory."
-    pages, rounds = min(PREDICT_PAGES, 5*study.preset.benchmark_pages), min(3, study.preset.benchmark_repeats)
+    pages, rounds = min(PREDICT_PAGES, 5*study.preset.benchmark_pages), study.preset.benchmark_repeats
     all_pages = write_pages(rows, folder/"pages", 5*pages)
     sample, model = all_pages[:pages:max(1, pages//10)], load_base(study.preset)
     exact = predicted(study, load_base(study.preset, "fp32"), processor, sample, "fp32")
@@ -324,7 +324,7 @@ def measure_documents(
     rows,  # whose pages are used
 ) -> dict:  # the field `documents` of benchmark.json
     "Check that answers are equal, then measure our answering of documents of eight pages against a loop of `generate`."
-    preset, rounds = study.preset, min(3, study.preset.benchmark_repeats)
+    preset, rounds = study.preset, study.preset.benchmark_repeats
     rows = document_rows(rows, max(1, preset.benchmark_pages//DOCUMENT_PAGES))
     ours, plain, exact = load_base(preset), load_plain(preset), load_base(preset, "fp32")
     found = answer_rows(study, exact, processor, rows, exact_features(exact, processor, rows), "fp32").prediction
