@@ -364,7 +364,7 @@ def _by_page_knowledge(study, base, ours, seeds):
                                           list(range(int(heights.min()), int(heights.max()) + 2)), "text_height_px")}
 
 # %% ../nbs/05_evaluation.ipynb #cell-017
-TRAINING_SAMPLE = 1000  # training questions, at most, whose labels are checked
+TRAINING_SAMPLE = 400  # training questions, at most, whose labels are checked
 
 def _answer_training_sample(study, adapters):
     "Store the answers to some training questions; returns their number and the names of the systems."

@@ -102,7 +102,7 @@ _phrase = "\nAnswer the question using a single word or phrase."
 _short = "\nPlease try to answer the question with short words or phrases if possible."
 _theirs = "\nAnswer the question using a word or phrase in the language of the question."
 PROTOCOLS = {protocol.name: protocol for protocol in (
-    Protocol("docvlm", 28*28, 1000*28*28, _each("", "", ""), _each(40, 40, 24), "greedy",
+    Protocol("docvlm", TOKEN_PX**2, 1000*TOKEN_PX**2, _each("", "", ""), _each(40, 40, 24), "greedy",
              "this project, for its nano model", ""),
     Protocol("lmms-eval", 3136, 602112,
              _each(_phrase, _phrase, "\nAnswer the question with a single word.", mtvqa=_theirs), _each(32, 32, 16),
@@ -110,7 +110,7 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
              "EvolvingLMMs-Lab/lmms-eval: models/simple/qwen2_vl.py (at 19085f3), tasks/{docvqa,infovqa,chartqa}; "
              "some versions give DocVQA 128 tokens",
              "pages are not recompressed as JPEG of quality 85 before they are read"),
-    Protocol("vlmevalkit", 1280*28*28, 16384*28*28, _each(_short, _short, _short, mtvqa=_theirs),
+    Protocol("vlmevalkit", 1280*TOKEN_PX**2, 16384*TOKEN_PX**2, _each(_short, _short, _short, mtvqa=_theirs),
              _each(2048, 2048, 2048), "temperature 0.01, top-k 1",
              "open-compass/VLMEvalKit: vlm/qwen2_vl/prompt.py (at 2aa7214), vlm/qwen2_vl/model.py (at 002f7b7), "
              "config.py",
@@ -197,18 +197,17 @@ _hub = dict(source="hub", train_pages={}, test_pages={}, max_train_questions=Non
             tokens_in_flight=65536, **PROTOCOLS["lmms-eval"].settings())
 _nano = dict(base="data/nano", revision="", source="generated", max_train_questions=None, max_test_questions=None,
              epochs=1, tokens_per_page=1536, tokens_per_document=4096, tokens_per_batch=2048, tokens_in_flight=16384,
-             patches_per_batch=4096, curve_fractions=(1/4, 1/2), curve_minutes=10, ablation_variants=("mlp",),
-             ablation_precisions=("nf4",), **PROTOCOLS["docvlm"].settings())
+             patches_per_batch=4096, curve_minutes=10, ablation_variants=("mlp",), **PROTOCOLS["docvlm"].settings())
 PRESETS = {preset.name: preset for preset in (
     Preset("smoke", **_nano, train_pages=dict.fromkeys(_types, 2) | dict.fromkeys(_several, 1),
            test_pages=dict.fromkeys(_types, 2) | dict.fromkeys(_several, 1), learning_rate=1e-3, min_steps=1,
-           seeds=(42, 43), ablation_ranks=(16, 32), resamples=200, latency_pages=2, latency_repeats=2,
-           benchmark_pages=2, benchmark_repeats=1),
-    # one epoch; the learning curve says what more pages would bring
+           seeds=(42, 43), ablation_ranks=(16, 32), ablation_precisions=("nf4",), curve_fractions=(1/4, 1/2),
+           resamples=200, latency_pages=2, latency_repeats=2, benchmark_pages=2, benchmark_repeats=1),
+    # about one epoch; no quantized bases and one smaller training set, so that a CPU takes half an hour
     Preset("nano", **_nano,
            train_pages=dict(zip(_types, (48, 58, 54, 40, 54, 62, 44, 44, 72))) | dict.fromkeys(_several, 12),
            test_pages=dict(zip(_types, (32, 32, 32, 24, 20, 40, 30, 30, 50))) | dict.fromkeys(_several, 12),
-           learning_rate=5e-3, min_steps=120, latency_pages=8, benchmark_pages=48),
+           learning_rate=5e-3, min_steps=120, ablation_precisions=(), curve_fractions=(1/2,), latency_pages=8),
     Preset("qwen2-vl-2b", base="Qwen/Qwen2-VL-2B-Instruct",
            revision="895c3a49bc3fa70a340399125c650a463535e71c", **_hub),
     Preset("qwen2-vl-7b", base="Qwen/Qwen2-VL-7B-Instruct",
@@ -232,7 +231,7 @@ def get_preset(
 # %% ../nbs/study/01_presets.ipynb #bounds
 BOUNDS = {  # setting, or each value of one: smallest and largest number
     "train_pages": (1, 10**6), "test_pages": (1, 10**6), "max_train_questions": (1, 10**9),
-    "max_test_questions": (1, 10**9), "min_pixels": (28*28, 10**8), "max_pixels": (28*28, 10**8),
+    "max_test_questions": (1, 10**9), "min_pixels": (TOKEN_PX**2, 10**8), "max_pixels": (TOKEN_PX**2, 10**8),
     "max_new_tokens": (1, 4096), "epochs": (1e-3, 1e4), "learning_rate": (1e-9, 1e2), "tokens_per_page": (64, 2**24),
     "tokens_per_document": (64, 2**24),
     "tokens_per_batch": (64, 2**24), "tokens_in_flight": (64, 2**30), "seeds": (0, 2**32 - 1),

@@ -28,7 +28,7 @@ from .paper.readme import (QUESTIONS, answer_gain, answer_pages_needed, current_
 from .paper.serving import plan_tables, serving_tables
 from .paper.tables import (NOT_MEASURED, amount, benchmark_name, comparison_row, error_meanings, github_table,
                                  headline, in_report_order, interval, main_results, markdown, metric_name, percent,
-                                 points, quoted, table)
+                                 quoted, table)
 from .presets import PRESETS, base_digest
 from .steps import STEPS
 
@@ -140,14 +140,13 @@ def forgotten_table(forgotten: dict) -> Markup:
 
 # %% ../nbs/09_report.ipynb #real-table
 def real_table(
-    rows: list[dict],  # of real.json: documents, benchmark, comparison, ocr, doubling
+    rows: list[dict],  # of real.json: documents, benchmark, comparison, ocr
 ) -> Markup:
-    "Table of studies of real documents: all systems, and the expected change with twice the training pages."
+    "Table of studies of real documents: base, fine-tuned model and OCR with rules."
     def row(found):
-        cells, change = comparison_row(found["comparison"]), found["doubling"]
-        twice = points(change["value"]) + f" ({interval(change['ci95'], points)})" if change else NOT_MEASURED
+        cells = comparison_row(found["comparison"])
         return {"documents": found["documents"], **{key: cells[key] for key in list(cells)[:-1]},  # without the p-value
-                "OCR with rules": percent(found["ocr"]), "twice the pages": twice}
+                "OCR with rules": percent(found["ocr"])}
     return table([row(found) for found in rows],
                  "Real documents: one study each, with one seed (scores in percent, differences in points, "
                  "95 % intervals)")

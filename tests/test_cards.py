@@ -1,5 +1,5 @@
 "Which precision and which training step a card gets, with the card's answers made up; and what a wrong card is told."
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +10,7 @@ from docvlm.apps.ask import quick_precision
 from docvlm.bench import cost, plan
 from docvlm.bench.plan import Budget, Memory, Setting, check_machine, fitting_setting, lora_rows, training_memory, training_setting
 from docvlm.engine.attention import autocast
-from docvlm.files import StudyError
+from docvlm.files import StudyError, digest_of
 from docvlm.model import load_base
 from docvlm.presets import check_precision, computes_in, get_preset, has_units, shown_precision
 from docvlm.training import _arguments
@@ -116,11 +116,21 @@ def test_a_16_gb_card_runs_the_2b(card, monkeypatch):
     assert training_setting(replace(study, preset=replace(study.preset, tokens_per_batch=65536))) == Setting(16384, True)
 
 
+COSTS = {}  # of training steps, which take seconds to count
+
+
+def cost_counted_once(preset, *sizes, **more):
+    key = digest_of(asdict(preset), sizes, more)
+    if key not in COSTS: COSTS[key] = cost.training_cost(preset, *sizes, **more)
+    return COSTS[key]
+
+
 @pytest.fixture
 def counted(card, monkeypatch):
     "The made-up GPU, with the memory counted from the model."
     monkeypatch.setattr(plan, "training_memory", training_memory)
     monkeypatch.setattr(plan, "lora_rows", lambda preset: lora_rows(replace(preset, ablation_ranks=(16,))))
+    monkeypatch.setattr(plan, "training_cost", cost_counted_once)
     return card
 
 

@@ -78,7 +78,7 @@ def rare_objects(tmp_path, monkeypatch):
     assert listed["listed"][0]["answer"] == "7"
     cell = compare(frame.assign(score=0.), [frame.assign(score=[1., 0, 1, 1])], [42], 100)
     code = {"git_sha": "", "dirty": False, "notebook_sha256": "", "library_sha256": ""}
-    yield "real.json", {"rows": [{"documents": "receipts", "benchmark": "docvqa", "comparison": cell, "ocr": None, "doubling": None, "code": code}]}
+    yield "real.json", {"rows": [{"documents": "receipts", "benchmark": "docvqa", "comparison": cell, "ocr": None, "code": code}]}
     for forgotten in ({"comparison": cell, "note": None}, {"comparison": None, "note": "no connection"}): yield "evaluation.json", {"forgotten": forgotten}
     tokenizer = SimpleNamespace(unk_token_id=2, pad_token_id=0, eos_token_id=1)
     with monkeypatch.context() as patch:

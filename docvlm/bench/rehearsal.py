@@ -42,7 +42,7 @@ from ..files import StudyError, digest_of, free_disk_bytes, read_json, root, wri
 from ..inputs.images import distinct_pages
 from ..latency import measure_latency
 from ..model import add_lora, hold_weights, load_base, load_processor, save_random_base, with_layers
-from ..presets import computes_in, device_kind
+from ..presets import TOKEN_PX, computes_in, device_kind
 from ..steps import code_digests, content_digest, environment, git_state, study_lock
 
 # %% ../../nbs/bench/04_rehearsal.ipynb #config
@@ -60,7 +60,7 @@ def rehearsal_config(
 QUESTIONS_PER_PAGE = 4
 WORK = {"min_steps": 30, "max_test_questions": 64, "latency_pages": 8, "latency_repeats": 1}
 SMALL_WORK = {"min_steps": 6, "max_test_questions": 16, "latency_pages": 2, "latency_repeats": 1,
-              "max_pixels": 64*28*28, "tokens_per_page": 1024, "tokens_per_batch": 1024, "tokens_in_flight": 8192}
+              "max_pixels": 64*TOKEN_PX**2, "tokens_per_page": 1024, "tokens_per_batch": 1024, "tokens_in_flight": 8192}
 
 @dataclass(frozen=True)
 class Rehearsal(ScratchStudy):
@@ -79,7 +79,7 @@ def rehearsal_of(
                     if name not in study.settings}, study.preset
     sizes = pd.read_csv(root()/"data"/"workload.csv").query("split == 'train'").set_index("benchmark")
     work["max_new_tokens"] = preset.max_new_tokens | sizes.tokens_per_answer.to_dict()
-    work["tokens_per_document"] = work.get("max_pixels", preset.max_pixels)//28**2  # each drawn document has one page
+    work["tokens_per_document"] = work.get("max_pixels", preset.max_pixels)//TOKEN_PX**2  # one page a document
     return Rehearsal(replace(preset, base=str(folder/"base"), revision="", ablation_ranks=(preset.lora_rank,), **work),
                      str(folder/"documents"), folder=folder, layers=layers)
 

@@ -25,6 +25,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchEmbed
 from ..engine.attention import ATTENTION, autocast, text_attention
 from ..engine.packing import CHAT_TEMPLATE
 from .sheet import CHARACTERS
+from ..presets import TOKEN_PX
 
 # %% ../../nbs/nano/05_model.ipynb #tokenizer
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
@@ -43,8 +44,8 @@ QUESTION_WORDS = tuple("""
     """.split())
 
 def build_processor(
-    min_pixels: int = 28*28,  # smallest page area
-    max_pixels: int = 1024*28*28,  # largest page area: 1,024 image tokens
+    min_pixels: int = TOKEN_PX**2,  # smallest page area
+    max_pixels: int = 1024*TOKEN_PX**2,  # largest page area: 1,024 image tokens
 ) -> Qwen2VLProcessor:
     "Tokenizer of characters and question words, Qwen2-VL's own image processor and chat template."
     words = [form for word in QUESTION_WORDS for form in (word.capitalize(), word) if len(form) > 1]
