@@ -230,11 +230,12 @@ def test_a_variant_s_adapter_is_saved_loaded_and_answers_as_plain_peft_does(rows
 
 @pytest.fixture(scope="module")
 def asked(rows, processor):
-    "More than 300 questions: each page is asked its own and those of another page of its benchmark; with the answers of `generate`."
+    "More than 150 questions: of each page every second of its own and of another page of its benchmark; with the answers of `generate`."
     by = {b: [i for i, other in enumerate(rows["benchmark"][:]) if other == b] for b in sorted(set(rows["benchmark"][:]))}
     own, other = rows.select([i for some in by.values() for i in some]), [rows[i]["question"] for some in by.values() for i in (*some[7:], *some[:7])]
     both = concatenate_datasets([own, own.remove_columns("question").add_column("question", other).select_columns(own.column_names)])
-    assert len(both) >= 300
+    both = both.select(range(0, len(both), 2))
+    assert len(both) >= 150
     study = small_pages(64)
     return study, both, generate_answers(load_plain(study.preset, "fp32"), processor, study.preset, both, 1, "fp32")
 

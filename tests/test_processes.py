@@ -94,6 +94,7 @@ cli.train()
 """
 
 
+@pytest.mark.slow
 def test_a_model_spread_by_fsdp_takes_the_steps_of_one_process(folders, tmp_path):
     folder, script = copy_sources(open_study("smoke"), tmp_path/"spread"), tmp_path/"spread.py"
     script.write_text(SPREAD)

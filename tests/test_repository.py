@@ -178,6 +178,11 @@ def test_make_and_its_help_name_the_same_commands():
     for command in re.findall(r"make ([a-z]+(?:-[a-z]+)?)\b", (ROOT/"CONTRIBUTING.md").read_text(encoding="utf-8")): assert command in phony
 
 
+def test_make_leaves_out_only_the_notebooks_that_the_smoke_study_runs():
+    left_out = re.search(r"^STEP_NOTEBOOKS := (.*)$", (ROOT/"Makefile").read_text(encoding="utf-8"), re.M)[1]
+    assert left_out.split("|") == [notebook for notebook, *_ in steps.STEPS.values()]
+
+
 def test_nothing_unsafe_is_called():
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

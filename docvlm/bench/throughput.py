@@ -172,7 +172,7 @@ def check_equivalence(
     return result
 
 # %% ../../nbs/bench/00_throughput.ipynb #d497532f
-BATCH_SIZE = 8  # questions per batch in the baseline recipes, the size that their tutorials use on a small machine
+BATCH_SIZE = 8  # questions per batch in the usual recipes, the size that their tutorials use on a small machine
 
 def some_pages(
     rows,  # a datasets.Dataset in the row schema
@@ -321,7 +321,7 @@ def train_plain(
     rows,  # from `with_lengths`
     grouped: bool = False,  # sort rows by length instead of shuffling them
 ) -> float:  # questions per second
-    "Measure training with the baseline recipe."
+    "Measure training with the plain recipe."
     return train_rate(Trainer, model, study.preset, rows.sort("length") if grouped else rows,
                       lambda some: question_batch(processor, study.preset, some), len(rows),
                       per_device_train_batch_size=BATCH_SIZE,
