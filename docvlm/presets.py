@@ -203,7 +203,7 @@ PRESETS = {preset.name: preset for preset in (
            test_pages=dict.fromkeys(_types, 2) | dict.fromkeys(_several, 1), learning_rate=1e-3, min_steps=1,
            seeds=(42, 43), ablation_ranks=(16, 32), ablation_precisions=("nf4",), curve_fractions=(1/4, 1/2),
            resamples=200, latency_pages=2, latency_repeats=2, benchmark_pages=2, benchmark_repeats=1),
-    # about one epoch; no quantized bases and one smaller training set, so that a CPU takes half an hour
+    # about one epoch; no quantized bases and a single smaller training set, to save a CPU ten minutes
     Preset("nano", **_nano,
            train_pages=dict(zip(_types, (48, 58, 54, 40, 54, 62, 44, 44, 72))) | dict.fromkeys(_several, 12),
            test_pages=dict(zip(_types, (32, 32, 32, 24, 20, 40, 30, 30, 50))) | dict.fromkeys(_several, 12),
