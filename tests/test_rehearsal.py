@@ -5,7 +5,7 @@ from unittest.mock import patch
 
 import pytest
 from schema import schema_errors
-from test_cards import budget
+from test_cards import MEMORY, budget
 from test_report import fill, html_of, no_figures, study  # noqa: F401, fixtures among them
 
 from docvlm import cli, model
@@ -97,7 +97,8 @@ def test_a_part_that_stops_is_begun_again_and_those_before_it_are_not(tmp_path, 
 def test_a_box_that_cannot_is_refused_in_one_line_before_anything_is_written(changes, layers, said, monkeypatch):
     big = open_study("qwen2-vl-2b")
     monkeypatch.setattr(rehearsal, "this_box", lambda run: ROOMY | changes)
-    monkeypatch.setattr(plan, "budget_of", lambda *_: budget())  # takes a minute to count
+    monkeypatch.setattr(plan, "budget_of", lambda *_: budget())  # both take minutes to count
+    monkeypatch.setattr(plan, "training_memory", lambda *_: MEMORY)
     monkeypatch.setattr(rehearsal, "run_parts", lambda *args: pytest.fail("a part was begun"))
     with pytest.raises(rehearsal.StudyError) as error: rehearsal.write_rehearsal(big, layers)
     assert said in str(error.value) and len(str(error.value).splitlines()) == 1
