@@ -17,14 +17,14 @@ from docvlm.files import results_schema, schema_page
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = results_schema()
 PUBLISHED = sorted((ROOT/"data/results").glob("*/*.json"))
+ANSWERS = pd.DataFrame({"doc_id": list("xxyyz"), "pages": [[1]]*5, "benchmark": "docvqa", "score": 0.})
+BETTER = ANSWERS.assign(score=[1, 0, 1, 1, 1.])
 
 
 def curves(monkeypatch):
     "A learning curve with a fraction left out, and power, from the code that writes them."
     from docvlm import ablation
     from docvlm.core import open_study
-    answers = pd.DataFrame({"doc_id": list("xxyyz"), "pages": [[1]]*5, "benchmark": "docvqa", "score": 0.})
-    better = answers.assign(score=[1, 0, 1, 1, 1.])
     rows = Dataset.from_dict({"doc_id": [f"d{n}" for n in range(8)], "pages": [[1]]*8, "doc_types": [[]]*8})
     done = {"data": {"splits": {"test": {"questions": 5}}}, "training": {"setup": {"steps": 1, "pages_per_step": 1, "epochs": 1}, "seeds": {"42": {"train_s": 1}}},
             "evaluation": {"throughput": {"base": {"questions_per_s": 1}}, "benchmarks": {"docvqa": {"ours": {"per_seed": {"42": .5, "43": .6}}}}}}
@@ -33,7 +33,7 @@ def curves(monkeypatch):
         patch.setattr(ablation, "load_splits", lambda study: {"train": rows})
         patch.setattr(ablation, "train_adapter", lambda *args, **options: {"steps": 3, "epochs": 1.5, "train_s": 1., "adapter": "lora"})
         patch.setattr(ablation, "predict_systems", lambda study, adapters: (
-            {"base": answers} | {name: answers if "documents" in name else better for name in adapters}, {}))
+            {"base": ANSWERS} | {name: ANSWERS if "documents" in name else BETTER for name in adapters}, {}))
         curve, _ = ablation.learning_curve(open_study("smoke"))
         yield json.loads(json.dumps(curve | {"power": ablation.power(open_study("smoke"))}))
 
@@ -42,11 +42,10 @@ def quantized_rows(monkeypatch):
     "The rows of an adapter trained on a quantized base, from the code that writes them."
     from docvlm import ablation
     from docvlm.core import open_study
-    answers = pd.DataFrame({"doc_id": list("xxyyz"), "pages": [[1]]*5, "benchmark": "docvqa", "score": 0.})
     record = {"lora_rank": 16, "lora_alpha": 32, "trainable_parameters": 10, "trainable_percent": 1., "seed": 42, "train_s": 1.}
     with monkeypatch.context() as patch:
         patch.setattr(ablation, "train_adapter", lambda study, rank, seed, precision: record | {"precision": precision})
-        patch.setattr(ablation, "predict_systems", lambda study, adapters, precision: ({"base": answers, "lora": answers.assign(score=[1, 0, 1, 1, 1.])}, {}))
+        patch.setattr(ablation, "predict_systems", lambda study, adapters, precision: ({"base": ANSWERS, "lora": BETTER}, {}))
         return ablation.ablate_precision(open_study("smoke"), "nf4")
 
 
