@@ -229,19 +229,33 @@ def test_a_variant_s_adapter_is_saved_loaded_and_answers_as_plain_peft_does(rows
 
 
 @pytest.fixture(scope="module")
-def asked(rows, processor):
-    "More than 150 questions: of each page every second of its own and of another page of its benchmark; with the answers of `generate`."
+def many(rows):
+    "More than 300 questions: each page is asked its own and those of another page of its benchmark."
     by = {b: [i for i, other in enumerate(rows["benchmark"][:]) if other == b] for b in sorted(set(rows["benchmark"][:]))}
     own, other = rows.select([i for some in by.values() for i in some]), [rows[i]["question"] for some in by.values() for i in (*some[7:], *some[:7])]
     both = concatenate_datasets([own, own.remove_columns("question").add_column("question", other).select_columns(own.column_names)])
-    both = both.select(range(0, len(both), 2))
-    assert len(both) >= 150
+    assert len(both) >= 300
+    return both
+
+
+def with_answers(rows, processor):
+    "The study, the questions, and the answers of `generate` to one after the other."
     study = small_pages(64)
-    return study, both, generate_answers(load_plain(study.preset, "fp32"), processor, study.preset, both, 1, "fp32")
+    return study, rows, generate_answers(load_plain(study.preset, "fp32"), processor, study.preset, rows, 1, "fp32")
 
 
-def test_shared_prefixes_give_the_answers_of_one_by_one_generation(asked, processor):
-    study, rows, want = asked
+@pytest.fixture(scope="module")
+def asked(many, processor): return with_answers(many.select(range(0, len(many), 2)), processor)
+
+
+@pytest.mark.slow
+def test_three_hundred_questions_are_answered_as_generate_does(many, processor): check_shared_prefixes(*with_answers(many, processor), processor)
+
+
+def test_shared_prefixes_give_the_answers_of_one_by_one_generation(asked, processor): check_shared_prefixes(*asked, processor)
+
+
+def check_shared_prefixes(study, rows, want, processor):
     base = load_base(study.preset, "fp32")
     found = answer_rows(study, base, processor, rows, exact_features(base, processor, rows), "fp32")
     wrong = [i for i, pair in enumerate(zip(found.prediction, want)) if pair[0] != pair[1]]
