@@ -1,5 +1,6 @@
 "Two processes (gloo, as `accelerate launch` or `torchrun` starts them) train and answer as one does."
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,16 +11,20 @@ import pytest
 from safetensors.torch import load_file
 
 from docvlm.core import open_study
-from docvlm.files import write_json
+from docvlm.files import root, write_json
+from docvlm.presets import TOKEN_PX
 from docvlm.provenance import copy_sources, study_command
 
 BIN = Path(sys.executable).parent
+STUDY = open_study("smoke", settings={"max_pixels": 64*TOKEN_PX**2})
+OPTIONS = shlex.split(STUDY.command(""))[1:]
+RUN = STUDY.run_dir.relative_to(root())
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 
 
 def launch(folder, *arguments):
     "A command in a copy of the repository, one thread a process."
-    whole = study_command(open_study("smoke"), folder) | {"args": arguments}
+    whole = study_command(STUDY, folder) | {"args": arguments}
     whole["env"] |= {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(**whole, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -28,12 +33,12 @@ def launch(folder, *arguments):
 
 def run(folder, processes, command):
     "A docvlm command under so many processes; what it printed."
-    return launch(folder, *LAUNCH, str(processes), BIN/f"docvlm-{command}", "--preset", "smoke").stdout
+    return launch(folder, *LAUNCH, str(processes), BIN/f"docvlm-{command}", *OPTIONS).stdout
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    found = {processes: copy_sources(open_study("smoke"), tmp_path_factory.mktemp(f"with-{processes}")) for processes in (2, 1)}
+    found = {processes: copy_sources(STUDY, tmp_path_factory.mktemp(f"with-{processes}")) for processes in (2, 1)}
     for processes, folder in found.items():
         in_fp32(folder)
         if processes == 1: with_pages_of(found[2], folder)
@@ -43,16 +48,16 @@ def folders(tmp_path_factory):
 
 def with_pages_of(folder, other):
     "Copy drawn pages and results to another copy of the repository."
-    for part in ("cache", "results"): shutil.copytree(folder/"data"/part, other/"data"/part, dirs_exist_ok=True)
+    for part in ("data/cache", f"{RUN}/results"): shutil.copytree(folder/part, other/part, dirs_exist_ok=True)
 
 
 def in_fp32(folder):
     "Let the study in a copy compute in fp32, whose roundings are small enough to compare step by step."
-    write_json(folder/"data/runs/smoke/precision.json", {"precision": "fp32"})
+    write_json(folder/RUN/"precision.json", {"precision": "fp32"})
 
 
-def record(folder): return json.loads((folder/"data/runs/smoke/adapters/lora-r16-seed42/record.json").read_text())
-def weights(folder): return load_file(folder/"data/runs/smoke/adapters/lora-r16-seed42/adapter_model.safetensors")
+def record(folder): return json.loads((folder/RUN/"adapters/lora-r16-seed42/record.json").read_text())
+def weights(folder): return load_file(folder/RUN/"adapters/lora-r16-seed42/adapter_model.safetensors")
 
 
 def trained_alike(folder, other):
@@ -96,18 +101,18 @@ cli.train()
 
 @pytest.mark.slow
 def test_a_model_spread_by_fsdp_takes_the_steps_of_one_process(folders, tmp_path):
-    folder, script = copy_sources(open_study("smoke"), tmp_path/"spread"), tmp_path/"spread.py"
+    folder, script = copy_sources(STUDY, tmp_path/"spread"), tmp_path/"spread.py"
     script.write_text(SPREAD)
     in_fp32(folder)
     with_pages_of(folders[1], folder)
     done = launch(folder, BIN/"accelerate", "launch", "--config_file", folder/"data"/"fsdp.yaml", "--num_processes", "2",
-                  "--mixed_precision", "no", script, "--preset", "smoke")
+                  "--mixed_precision", "no", script, *OPTIONS)
     assert "all spread" in done.stderr
     trained_alike(folders[1], folder)
 
 
 def test_two_processes_give_the_answers_of_one(folders):
-    answered, said, frames = folders[1]/"data/runs/smoke/predictions", [], []
+    answered, said, frames = folders[1]/RUN/"predictions", [], []
     for processes in (1, 2):
         for file in answered.glob("*.parquet"): file.unlink()
         said.append(json.loads(run(folders[1], processes, "evaluate")))

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ from docvlm.files import StudyError, read_json, results_schema, root, write_json
 from docvlm.core import open_study
 from docvlm.analysis.metrics import score
 from docvlm.provenance import copy_sources
+from docvlm.presets import TOKEN_PX
 from docvlm.steps import STEPS, study_lock, run_study
 
 BIN = Path(sys.executable).parent
@@ -25,15 +27,20 @@ BIN = Path(sys.executable).parent
 
 @pytest.fixture(scope="module", autouse=True)
 def study(tmp_path_factory):
-    "The smoke study, run in a copy of the repository, in which all tests of this file stand."
-    opened, here = open_study("smoke"), Path.cwd()
+    "The smoke study with smaller pages, run in a copy of the repository, in which all tests of this file stand."
+    opened, here = open_study("smoke", settings={"max_pixels": 200*TOKEN_PX**2}), Path.cwd()
     os.chdir(copy_sources(opened, tmp_path_factory.mktemp("clone")))
     root.cache_clear()
-    done = subprocess.run([BIN/"docvlm-study", "--preset", "smoke"], capture_output=True, text=True)
+    done = command(opened, "docvlm-study")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     yield opened
     os.chdir(here)
     root.cache_clear()
+
+
+def command(study, name, *arguments):
+    "Run a docvlm command on the study."
+    return subprocess.run([BIN/name, *arguments, *shlex.split(study.command(name))[1:]], capture_output=True, text=True)
 
 
 def test_every_step_has_a_result_with_its_origin(study):
@@ -127,7 +134,7 @@ def test_an_edited_adapter_is_another_and_leaves_the_studys_answers(study):
     predictions = lambda: {file.stem: file.read_bytes() for file in (study.run_dir/"predictions").glob("*.parquet")}
     before = predictions()
     config.write_text(kept.replace('"lora_alpha": 32', '"lora_alpha": 640'))
-    try: done = subprocess.run([BIN/"docvlm-evaluate", "--preset", "smoke"], capture_output=True, text=True)
+    try: done = command(study, "docvlm-evaluate")
     finally: config.write_text(kept)
     assert done.returncode == 0 and json.loads(done.stdout), done.stderr[-2000:]
     assert study.step("evaluation").state() == "fresh"
@@ -166,14 +173,14 @@ def test_mistakes_get_one_clear_line(arguments, message):
 
 def test_ask_answers_with_base_and_adapter(study):
     page = next((study.cache_dir/"data").glob("*/pages/*.png"))
-    done = subprocess.run([BIN/"docvlm-ask", page, "What is the total?", "--preset", "smoke"], capture_output=True, text=True)
+    done = command(study, "docvlm-ask", page, "What is the total?")
     assert done.returncode == 0 and "base:" in done.stdout and "LoRA:" in done.stdout, done.stderr
 
 
 def test_the_readmes_python_answers_as_docvlm_does(study, tmp_path):
     page = next((study.cache_dir/"data").glob("*/pages/*.png"))
     code = re.search(r"```python\n(from peft.*?)```", (root()/"README.md").read_text(encoding="utf-8"), re.S)[1]
-    for printed, here in (("data/runs/nano", "data/runs/smoke"), ("page.png", str(page))):
+    for printed, here in (("data/runs/nano", f"data/runs/{study.name}"), ("page.png", str(page))):
         assert printed in code
         code = code.replace(printed, here)
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
