@@ -239,7 +239,7 @@ def evaluate(
 def bench(
     preset: PRESET = "nano", documents: DOCUMENTS = "", set: SET = None, config: CONFIG = "",
 ):
-    "Measure how much faster the study trains and answers than standard recipes (nano: about an hour on two cores)."
+    "Measure how much faster the study trains and answers than standard recipes (nano: about 40 minutes on two cores)."
     from docvlm.bench.speedup import measure_benchmark
     opened = _opened(preset, documents, set, config)
     result = opened.step("benchmark").run(lambda: measure_benchmark(opened))
