@@ -23,12 +23,13 @@ from docvlm.presets import TOKEN_PX
 from docvlm.steps import STEPS, study_lock, run_study
 
 BIN = Path(sys.executable).parent
+LESS_WORK = {"max_pixels": 200*TOKEN_PX**2, "max_test_questions": 60, "latency_repeats": 1}  # for CI
 
 
 @pytest.fixture(scope="module", autouse=True)
 def study(tmp_path_factory):
-    "The smoke study with smaller pages, run in a copy of the repository, in which all tests of this file stand."
-    opened, here = open_study("smoke", settings={"max_pixels": 200*TOKEN_PX**2}), Path.cwd()
+    "The smoke study with less work, run in a copy of the repository, in which all tests of this file stand."
+    opened, here = open_study("smoke", settings=LESS_WORK), Path.cwd()
     os.chdir(copy_sources(opened, tmp_path_factory.mktemp("clone")))
     root.cache_clear()
     done = command(opened, "docvlm-study")
