@@ -96,7 +96,7 @@ def test_a_killed_process_goes_on(folder, tmp_path):
             "    add(self, found); print(*found, flush=True)\n"
             "    if sys.argv[1] == 'kill' and len(self.answers) == 2: os.kill(os.getpid(), 9)\n"
             "predict.KeptAnswers.add = killed\n"
-            f"predict.predict_documents(open_study('smoke', settings={{'max_pixels': 50_176}}), Path({str(folder)!r}), {FIELDS!r}, Path({str(tmp_path/'answers.csv')!r}))")
+            f"predict.predict_documents(open_study('smoke', settings={{'max_pixels': 64*28*28}}), Path({str(folder)!r}), {FIELDS!r}, Path({str(tmp_path/'answers.csv')!r}))")
     done = [subprocess.run([sys.executable, "-c", code, how], cwd=ROOT, capture_output=True, text=True) for how in ("kill", "go on")]
     assert done[0].returncode == -9 and done[1].returncode == 0, done[1].stderr
     asked = [line for run in done for line in run.stdout.split()]

@@ -17,7 +17,6 @@ from docvlm.provenance import copy_sources, study_command
 
 BIN = Path(sys.executable).parent
 STUDY = open_study("smoke", settings={"max_pixels": 64*TOKEN_PX**2})
-OPTIONS = shlex.split(STUDY.command(""))[1:]
 RUN = STUDY.run_dir.relative_to(root())
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 
@@ -33,7 +32,7 @@ def launch(folder, *arguments):
 
 def run(folder, processes, command):
     "A docvlm command under so many processes; what it printed."
-    return launch(folder, *LAUNCH, str(processes), BIN/f"docvlm-{command}", *OPTIONS).stdout
+    return launch(folder, *LAUNCH, str(processes), *shlex.split(STUDY.command(str(BIN/f"docvlm-{command}")))).stdout
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +105,7 @@ def test_a_model_spread_by_fsdp_takes_the_steps_of_one_process(folders, tmp_path
     in_fp32(folder)
     with_pages_of(folders[1], folder)
     done = launch(folder, BIN/"accelerate", "launch", "--config_file", folder/"data"/"fsdp.yaml", "--num_processes", "2",
-                  "--mixed_precision", "no", script, *OPTIONS)
+                  "--mixed_precision", "no", *shlex.split(STUDY.command(str(script))))
     assert "all spread" in done.stderr
     trained_alike(folders[1], folder)
 

@@ -23,13 +23,12 @@ from docvlm.presets import TOKEN_PX
 from docvlm.steps import STEPS, study_lock, run_study
 
 BIN = Path(sys.executable).parent
-LESS_WORK = {"max_pixels": 200*TOKEN_PX**2, "latency_repeats": 1}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def study(tmp_path_factory):
     "The smoke study with less work, run in a copy of the repository, in which all tests of this file stand."
-    opened, here = open_study("smoke", settings=LESS_WORK), Path.cwd()
+    opened, here = open_study("smoke", settings={"max_pixels": 200*TOKEN_PX**2, "latency_repeats": 1}), Path.cwd()
     os.chdir(copy_sources(opened, tmp_path_factory.mktemp("clone")))
     root.cache_clear()
     done = command(opened, "docvlm-study")
@@ -41,7 +40,7 @@ def study(tmp_path_factory):
 
 def command(study, name, *arguments):
     "Run a docvlm command on the study."
-    return subprocess.run([BIN/name, *arguments, *shlex.split(study.command(name))[1:]], capture_output=True, text=True)
+    return subprocess.run([*shlex.split(study.command(str(BIN/name))), *arguments], capture_output=True, text=True)
 
 
 def test_every_step_has_a_result_with_its_origin(study):
