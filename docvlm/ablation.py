@@ -149,7 +149,8 @@ def pages_sentence(
     trained = curve["learning_curve"][1:]
     if not trained:
         reasons = "; ".join(dict.fromkeys(left["reason"] for left in curve["fractions_left_out"]))
-        return f"There is no learning curve, so the gain of more pages is not known: {reasons}."
+        return ("There is no learning curve, so the gain of more pages is not known: "
+                f"{reasons or 'curve_fractions is empty'}.")
     cells, first, last = curve["doubling"], trained[-LAST_POINTS:][0]["pages"], trained[-1]["pages"]
     unclear = [name for name in in_report_order(cells)
                if cells[name] and cells[name]["ci95"][0] <= 0 <= cells[name]["ci95"][1]]

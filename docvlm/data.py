@@ -186,15 +186,18 @@ def question_table(study: Study) -> pd.DataFrame:
 # %% ../nbs/02_data.ipynb #cell-013
 def limit_questions(
     rows: Dataset,  # of one split
-    maximum: int | None,  # maximum number of questions, but at least one page is kept; None keeps all
+    maximum: int | None,  # maximum number of questions, but one page of each benchmark is kept; None keeps all
     seed: int,  # for the random choice of pages
 ) -> Dataset:
     "Choose whole pages at random with at most `maximum` questions in all. The rows keep their order."
     if maximum is None or len(rows) <= maximum: return rows
-    pages = pd.Series(page_ids(rows))
-    order = np.random.default_rng(seed).permutation(pages.unique())
-    total = pages.value_counts()[order].cumsum()
-    return rows.select(np.flatnonzero(pages.isin(total.index[total <= max(maximum, total.iloc[0])])))
+    asked = pd.DataFrame({"page": page_ids(rows), "benchmark": rows["benchmark"][:]})
+    mixed = asked.drop_duplicates("page").sample(frac=1, random_state=seed)
+    one_each = mixed.drop_duplicates("benchmark")
+    order = pd.concat([one_each, mixed.drop(one_each.index)]).page
+    total = asked.page.value_counts()[order].cumsum()
+    kept = total.index[total <= max(maximum, total.iloc[len(one_each) - 1])]
+    return rows.select(np.flatnonzero(asked.page.isin(kept)))
 
 # %% ../nbs/02_data.ipynb #load-prepared
 def _load_prepared(study):

@@ -197,17 +197,18 @@ _hub = dict(source="hub", train_pages={}, test_pages={}, max_train_questions=Non
             tokens_in_flight=65536, **PROTOCOLS["lmms-eval"].settings())
 _nano = dict(base="data/nano", revision="", source="generated", max_train_questions=None, max_test_questions=None,
              epochs=1, tokens_per_page=1536, tokens_per_document=4096, tokens_per_batch=2048, tokens_in_flight=16384,
-             patches_per_batch=4096, curve_minutes=10, ablation_variants=("mlp",), **PROTOCOLS["docvlm"].settings())
+             patches_per_batch=4096, curve_minutes=15, **PROTOCOLS["docvlm"].settings())
 PRESETS = {preset.name: preset for preset in (
     Preset("smoke", **_nano, train_pages=dict.fromkeys(_types, 2) | dict.fromkeys(_several, 1),
            test_pages=dict.fromkeys(_types, 2) | dict.fromkeys(_several, 1), learning_rate=1e-3, min_steps=1,
-           seeds=(42, 43), ablation_ranks=(16, 32), ablation_precisions=("nf4",), curve_fractions=(1/4, 1/2),
-           resamples=200, latency_pages=2, latency_repeats=2, benchmark_pages=2, benchmark_repeats=1),
-    # about one epoch; no quantized bases and a single smaller training set, to save a CPU ten minutes
+           seeds=(42, 43), ablation_ranks=(16, 32), ablation_precisions=("nf4",), ablation_variants=("mlp",),
+           curve_fractions=(1/4, 1/2), resamples=200, latency_pages=2, latency_repeats=2, benchmark_pages=2,
+           benchmark_repeats=1),
+    # two to three epochs; no quantized bases, no variants of LoRA and a single smaller training set, for a CPU's time
     Preset("nano", **_nano,
            train_pages=dict(zip(_types, (48, 58, 54, 40, 54, 62, 44, 44, 72))) | dict.fromkeys(_several, 12),
            test_pages=dict(zip(_types, (32, 32, 32, 24, 20, 40, 30, 30, 50))) | dict.fromkeys(_several, 12),
-           learning_rate=5e-3, min_steps=120, ablation_precisions=(), curve_fractions=(1/2,), latency_pages=8),
+           learning_rate=5e-3, min_steps=240, ablation_precisions=(), curve_fractions=(1/2,), latency_pages=8),
     Preset("qwen2-vl-2b", base="Qwen/Qwen2-VL-2B-Instruct",
            revision="895c3a49bc3fa70a340399125c650a463535e71c", **_hub),
     Preset("qwen2-vl-7b", base="Qwen/Qwen2-VL-7B-Instruct",

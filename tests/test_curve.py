@@ -165,6 +165,7 @@ def test_the_cost_is_said_beforehand_and_fractions_beyond_the_limit_are_left_out
 def test_no_time_no_curve(curve_of):
     found, _, trained = curve_of(64, lambda count: .5, curve_minutes=0)
     assert found["learning_curve"] == [] and trained == [] and "the limit of 0" in found["pages_answer"]
+    assert curve_of(64, lambda count: .5, curve_fractions=())[0]["pages_answer"].endswith("is not known: curve_fractions is empty.")
 
 
 @pytest.mark.parametrize("documents, fractions, planned", [(8, (1/4, 1/2), [4]), (16, (1/4, 1/2), [4, 8]), (7, (1/4, 1/2), [4]), (9, (.99, .5), [4]), (1, (1/2,), []), (100, (.1, .1001), [10])])

@@ -23,12 +23,14 @@ from docvlm.presets import TOKEN_PX
 from docvlm.steps import STEPS, study_lock, run_study
 
 BIN = Path(sys.executable).parent
+LESS_WORK = {"max_pixels": 200*TOKEN_PX**2, "latency_repeats": 1, "curve_fractions": (1/2,), "ablation_variants": ()} | {
+    f"{split}_pages.{kind}": 1 for split in ("train", "test") for kind in ("receipts", "letters", "line", "pie")}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def study(tmp_path_factory):
     "The smoke study with less work, run in a copy of the repository, in which all tests of this file stand."
-    opened, here = open_study("smoke", settings={"max_pixels": 200*TOKEN_PX**2, "latency_repeats": 1}), Path.cwd()
+    opened, here = open_study("smoke", settings=LESS_WORK), Path.cwd()
     os.chdir(copy_sources(opened, tmp_path_factory.mktemp("clone")))
     root.cache_clear()
     done = command(opened, "docvlm-study")
@@ -73,13 +75,13 @@ def test_results_are_consistent(study):
     assert [(row["precision"], row["evaluated_on"]) for row in ablation["quantized"]] == [
         (trained, used) for trained in study.preset.ablation_precisions for used in (trained, study.preset.precision)]
     curve = ablation["learning_curve"]
-    assert [point["documents"] for point in curve] == [0, 5, 10, 21] and curve[1]["train_s"] > 0
+    assert [point["documents"] for point in curve] == [0, 8, 17] and curve[1]["train_s"] > 0
     first = evaluation["benchmarks"]["docvqa"]["ours"]["per_seed"][str(study.preset.seeds[0])]
     assert curve[-1]["docvqa"]["value"] == pytest.approx(first), "the last point is the study's own adapter"
     assert curve[0]["docvqa"]["value"] == pytest.approx(evaluation["benchmarks"]["docvqa"]["baseline"]["value"])
     pages = study.result("data")["splits"]["train"]["pages"]
     assert re.match(rf"Twice the {pages} training pages would (change the score|bring no clear change) on ", ablation["pages_answer"])
-    assert {"lora-r16-seed42-5-documents", "lora-r16-seed42-10-documents"} <= {Path(path).name for path in ablation["artefacts"]}
+    assert "lora-r16-seed42-8-documents" in {Path(path).name for path in ablation["artefacts"]}
     assert "forgotten" not in evaluation, "only a user's documents can have others forgotten"
     assert all(row["latency_ms"]["p50"] >= row["ttft_ms"]["p50"]*0.5 > 0 for row in study.result("latency")["rows"])
     data = study.result("data")

@@ -379,7 +379,7 @@ def speed_tables(
                  "TFLOP": amount(row["flops"]/1e12, 2), "minimum, ms": amount(row["least_ms"], 2),
                  "ratio of the minimum times": amount(row["speedup"], 1)}
                 for row in benchmark["modelled"]]
-    return {"ratios": table(ratios, "Speedup over common recipes: medians of alternating runs"),
+    return {"ratios": table(ratios, "Speedup over the usual recipes: medians of alternating runs"),
             "growth": table(growth, "From an empty cache to the last answer, by pages and by questions per page"),
             "modelled": table(modelled, "Modelled, not measured: work and minimum time per question of Qwen2-VL-2B")}
 
