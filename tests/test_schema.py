@@ -38,15 +38,17 @@ def curves(monkeypatch):
         yield json.loads(json.dumps(curve | {"power": ablation.power(open_study("smoke"))}))
 
 
-def quantized_rows(monkeypatch):
-    "The rows of an adapter trained on a quantized base, from the code that writes them."
+def ablation_rows(monkeypatch):
+    "The rows of adapters trained on a quantized base and with a variant of LoRA, from the code that writes them."
     from docvlm import ablation
     from docvlm.core import open_study
-    record = {"lora_rank": 16, "lora_alpha": 32, "trainable_parameters": 10, "trainable_percent": 1., "seed": 42, "train_s": 1.}
+    record = {"lora_rank": 16, "lora_alpha": 32, "trainable_parameters": 10, "trainable_percent": 1., "seed": 42, "train_s": 1., "adapter": "lora"}
     with monkeypatch.context() as patch:
-        patch.setattr(ablation, "train_adapter", lambda study, rank, seed, precision: record | {"precision": precision})
-        patch.setattr(ablation, "predict_systems", lambda study, adapters, precision: ({"base": ANSWERS, "lora": BETTER}, {}))
-        return ablation.ablate_precision(open_study("smoke"), "nf4")
+        patch.setattr(ablation, "train_adapter", lambda study, rank, seed, precision="", variant="": record | {"precision": precision})
+        patch.setattr(ablation, "predict_systems", lambda study, adapters, precision="": (
+            {"base": ANSWERS} | {name: BETTER for name in adapters}, {}))
+        study = open_study("smoke")
+        return {"quantized": ablation.ablate_precision(study, "nf4"), "variants": ablation.ablate_variants(study)[0]}
 
 
 def rare_objects(tmp_path, monkeypatch):
@@ -101,7 +103,7 @@ def rare_objects(tmp_path, monkeypatch):
     chosen = {"retriever": "BM25", "versions": "1", "budget_tokens": 9, "questions": 1, "questions_without_match": 0, "documents": 1, "pages_asked": 3., "pages_shown": 2.}
     yield "data.json", {"retrieval": {"test": chosen | _recall([[1]], [[1, 2]])}}
     yield from (("ablation.json", curve) for curve in curves(monkeypatch))
-    yield "ablation.json", {"quantized": quantized_rows(monkeypatch)}
+    yield "ablation.json", ablation_rows(monkeypatch)
     yield "failures.json", {"suspect_labels": {"test": listed, "training": listed, "training_questions": 9, "seeds": 1,
                                                "detection": failures.measure_detection([frame])}}
 
