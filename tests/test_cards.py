@@ -116,21 +116,24 @@ def test_a_16_gb_card_runs_the_2b(card, monkeypatch):
     assert training_setting(replace(study, preset=replace(study.preset, tokens_per_batch=65536))) == Setting(16384, True)
 
 
-COSTS = {}  # of training steps, which take seconds to count
+COUNTED = {}  # what takes seconds to count
 
 
-def cost_counted_once(preset, *sizes, **more):
-    key = digest_of(asdict(preset), sizes, more)
-    if key not in COSTS: COSTS[key] = cost.training_cost(preset, *sizes, **more)
-    return COSTS[key]
+def counted_once(count):
+    "The function, which counts for each preset and the same arguments only once in a run of the tests."
+    def found(preset, *given, **more):
+        key = digest_of(count.__name__, asdict(preset), given, more)
+        if key not in COUNTED: COUNTED[key] = count(preset, *given, **more)
+        return COUNTED[key]
+    return found
 
 
 @pytest.fixture
 def counted(card, monkeypatch):
     "The made-up GPU, with the memory counted from the model."
     monkeypatch.setattr(plan, "training_memory", training_memory)
-    monkeypatch.setattr(plan, "lora_rows", lambda preset: lora_rows(replace(preset, ablation_ranks=(16,))))
-    monkeypatch.setattr(plan, "training_cost", cost_counted_once)
+    monkeypatch.setattr(plan, "lora_rows", lambda preset: counted_once(lora_rows)(replace(preset, ablation_ranks=(16,))))
+    for count in (cost.training_cost, cost.page_cost, cost.weight_bytes): monkeypatch.setattr(plan, count.__name__, counted_once(count))
     return card
 
 
