@@ -16,7 +16,7 @@ from docvlm.presets import TOKEN_PX
 from docvlm.provenance import copy_sources, study_command
 
 BIN = Path(sys.executable).parent
-STUDY = open_study("smoke", settings={"max_pixels": 64*TOKEN_PX**2})
+STUDY = open_study("smoke", settings={"max_pixels": 64*TOKEN_PX**2, "seeds": (42,)})
 RUN = STUDY.run_dir.relative_to(root())
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 
