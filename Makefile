@@ -24,8 +24,9 @@ install: .venv/installed  ## .venv with the pinned dependencies
 
 .venv/installed: settings.ini setup.py
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet "$$(grep -o 'uv==[0-9.]*' settings.ini)"
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable ".[dev]" \
+		|| $(BIN)/python -m pip install --quiet --editable ".[dev]"  # pip knows the mirrors of its own settings
 	touch $@
 
 lock: install  ## requirements.lock: every installed version, for the container
