@@ -24,7 +24,7 @@ install: .venv/installed  ## .venv with the pinned dependencies
 
 .venv/installed: settings.ini setup.py
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet "$$(grep -o 'uv==[0-9.]*' settings.ini)"
+	$(BIN)/python -m pip install --quiet --upgrade pip "$$(grep -o 'uv==[0-9.]*' settings.ini)"
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable ".[dev]" \
 		|| $(BIN)/python -m pip install --quiet --editable ".[dev]"  # pip knows the mirrors of its own settings
 	touch $@
