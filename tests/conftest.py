@@ -42,6 +42,14 @@ def load_script(name):
     return module
 
 
+def refusal(capsys, command, *given, **options):
+    "The one line with which a command refuses; it prints nothing else."
+    with pytest.raises(SystemExit) as stop: command(*given, **options)
+    printed, line = capsys.readouterr()
+    assert stop.value.code == 1 and not printed and line.count("\n") == 1 and line.startswith("docvlm: "), (printed, line)
+    return line
+
+
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     "An empty repository, with notebooks that say nothing."

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import refusal
 from safetensors.torch import load_file, save_file
 from schema import schema_errors
 
@@ -102,30 +103,21 @@ def test_a_failed_export_leaves_nothing_but_what_was_complete(made, adapter, tmp
     assert read_json(tmp_path/"results"/"export.json")["exports"].keys() == {"merged"}
 
 
-def said(capsys, *given, **options):
-    "What the command prints to stderr when it fails."
-    with pytest.raises(SystemExit) as ended: cli.export(*given, **options)
-    assert ended.value.code == 1
-    text = capsys.readouterr().err.strip()
-    assert text.startswith("docvlm: ") and "\n" not in text, text
-    return text
-
-
 def test_bad_input_is_one_line_with_a_remedy(made, adapter, tmp_path, capsys, monkeypatch):
     out, given = str(tmp_path/"out"), {"preset": "smoke", "adapter": str(adapter)}
-    assert "Unknown format 'onnx'; choose from: merged, vllm, gguf, int8" in said(capsys, out, ["onnx"], **given)
-    assert "--questions must be a whole number of at least 1" in said(capsys, out, questions=0, **given)
-    assert "No adapter in no/such; " not in (text := said(capsys, out, preset="smoke", adapter="no/such")) and "No adapter in no/such" in text
+    assert "Unknown format 'onnx'; choose from: merged, vllm, gguf, int8" in refusal(capsys, cli.export, out, ["onnx"], **given)
+    assert "--questions must be a whole number of at least 1" in refusal(capsys, cli.export, out, questions=0, **given)
+    assert "No adapter in no/such; " not in (text := refusal(capsys, cli.export, out, preset="smoke", adapter="no/such")) and "No adapter in no/such" in text
     (tmp_path/"out"/"gguf").mkdir(parents=True)
-    assert f"{out}/gguf exists; remove it or name another folder" in said(capsys, out, ["gguf"], **given)
+    assert f"{out}/gguf exists; remove it or name another folder" in refusal(capsys, cli.export, out, ["gguf"], **given)
     (tmp_path/"out"/"letter.txt").write_text("Dear")
-    assert "holds letter.txt; name a new folder" in said(capsys, out, ["merged"], **given)
-    assert "is a file; name a folder" in said(capsys, str(tmp_path/"out"/"letter.txt"), ["merged"], **given)
+    assert "holds letter.txt; name a new folder" in refusal(capsys, cli.export, out, ["merged"], **given)
+    assert "is a file; name a folder" in refusal(capsys, cli.export, str(tmp_path/"out"/"letter.txt"), ["merged"], **given)
     (adapter/"record.json").write_text(json.dumps({"base_digest": "another"}))
-    assert "was trained on another version of data/nano" in said(capsys, str(tmp_path/"new"), **given)
+    assert "was trained on another version of data/nano" in refusal(capsys, cli.export, str(tmp_path/"new"), **given)
     (adapter/"record.json").unlink()
     (adapter/"adapter_config.json").write_text(json.dumps({"r": 16, "base_model_name_or_path": "Qwen/Qwen2-VL-7B-Instruct"}))
-    assert "names the base Qwen/Qwen2-VL-7B-Instruct, and this study's is data/nano; name another adapter" in said(capsys, str(tmp_path/"new"), **given)
+    assert "names the base Qwen/Qwen2-VL-7B-Instruct, and this study's is data/nano; name another adapter" in refusal(capsys, cli.export, str(tmp_path/"new"), **given)
     assert not made and not (tmp_path/"new").exists()
 
 

@@ -9,20 +9,13 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from conftest import refusal
 
 from docvlm import cli, core, files
 from docvlm.core import checked_settings, open_study, with_settings
 from docvlm.presets import ATTENTION_MODULES, BOUNDS, CHOICES, PRESETS, Preset, get_preset
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def said(capsys, command, **options):
-    "The one line with which a command refuses."
-    with pytest.raises(SystemExit) as stop: command(**options)
-    line = capsys.readouterr().err
-    assert stop.value.code == 1 and line.count("\n") == 1 and line.startswith("docvlm: "), line
-    return line
 
 
 @pytest.mark.parametrize("change, message", [
@@ -40,7 +33,7 @@ def said(capsys, command, **options):
     ("protocol=lmms-eval", "comes with the preset's name, as in smoke@lmms-eval"), ("name=mine", "Unknown setting 'name'"),
     ("lora-rank=8", "did you mean lora_rank"), ("LEARNING_RATE=1", "did you mean learning_rate"), ("rank=8", "did you mean lora_rank"), ("lr=1", "Unknown setting 'lr'")])
 def test_a_setting_that_does_not_fit_is_one_clear_line(capsys, change, message):
-    assert message in said(capsys, cli.study, preset="smoke", set=[change])
+    assert message in refusal(capsys, cli.study, preset="smoke", set=[change])
 
 
 def test_every_command_that_opens_a_study_takes_settings(capsys):
@@ -49,7 +42,7 @@ def test_every_command_that_opens_a_study_takes_settings(capsys):
         if "documents" not in names: continue
         assert {"set", "config"} <= {*names}, name
         needed = {key: ["ocr"] if key == "questions" else "ocr" for key, one in names.items() if one.default is one.empty or key == "question"}
-        assert "did you mean lora_rank" in said(capsys, command, **needed, preset="smoke", set=["lora_rnk=8"]), name
+        assert "did you mean lora_rank" in refusal(capsys, command, **needed, preset="smoke", set=["lora_rnk=8"]), name
 
 
 @pytest.mark.parametrize("text, message", [
@@ -62,7 +55,7 @@ def test_every_command_that_opens_a_study_takes_settings(capsys):
 def test_a_config_file_that_does_not_fit_is_one_clear_line(capsys, tmp_path, text, message):
     file = tmp_path/"study.yaml"
     if text is not None: file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert message in said(capsys, cli.study, preset="smoke", config=str(file))
+    assert message in refusal(capsys, cli.study, preset="smoke", config=str(file))
 
 
 def test_all_ways_give_the_same_study_and_set_wins_over_the_file(tmp_path, monkeypatch):
@@ -164,4 +157,4 @@ def test_the_command_line_passes_settings_through(tmp_path):
 
 def test_a_setting_is_checked_before_anything_runs(monkeypatch, capsys):
     monkeypatch.setattr(core, "in_precision", lambda study: pytest.fail("the study was opened"))
-    assert "lora_rank must be" in said(capsys, cli.train, preset="smoke", set=["lora_rank=0"])
+    assert "lora_rank must be" in refusal(capsys, cli.train, preset="smoke", set=["lora_rank=0"])

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from urllib.request import urlopen
 
 import pytest
+from conftest import refusal
 
 from docvlm import cli
 from docvlm.files import StudyError, read_json
@@ -242,9 +243,7 @@ def test_a_measured_system_is_filed_beside_the_study(monkeypatch, request):
     (["http://me:secret@localhost/v1", "--model", "m"], "not into the address"), (["ocr", "--preset", "2b"], "choose one of")])
 def test_mistakes_get_one_clear_line(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["docvlm-measure", *arguments])
-    with pytest.raises(SystemExit) as ended: cli.measure()
-    said = capsys.readouterr().err
-    assert ended.value.code == 1 and said.startswith("docvlm: ") and said.count("\n") == 1
+    said = refusal(capsys, cli.measure)
     assert message in said and "secret" not in said
 
 
